@@ -1,0 +1,57 @@
+"""The command line: one thin module per verb, one error boundary. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from edgetune import __version__
+from edgetune.cli import chat, console, evaluate, export, generate, merge, plan, run, train
+from edgetune.errors import EdgeTuneError
+
+
+def _accept_underscores(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class _Group(click.Group):
+    """Verbs in the order of the flow, and the error boundary of the whole program."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a verb; every outcome becomes an exit code, none a traceback."""
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except EdgeTuneError as error:
+            code = console.report_error(error)
+        except click.exceptions.Abort:
+            console.note("edgetune: interrupted")
+            code = 130
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except BrokenPipeError:
+            sys.stderr.close()
+            code = 0
+        except Exception as error:  # the one place where everything unforeseen ends
+            code = console.report_bug(error)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _accept_underscores},
+    epilog="Example: edgetune run recipes/quickstart.toml",
+)
+@click.version_option(__version__, prog_name="edgetune")
+def main() -> None:
+    """Fine-tune on a 4-bit base, carry the result to int4 ONNX, and prove that nothing was lost."""
+
+
+for _module in (run, plan, train, merge, export, evaluate, generate, chat):
+    main.add_command(_module.command)

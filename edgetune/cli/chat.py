@@ -1,0 +1,8 @@
+"""`edgetune chat`."""
+
+import click
+
+
+@click.command("chat")
+def command() -> None:
+    """chat."""

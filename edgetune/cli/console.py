@@ -1,0 +1,122 @@
+"""The only place that prints. Results go to stdout, everything else to stderr; errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetune.errors import EdgeTuneError
+
+Progress = Callable[[Mapping[str, Any]], None]
+"""What stages call to report: a flat mapping with at least "stage"; see `ProgressLine`."""
+
+
+def say(text: str) -> None:
+    """A line of result on stdout."""
+    click.echo(text)
+
+
+def say_json(value: Mapping[str, Any]) -> None:
+    """Exactly one JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """A line about the work on stderr."""
+    click.echo(text, err=True)
+
+
+def uses_colour(stream: Any = sys.stderr) -> bool:
+    """Colour only on a terminal and without NO_COLOR."""
+    return stream.isatty() and "NO_COLOR" not in os.environ
+
+
+class ProgressLine:
+    """Shows events on stderr: on a terminal one line that rewrites itself, else a line at most every ten seconds.
+
+    An event with "message" is always shown on a line of its own.
+    """
+
+    QUIET_S = 10.0
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._last_s = float("-inf")
+        self._open = False
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if "message" in event:
+            self.close()
+            note(f"{event['stage']}: {event['message']}")
+            return
+        now = time.monotonic()
+        text = _event_line(event)
+        if self._is_terminal:
+            if now - self._last_s > 0.1 or event.get("is_last"):
+                click.echo("\r\x1b[2K" + text[: _terminal_width() - 1], nl=False, err=True)
+                self._open = True
+                self._last_s = now
+        elif now - self._last_s > self.QUIET_S:
+            note(text)
+            self._last_s = now
+
+    def close(self) -> None:
+        """End the rewriting line, if one is open."""
+        if self._open:
+            click.echo("", err=True)
+            self._open = False
+
+
+def _event_line(event: Mapping[str, Any]) -> str:
+    parts = [f"{event.get('stage', '')}:"]
+    if "step" in event:
+        total = f"/{event['steps']}" if "steps" in event else ""
+        parts.append(f"step {event['step']}{total}")
+    for key, label, form in (
+        ("loss", "loss", "{:.4f}"),
+        ("eval_loss", "eval loss", "{:.4f}"),
+        ("learning_rate", "lr", "{:.2e}"),
+        ("tokens_per_s", "tokens/s", "{:,.0f}"),
+    ):
+        if event.get(key) is not None:
+            parts.append(f"{label} {form.format(event[key])}")
+    if event.get("memory_bytes") is not None:
+        parts.append(f"{event['memory_bytes'] / 1024**2:,.0f} MiB")
+    if event.get("left_s") is not None:
+        minutes, seconds = divmod(int(event["left_s"]), 60)
+        parts.append(f"{minutes}:{seconds:02d} left")
+    return "  ".join(parts)
+
+
+def _terminal_width() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        return 80
+
+
+def report_error(error: EdgeTuneError) -> int:
+    """Show an error the user can act on; its exit code."""
+    note(f"edgetune: {error}")
+    return error.exit_code
+
+
+def report_bug(error: BaseException) -> int:
+    """Say that it is a bug, save the traceback, show no traceback. Exit code 1."""
+    place = Path.cwd() / f"edgetune-bug-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+    text = "".join(traceback.format_exception(error))
+    try:
+        place.write_text(text, encoding="utf-8")
+        saved = f"; the details are in {place}"
+    except OSError:
+        saved = ""
+    note(f"edgetune: this is a bug in EdgeTune: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{saved}")
+    return 1

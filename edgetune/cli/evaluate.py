@@ -1,0 +1,8 @@
+"""`edgetune evaluate`."""
+
+import click
+
+
+@click.command("evaluate")
+def command() -> None:
+    """evaluate."""

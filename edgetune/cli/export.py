@@ -1,0 +1,8 @@
+"""`edgetune export`."""
+
+import click
+
+
+@click.command("export")
+def command() -> None:
+    """export."""

@@ -1,0 +1,8 @@
+"""`edgetune generate`."""
+
+import click
+
+
+@click.command("generate")
+def command() -> None:
+    """generate."""

@@ -1,0 +1,8 @@
+"""`edgetune merge`."""
+
+import click
+
+
+@click.command("merge")
+def command() -> None:
+    """merge."""

@@ -1,0 +1,8 @@
+"""`edgetune plan`."""
+
+import click
+
+
+@click.command("plan")
+def command() -> None:
+    """plan."""

@@ -1,0 +1,8 @@
+"""`edgetune run`."""
+
+import click
+
+
+@click.command("run")
+def command() -> None:
+    """run."""

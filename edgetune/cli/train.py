@@ -1,0 +1,8 @@
+"""`edgetune train`."""
+
+import click
+
+
+@click.command("train")
+def command() -> None:
+    """train."""

@@ -1,0 +1,85 @@
+"""Every exception a user can meet. Each knows its exit code; the message says where and what, the cure says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EdgeTuneError(Exception):
+    """Base of all errors shown to users as one line: `edgetune: <message>; <cure>`."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, cure: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.cure = cure
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.cure}" if self.cure else self.message
+
+
+class RecipeError(EdgeTuneError):
+    """A recipe that cannot be read or that says something impossible. `problems` holds one line for each."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, cure: str = "", problems: Sequence[str] = ()) -> None:
+        super().__init__(message, cure=cure)
+        self.problems = tuple(problems) or (str(self),)
+
+
+class DataError(EdgeTuneError):
+    """Data that cannot be read or holds nothing to learn from; the message starts with file:line where there is one."""
+
+    exit_code = 2
+
+
+class ModelError(EdgeTuneError):
+    """A base, adapter or checkpoint that is missing, broken, unsafe or of a kind EdgeTune does not handle."""
+
+    exit_code = 2
+
+
+class RunError(EdgeTuneError):
+    """A run folder that belongs to another recipe, lacks what a stage needs, or cannot be written."""
+
+    exit_code = 2
+
+
+class BundleError(EdgeTuneError):
+    """A bundle that is incomplete, damaged or of another version."""
+
+    exit_code = 2
+
+
+class MissingExtraError(EdgeTuneError):
+    """A part of EdgeTune that needs an extra which is not installed."""
+
+    exit_code = 3
+
+
+class HardwareError(EdgeTuneError):
+    """Hardware or a runtime library that cannot do what the recipe asks."""
+
+    exit_code = 3
+
+
+class OutOfMemoryError(EdgeTuneError):
+    """The run does not fit the memory it was given."""
+
+    exit_code = 4
+
+
+class CheckError(EdgeTuneError):
+    """A verification that failed: what was made is not what was measured."""
+
+    exit_code = 5
+
+
+class Stopped(EdgeTuneError):
+    """SIGINT or SIGTERM; everything needed to go on was saved. `signal_number` gives exit code 130 or 143."""
+
+    def __init__(self, message: str, *, signal_number: int, cure: str = "") -> None:
+        super().__init__(message, cure=cure)
+        self.exit_code = 128 + signal_number

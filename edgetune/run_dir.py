@@ -1,0 +1,270 @@
+"""The run folder: the only hand-off between stages. Names of its files, atomic writes, hashes, provenance, what is up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune import __version__
+from edgetune.errors import RunError
+
+RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "tokenizers",
+)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run. Making the object touches no disk; `create` does."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, TOML."""
+        return self.path / "recipe.toml"
+
+    @property
+    def run_json(self) -> Path:
+        """Versions, hardware, seed and the input hash of every finished stage."""
+        return self.path / "run.json"
+
+    @property
+    def events(self) -> Path:
+        """Every metric, one JSON object a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def cache(self) -> Path:
+        """Tokenised data by content hash; may be deleted."""
+        return self.path / "cache"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter in PEFT's own format."""
+        return self.path / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        """The merged model, a Hugging Face folder."""
+        return self.path / "merged"
+
+    @property
+    def bundle(self) -> Path:
+        return self.path / "bundle"
+
+    @property
+    def results(self) -> Path:
+        """One JSON file for each measurement, answers beside it."""
+        return self.path / "results"
+
+    @property
+    def loss_curve(self) -> Path:
+        return self.path / "loss.png"
+
+    def create(self) -> RunDir:
+        """Make the folder. Raises RunError if that cannot be done."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be made: {error.strerror}", cure="choose another folder with --out"
+            ) from None
+        return self
+
+    def read(self) -> dict[str, Any]:
+        """run.json, or {} where there is none. Raises RunError if it is damaged."""
+        if not self.run_json.exists():
+            return {}
+        return read_json(self.run_json)
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Merge top-level values into run.json, atomically."""
+        write_json(self.run_json, {**self.read(), **values})
+
+    def is_current(self, stage: str, inputs: str) -> bool:
+        """Whether `stage` finished with exactly these inputs (a hash)."""
+        return self.read().get("stages", {}).get(stage, {}).get("inputs") == inputs
+
+    def finish(self, stage: str, inputs: str, **facts: Any) -> None:
+        """Record that `stage` finished with these inputs."""
+        stages = dict(self.read().get("stages", {}))
+        stages[stage] = {"inputs": inputs, "finished_unix": round(time.time(), 3), **facts}
+        self.update({"stages": stages})
+
+    def forget(self, stage: str) -> None:
+        """Drop the record of a stage, before it is run again."""
+        stages = {name: value for name, value in self.read().get("stages", {}).items() if name != stage}
+        self.update({"stages": stages})
+
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        """Add one line to events.jsonl."""
+        with open_for_user(self.events, "a") as file:
+            file.write(json.dumps(event) + "\n")
+
+
+def provenance(seed: int | None = None) -> dict[str, Any]:
+    """What a result must carry to be repeated: versions, platform, cores, memory, seed, command."""
+    versions = {}
+    for name in RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "edgetune": __version__,
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "seed": seed,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started_unix": round(time.time(), 3),
+    }
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_tree(folder: Path) -> str:
+    """SHA-256 over the relative names and bytes of all files under a folder, hex."""
+    digest = hashlib.sha256()
+    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + hash_file(path).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def hash_values(*values: Any) -> str:
+    """SHA-256 of JSON-able values (dataclasses, paths and tuples included), hex; equal values give equal hashes."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises RunError if it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: holds no JSON object")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is either the old one or the new one, whole. Raises RunError."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends well, and vanishes otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise _write_error(path, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    except OSError as error:
+        raise _write_error(path, error) from None
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        for item in temporary.rglob("*"):
+            if item.is_file():
+                _sync(item)
+        _replace_folder(temporary, path)
+    except OSError as error:
+        raise _write_error(path, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def open_for_user(path: Path, mode: str) -> Iterator[Any]:
+    """Open a text file of the run; an OSError while writing becomes a RunError."""
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        raise _write_error(path, error) from None
+
+
+def _replace_folder(new: Path, old: Path) -> None:
+    """Put `new` where `old` is. A rename cannot replace a full folder, so the old one steps aside first."""
+    aside = old.with_name(f".{old.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if old.exists():
+        old.rename(aside)
+    try:
+        new.rename(old)
+    except OSError:
+        if aside.exists():
+            aside.rename(old)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _write_error(path: Path, error: OSError) -> RunError:
+    reason = error.strerror or str(error)
+    return RunError(f"{path}: cannot be written: {reason}", cure="free some space or choose another folder with --out")
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
