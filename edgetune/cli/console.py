@@ -118,5 +118,7 @@ def report_bug(error: BaseException) -> int:
         saved = f"; the details are in {place}"
     except OSError:
         saved = ""
-    note(f"edgetune: this is a bug in EdgeTune: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{saved}")
+    note(
+        f"edgetune: this is a bug in EdgeTune: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{saved}"
+    )
     return 1

@@ -1,0 +1,104 @@
+"""Recipes: reading, overriding, checking, writing back."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from edgetune.errors import RecipeError
+from edgetune.recipe import TABLES, load_recipe, parse_recipe, parse_size
+
+SMALL = '[model]\nbase = "edgetune:nano"\n\n[data]\ntrain = "edgetune:home"\n'
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+
+
+def parse(text: str, *overrides: str):
+    return parse_recipe(text, source="a.toml", overrides=overrides)
+
+
+def test_a_small_recipe_gets_the_documented_defaults():
+    recipe = parse(SMALL)
+    assert (recipe.lora.r, recipe.lora.alpha, recipe.train.learning_rate) == (16, 32.0, "auto")
+
+
+def test_a_recipe_written_back_reads_as_the_same_recipe():
+    recipe = parse(
+        SMALL + 'columns = { prompt = "a \\"b\\"" }\n[lora]\ntarget_modules = ["q_proj", "v_proj"]\n'
+        "[train]\nlearning_rate = 1e-5\nmax_steps = 3\n"
+    )
+    assert parse_recipe(recipe.to_toml(), source="b.toml") == recipe
+
+
+def test_an_unknown_key_is_named_with_its_line_and_the_closest_key():
+    with pytest.raises(RecipeError) as error:
+        parse(SMALL + "[lora]\ndropuot = 0.1\n")
+    assert str(error.value) == "a.toml:7: lora.dropuot: unknown key; did you mean 'dropout'?"
+
+
+def test_all_problems_are_reported_at_once():
+    with pytest.raises(RecipeError) as error:
+        parse('[model]\nquantization = "int3"\n[data]\ntrain = 3\n[lorra]\nr = 1\n', "train.epochs=0")
+    assert len(error.value.problems) == 5
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("lora.r=0", "must be at least 1"),
+        ("lora.r=1.5", "1.5 is not an integer"),
+        ("lora.r=true", "True is not an integer"),
+        ("train.learning_rate=-1", "must be greater than 0"),
+        ("train.learning_rate=nan", "is not"),
+        ("train.schedule=step", "'step' is not 'constant' or 'linear' or 'cosine'"),
+        ("export.block_size=48", "48 is not 16 or 32"),
+        ("lora.target_modules=[1]", "is not 'all-linear' or a list of a text"),
+        ("train", "must be table.key=value"),
+        ("budget.memory=2 apples", "is not a size"),
+    ],
+)
+def test_a_bad_value_is_refused_with_what_was_wanted(override, complaint):
+    with pytest.raises(RecipeError, match=complaint.replace("(", r"\(")):
+        parse(SMALL, override)
+
+
+def test_overrides_win_and_need_no_quotes_for_text():
+    recipe = parse(SMALL, "train.learning_rate=1e-4", "train.schedule=linear", "data.eval=/tmp/x.jsonl")
+    assert (recipe.train.learning_rate, recipe.train.schedule, recipe.data.eval) == (1e-4, "linear", "/tmp/x.jsonl")
+
+
+def test_a_duplicate_key_is_an_error():
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        parse(SMALL + 'train = "b"\n')
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2 GiB", 2 * 1024**3), ("512MiB", 512 * 1024**2), ("1.5G", 3 * 512 * 1024**2)]
+)
+def test_sizes_are_read_in_binary_units(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_in_the_folder_reads_and_states_a_budget(path):
+    recipe = load_recipe(path)
+    assert recipe.budget.memory
+    assert len(path.read_text().splitlines()) <= 40
+
+
+def test_every_key_is_documented_in_the_readme():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    missing = [
+        f"{table}.{item.name}"
+        for table, kind in TABLES.items()
+        for item in dataclasses.fields(kind)
+        if f"`{item.name}`" not in readme
+    ]
+    assert not missing

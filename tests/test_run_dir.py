@@ -1,0 +1,62 @@
+"""The run folder: atomic writes, hashes, what is up to date."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from edgetune.errors import RunError
+from edgetune.run_dir import RunDir, atomic_file, atomic_folder, hash_tree, hash_values, read_json, write_json
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="stop"), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise ValueError("stop")
+    assert read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "bundle"
+    with atomic_folder(folder) as temporary:
+        (temporary / "old").write_text("1")
+    with pytest.raises(ValueError, match="stop"), atomic_folder(folder) as temporary:
+        (temporary / "new").write_text("2")
+        raise ValueError("stop")
+    assert [item.name for item in folder.iterdir()] == ["old"]
+    with atomic_folder(folder) as temporary:
+        (temporary / "new").write_text("2")
+    assert [item.name for item in folder.iterdir()] == ["new"]
+    assert [item.name for item in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    with pytest.raises(RunError, match="cannot be written: No space left"), atomic_file(tmp_path / "a"):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_damaged_run_json_is_named(tmp_path):
+    run_dir = RunDir(tmp_path)
+    run_dir.run_json.write_text("{")
+    with pytest.raises(RunError, match="cannot be read"):
+        run_dir.read()
+
+
+def test_a_stage_is_current_only_for_the_same_inputs(tmp_path):
+    run_dir = RunDir(tmp_path).create()
+    run_dir.finish("train", hash_values("a", 1), steps=3)
+    assert run_dir.is_current("train", hash_values("a", 1))
+    assert not run_dir.is_current("train", hash_values("a", 2))
+    run_dir.forget("train")
+    assert not run_dir.is_current("train", hash_values("a", 1))
+
+
+def test_the_hash_of_a_folder_sees_names_and_bytes(tmp_path):
+    (tmp_path / "a").write_text("1")
+    first = hash_tree(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert hash_tree(tmp_path) != first
