@@ -1,4 +1,4 @@
-"""Every exception a user can meet. Each knows its exit code; the message says where and what, the cure says what to do."""
+"""Every exception a user can meet. Each knows its exit code; the message says where and what, the cure what to do."""
 
 from __future__ import annotations
 

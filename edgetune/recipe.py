@@ -221,7 +221,7 @@ def parse_recipe(text: str, *, source: str, name: str = "run", overrides: Iterab
         where = f"{source}:{line}" if line else source
         return f"{where}: {table}.{key}" if key else f"{where}: [{table}]"
 
-    set_places = {}
+    set_places: dict[tuple[str, str], str] = {}
     for override in overrides:
         problem = _apply_override(raw, override, set_places)
         if problem:

@@ -1,4 +1,4 @@
-"""The run folder: the only hand-off between stages. Names of its files, atomic writes, hashes, provenance, what is up to date."""
+"""The run folder, the only hand-off between stages: its files' names, atomic writes, hashes, what is up to date."""
 
 from __future__ import annotations
 

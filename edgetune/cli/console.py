@@ -1,4 +1,4 @@
-"""The only place that prints. Results go to stdout, everything else to stderr; errors become one line and an exit code."""
+"""The only place that prints. Results go to stdout, all else to stderr; errors become one line and an exit code."""
 
 from __future__ import annotations
 
