@@ -10,12 +10,17 @@ from edgetune.errors import RunError
 from edgetune.run_dir import RunDir, atomic_file, atomic_folder, hash_tree, hash_values, read_json, write_json
 
 
+def _fail_inside(block, *, write):
+    with block as temporary:
+        write(temporary)
+        raise ValueError("stop")
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="stop"), atomic_file(path) as temporary:
-        temporary.write_text("half")
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        _fail_inside(atomic_file(path), write=lambda temporary: temporary.write_text("half"))
     assert read_json(path) == {"a": 1}
     assert os.listdir(tmp_path) == ["a.json"]
 
@@ -24,9 +29,8 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "bundle"
     with atomic_folder(folder) as temporary:
         (temporary / "old").write_text("1")
-    with pytest.raises(ValueError, match="stop"), atomic_folder(folder) as temporary:
-        (temporary / "new").write_text("2")
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        _fail_inside(atomic_folder(folder), write=lambda temporary: (temporary / "new").write_text("2"))
     assert [item.name for item in folder.iterdir()] == ["old"]
     with atomic_folder(folder) as temporary:
         (temporary / "new").write_text("2")

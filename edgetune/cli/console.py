@@ -118,7 +118,6 @@ def report_bug(error: BaseException) -> int:
         saved = f"; the details are in {place}"
     except OSError:
         saved = ""
-    note(
-        f"edgetune: this is a bug in EdgeTune: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{saved}"
-    )
+    first_line = (str(error).splitlines() or [""])[0]
+    note(f"edgetune: this is a bug in EdgeTune: {type(error).__name__}: {first_line}{saved}")
     return 1
