@@ -1,0 +1,1 @@
+"""Scripts that measure EdgeTune against its peers and write results/*.json. Run as `python -m benchmarks.decode`."""

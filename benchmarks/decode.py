@@ -1,0 +1,164 @@
+"""Decode and prefill speed of a bundle against llama.cpp on the same merged weights, in turn, in one run.
+
+    python -m benchmarks.decode                                    # a 125 M-parameter Llama shape, random weights
+    python -m benchmarks.decode --merged runs/nano-snips/merged    # the weights of a run
+
+Every measurement runs in a fresh child process; the contestants take turns for several rounds; the table shows medians
+and spread. Needs `pip install -e '.[bench]'` (llama-cpp-python is built from source for this processor).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from edgetune.run_dir import provenance, write_json
+
+PROMPT_TOKENS = 128
+NEW_TOKENS = 128
+PEERS = ("Q4_0", "Q4_K_M")
+
+
+@click.command()
+@click.option("--merged", type=click.Path(exists=True, path_type=Path), help="Merged Llama folder of a run.")
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--block-size", "block_sizes", multiple=True, type=int, default=(32, 128), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/decode.json"))
+def main(merged: Path | None, rounds: int, block_sizes: tuple[int, ...], out: Path) -> None:
+    """Measure and write JSON."""
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        merged = merged or _random_llama(folder / "random-125m")
+        contestants = _build(merged, folder, block_sizes)
+        results: dict[str, list[dict]] = {name: [] for name in contestants}
+        for round_number in range(rounds):
+            for name, (kind, path) in contestants.items():
+                results[name].append(_measure_in_child(kind, path))
+                click.echo(f"round {round_number + 1} {name}: {results[name][-1]}", err=True)
+        bandwidth = _in_child("bandwidth", "-")
+        sizes = {name: _weight_bytes(path) for name, (_, path) in contestants.items()}
+    report = _summary(results, sizes, bandwidth, merged)
+    write_json(out, report)
+    _print(report)
+
+
+def _build(merged: Path, folder: Path, block_sizes: tuple[int, ...]) -> dict[str, tuple[str, Path]]:
+    """Every contestant's files: name -> (kind, path)."""
+    from edgetune.export.decoder import build_bundle
+
+    from benchmarks.gguf_model import quantize, write_gguf
+    from edgetune.recipe import ExportTable
+
+    source = write_gguf(merged, folder / "model.gguf")
+    contestants = {}
+    for size in block_sizes:
+        settings = dataclasses.replace(ExportTable(), block_size=size)
+        contestants[f"edgetune int4 block {size}"] = (
+            "edgetune",
+            build_bundle(merged, folder / f"int4-{size}", settings),
+        )
+    for kind in PEERS:
+        contestants[f"llama.cpp {kind}"] = ("llama.cpp", quantize(source, folder / f"{kind}.gguf", kind))
+    return contestants
+
+
+def _measure_in_child(kind: str, path: Path) -> dict:
+    return _in_child(kind, str(path))
+
+
+def _in_child(kind: str, path: str) -> dict:
+    """Run one measurement in a process of its own and read its last line."""
+    command = [sys.executable, "-m", "benchmarks.decode_child", kind, path, str(PROMPT_TOKENS), str(NEW_TOKENS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise click.ClickException(f"{kind} {path} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _summary(results: dict, sizes: dict, bandwidth: dict, merged: Path) -> dict:
+    rows = {}
+    for name, rounds in results.items():
+        decode = [item["decode_tokens_per_s"] for item in rounds]
+        prefill = [item["prefill_tokens_per_s"] for item in rounds]
+        rows[name] = {
+            "decode_tokens_per_s": _median_and_spread(decode),
+            "prefill_tokens_per_s": _median_and_spread(prefill),
+            "peak_bytes": statistics.median(item["peak_bytes"] for item in rounds),
+            "file_bytes": sizes[name],
+            "share_of_bandwidth": statistics.median(decode) * sizes[name] / bandwidth["best"],
+        }
+    rival = results["llama.cpp Q4_K_M"]
+    ratios = {
+        name: _median_and_spread(
+            [a["decode_tokens_per_s"] / b["decode_tokens_per_s"] for a, b in zip(rounds, rival, strict=True)]
+        )
+        for name, rounds in results.items()
+    }
+    return {
+        "what": "decode and prefill tokens/s, batch 1, same weights, contestants in turn, each in a fresh process",
+        "model": json.loads((merged / "config.json").read_text()),
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": NEW_TOKENS,
+        "threads": len(os.sched_getaffinity(0)),
+        "rounds": len(rival),
+        "read_bandwidth_bytes_per_s": bandwidth,
+        "rows": rows,
+        "decode_ratio_to_q4_k_m": ratios,
+        "provenance": provenance(seed=0),
+        "finished_unix": round(time.time()),
+    }
+
+
+def _median_and_spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def _print(report: dict) -> None:
+    for name, row in report["rows"].items():
+        ratio = report["decode_ratio_to_q4_k_m"][name]["median"]
+        click.echo(
+            f"{name:28} decode {row['decode_tokens_per_s']['median']:8.1f} tok/s ({ratio:.2f} x Q4_K_M)  "
+            f"prefill {row['prefill_tokens_per_s']['median']:8.1f}  peak {row['peak_bytes'] / 2**20:6.0f} MiB  "
+            f"file {row['file_bytes'] / 2**20:6.1f} MiB  {row['share_of_bandwidth']:.0%} of bandwidth"
+        )
+
+
+def _weight_bytes(path: Path) -> int:
+    """Bytes that hold weights: the .gguf file, or the bundle's graph with its data."""
+    files = [path] if path.is_file() else [item for item in path.iterdir() if ".onnx" in item.name]
+    return sum(item.stat().st_size for item in files)
+
+
+def _random_llama(folder: Path) -> Path:
+    """A 125 M-parameter Llama shape with seeded random weights; speed does not depend on their values."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
