@@ -53,6 +53,12 @@ class BundleError(EdgeTuneError):
     exit_code = 2
 
 
+class PromptError(EdgeTuneError):
+    """A prompt or a generation setting that a bundle cannot answer: empty, too long, out of range."""
+
+    exit_code = 2
+
+
 class MissingExtraError(EdgeTuneError):
     """A part of EdgeTune that needs an extra which is not installed."""
 

@@ -11,10 +11,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 from typing import Any
 
-from edgetune.errors import BundleError, RunError
+from edgetune.errors import BundleError
 from edgetune.run_dir import hash_file, write_json
 
 FORMAT_VERSION = 1
@@ -22,7 +21,6 @@ MANIFEST = "edgetune.json"
 GENAI_CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
 TASKS = ("causal-lm",)
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,11 @@ class Bundle:
     context_length: int
     """Longest text, prompt and answer together, in tokens."""
     task: str = "causal-lm"
-    files: Mapping[str, FileRecord] = field(default=_NOTHING)  # type: ignore[assignment]
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
     """Relative name, with /, -> record; every file but edgetune.json."""
-    provenance: Mapping[str, Any] = field(default=_NOTHING)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: base, adapter, recipe hash, versions."""
-    verified: Mapping[str, Any] = field(default=_NOTHING)
+    verified: Mapping[str, Any] = field(default_factory=dict)
     """Outcome of the verification: {"passed": bool, "checks": [...], "scores": {...}}; empty when there was none."""
 
     @property
@@ -94,18 +92,124 @@ def open_bundle(path: Path | str) -> Bundle:
 
     Reads edgetune.json only, so it is cheap; `check_hashes` reads every byte. Raises BundleError.
     """
-    ...
+    path = Path(path)
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise _not_a_bundle(path) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path / MANIFEST}: cannot be read: {error}") from None
+    bundle = _parse(path, text)
+    _check_files(bundle)
+    return bundle
 
 
 def check_hashes(bundle: Bundle) -> None:
     """Read every file and compare its SHA-256. Raises BundleError that names the files that differ."""
-    ...
+    differing = [name for name, record in bundle.files.items() if hash_file(bundle.path / name) != record.sha256]
+    if differing:
+        raise BundleError(
+            f"{bundle.path}: {', '.join(differing)}: not the bytes that were exported", cure="copy or export it again"
+        )
 
 
 def write_manifest(bundle: Bundle) -> Bundle:
     """Write edgetune.json into `bundle.path`, atomically; the bundle with its file records.
 
     Without `files` every file in the folder is measured and hashed; with `files` they stand as they are, which is how a
-    verification is added to a bundle without reading it again. Raises BundleError, RunError when the disk says no.
+    verification is added to a bundle without reading it again. Raises RunError when the disk says no.
     """
-    ...
+    if not bundle.files:
+        bundle = dataclasses.replace(bundle, files=_measure(bundle.path))
+    values = {"format": FORMAT_VERSION, **dataclasses.asdict(bundle)}
+    del values["path"]
+    write_json(bundle.path / MANIFEST, values)
+    return bundle
+
+
+def _measure(folder: Path) -> dict[str, FileRecord]:
+    files = {}
+    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name != MANIFEST:
+            files[name] = FileRecord(path.stat().st_size, hash_file(path))
+    return files
+
+
+def _parse(path: Path, text: str) -> Bundle:
+    where = path / MANIFEST
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{where}: damaged: {error}", cure="copy or export it again") from None
+    version = values.get("format") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{where}: format version {version}, this EdgeTune reads version {FORMAT_VERSION}",
+            cure="export the bundle again, or use the EdgeTune that wrote it",
+        )
+    try:
+        bundle = _build(path, values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{where}: damaged: {error!r}", cure="copy or export it again") from None
+    if bundle.task not in TASKS:
+        raise BundleError(f"{where}: unknown task {bundle.task!r}", cure=f"this EdgeTune runs {', '.join(TASKS)}")
+    return bundle
+
+
+def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
+    """A bundle from parsed JSON; whatever is missing or of another shape raises an ordinary exception."""
+    files = {name: FileRecord(**record) for name, record in values["files"].items()}
+    for name in files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise ValueError(f"file name {name!r} leaves the folder")
+    chat = ChatFormat(**{**values["chat"], "eos_ids": tuple(values["chat"]["eos_ids"])})
+    return Bundle(
+        path=path,
+        name=str(values["name"]),
+        precision=str(values["precision"]),
+        grid=Grid(**values["grid"]) if values["grid"] else None,
+        chat=chat,
+        context_length=int(values["context_length"]),
+        task=str(values["task"]),
+        files=files,
+        provenance=dict(values.get("provenance", {})),
+        verified=dict(values.get("verified", {})),
+    )
+
+
+def _check_files(bundle: Bundle) -> None:
+    problems = []
+    for name, record in bundle.files.items():
+        path = bundle.path / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif (size_bytes := path.stat().st_size) != record.size_bytes:
+            problems.append(f"{name} has {size_bytes} bytes instead of {record.size_bytes}")
+    problems += [f"{name} is not listed" for name in (GENAI_CONFIG, TOKENIZER) if name not in bundle.files]
+    if problems:
+        raise BundleError(f"{bundle.path}: incomplete bundle: {', '.join(problems)}", cure="copy or export it again")
+
+
+def _not_a_bundle(path: Path) -> BundleError:
+    """The error for a path without edgetune.json: says what is there instead and which verb makes a bundle of it."""
+    if not path.exists():
+        return BundleError(
+            f"{path}: no such bundle", cure="`edgetune export RECIPE` writes one into runs/<name>/bundle"
+        )
+    if not path.is_dir():
+        return BundleError(f"{path}: is a file, not a bundle", cure="give the folder that holds edgetune.json")
+    if (path / "bundle" / MANIFEST).is_file():
+        return BundleError(f"{path}: is a run folder", cure=f"its bundle is {path / 'bundle'}")
+    for name, kind in _OTHER_FOLDERS.items():
+        if (path / name).is_file():
+            return BundleError(f"{path}: is {kind}, not a bundle", cure="`edgetune export` makes a bundle of it")
+    return BundleError(f"{path}: holds no {MANIFEST}, so it is no bundle", cure="`edgetune export` makes one")
+
+
+_OTHER_FOLDERS = {
+    "adapter_config.json": "an adapter",
+    GENAI_CONFIG: "an onnxruntime-genai folder without edgetune.json",
+    "config.json": "a Hugging Face model folder",
+    "recipe.toml": "a run folder without a bundle",
+}

@@ -1,18 +1,21 @@
 """Generate text from a decoder bundle by onnxruntime-genai: the loop on the device.
 
-    decoder = Decoder("runs/quickstart/bundle")
-    print(decoder.generate("turn on the lamp in the kitchen").text)
+decoder = Decoder("runs/quickstart/bundle")
+print(decoder.generate("turn on the lamp in the kitchen").text)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
+from edgetune.errors import PromptError
 from edgetune.runtime.bundle import Bundle
-from edgetune.runtime.prompt import Message
+from edgetune.runtime.prompt import Message, Prompter, TextStream
+from edgetune.runtime.session import as_bundle, genai_config, import_genai, load_error
 
 Prompt = str | Sequence[Message] | Sequence[int]
 """A user's text, a conversation, or token ids taken as they are (`Decoder.prompter.text_ids` makes them)."""
@@ -29,24 +32,32 @@ class Generation:
     stop_reason: Literal["end", "length"]
     """end: the model ended its turn; length: max_new_tokens or the context was reached."""
     prefill_s: float
-    """From the prompt's ids to the first new token."""
+    """From the prompt's ids to the first new token's text."""
     decode_s: float
-    """From the first new token to the last."""
+    """From there to the last token, time spent by the receiver of the text left out."""
 
     @property
     def tokens_per_s(self) -> float:
-        """Decoding speed; the first token counts to the prefill."""
-        ...
+        """Decoding speed, 0 for one token: the first counts to the prefill, an end-of-turn token costs as any other."""
+        steps = len(self.token_ids) - 1 + (self.stop_reason == "end")
+        return steps / self.decode_s if steps > 0 and self.decode_s > 0 else 0.0
 
 
 class Decoder:
-    """A loaded decoder bundle."""
+    """A loaded decoder bundle: `bundle` says what it is, `prompter` renders and encodes for it."""
 
     def __init__(self, bundle: Bundle | Path | str, *, threads: int | None = None) -> None:
         """Load; `threads` defaults to the physical cores this process may use.
 
         Raises BundleError, MissingExtraError.
         """
+        self.bundle = as_bundle(bundle)
+        self.prompter = Prompter(self.bundle)
+        config = genai_config(self.bundle, threads=threads)
+        try:
+            self._model = import_genai().Model(config)
+        except Exception as error:  # the library raises bare RuntimeError and its own types
+            raise load_error(self.bundle, error) from None
 
     def generate(
         self,
@@ -63,7 +74,14 @@ class Decoder:
         temperature 0 takes the likeliest token each time; above it samples, the same seed giving the same text.
         Raises PromptError: empty prompt, prompt as long as the context, a setting out of range.
         """
-        ...
+        pieces = self.stream(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration as end:
+                return cast(Generation, end.value)
+            if on_text:
+                on_text(piece)
 
     def stream(
         self,
@@ -73,6 +91,90 @@ class Decoder:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
-    ) -> Iterator[str]:
-        """The answer piece by piece; the iterator's return value (StopIteration.value) is the Generation."""
-        ...
+    ) -> Generator[str, None, Generation]:
+        """The answer piece by piece; the generator's return value (StopIteration.value) is the Generation.
+
+        Everything is checked before the first piece is asked for. Raises as `generate` does.
+        """
+        _check_settings(max_new_tokens, temperature, top_p, seed)
+        ids = self.token_ids(prompt)
+        room = self.bundle.context_length - len(ids)
+        if room < 1:
+            raise PromptError(
+                f"the prompt has {len(ids)} tokens, the context of {self.bundle.name} holds "
+                f"{self.bundle.context_length}, answer included",
+                cure="shorten it",
+            )
+        search = {"do_sample": temperature > 0, "top_p": top_p, "random_seed": seed}
+        if temperature > 0:
+            search["temperature"] = temperature
+        return self._run(ids, min(max_new_tokens, room), search)
+
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """The ids that a prompt is to the model. Text becomes a user message where the bundle has a chat template."""
+        if isinstance(prompt, str):
+            if self.bundle.chat.template is None:
+                return self.prompter.text_ids(prompt)
+            return self.prompter.chat_ids([{"role": "user", "content": prompt}])
+        if prompt and isinstance(prompt[0], Mapping):
+            return self.prompter.chat_ids(cast(Sequence[Message], prompt))
+        if not prompt:
+            raise PromptError("the prompt is empty")
+        return [int(token_id) for token_id in cast(Sequence[int], prompt)]
+
+    def _run(self, ids: list[int], limit: int, search: dict[str, Any]) -> Generator[str, None, Generation]:
+        """The loop: prefill, then one token at a time until an end-of-turn token or `limit` new ones."""
+        generator = self._generator(max_length=len(ids) + limit, search=search)
+        text_stream = TextStream(self.prompter.tokenizer)
+        new_ids: list[int] = []
+        pieces: list[str] = []
+        stop_reason: Literal["end", "length"] = "length"
+        prefill_s = decode_s = 0.0
+        start_s = time.perf_counter()
+        generator.append_tokens(ids)
+        while len(new_ids) < limit and stop_reason == "length":
+            generator.generate_next_token()
+            token_id = int(generator.get_next_tokens()[0])
+            if token_id in self.bundle.chat.eos_ids:
+                stop_reason = "end"
+            else:
+                new_ids.append(token_id)
+                pieces.append(text_stream.push(token_id))
+            step_s = time.perf_counter() - start_s
+            prefill_s, decode_s = (prefill_s, decode_s + step_s) if prefill_s else (step_s, 0.0)
+            if stop_reason == "length" and pieces[-1]:
+                yield pieces[-1]
+            start_s = time.perf_counter()  # what the caller does with a piece is not our time
+        pieces.append(text_stream.flush())
+        if pieces[-1]:
+            yield pieces[-1]
+        return Generation(
+            text="".join(pieces),
+            token_ids=tuple(new_ids),
+            prompt_tokens=len(ids),
+            stop_reason=stop_reason,
+            prefill_s=prefill_s,
+            decode_s=decode_s,
+        )
+
+    def _generator(self, *, max_length: int, search: dict[str, Any]) -> Any:
+        og = import_genai()
+        params = og.GeneratorParams(self._model)
+        # The cache is allocated for max_length at once, so it is this answer's length, not the context's. The rest
+        # switches off what a genai_config.json may ask for on top of temperature and top_p.
+        params.set_search_options(
+            max_length=max_length, min_length=0, num_beams=1, top_k=0, repetition_penalty=1.0, **search
+        )
+        return og.Generator(self._model, params)
+
+
+def _check_settings(max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:
+    """Raises PromptError for the first setting out of range."""
+    for name, value, is_good, wanted in (
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("temperature", temperature, 0 <= temperature < float("inf"), "0 (always the likeliest token) or above"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
+        ("seed", seed, 0 <= seed < 2**31, "from 0 to 2147483647"),
+    ):
+        if not is_good:
+            raise PromptError(f"{name} is {value}, must be {wanted}")

@@ -2,29 +2,113 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 
-from edgetune.runtime.bundle import Bundle
+from edgetune.errors import PromptError
+from edgetune.runtime.bundle import GENAI_CONFIG, Bundle
+from edgetune.runtime.session import SPIN, as_bundle, load_error, usable_cores
+
+CHUNK_LOGITS = 1 << 24  # logits held at once by token_losses: 64 MiB in float32
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_KEYS_AND_VALUES = "past_key_values."
 
 
 class Logits:
-    """A bundle's graph in an onnxruntime session, run without a cache from outside."""
+    """A bundle's graph in an onnxruntime session of its own; every call starts from an empty cache."""
 
     def __init__(self, bundle: Bundle | Path | str, *, threads: int | None = None) -> None:
-        """Raises BundleError if onnxruntime cannot load the graph."""
+        """`threads` defaults to the physical cores this process may use. Raises BundleError if loading fails."""
+        self.bundle = as_bundle(bundle)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or usable_cores() or 0
+        options.add_session_config_entry(SPIN, "1")
+        try:
+            config = json.loads((self.bundle.path / GENAI_CONFIG).read_text(encoding="utf-8"))["model"]["decoder"]
+            self._head_dim = int(config["head_size"])  # the builder leaves it open in the graph
+            graph = self.bundle.path / config["filename"]
+            self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises one type for each of its status codes
+            raise load_error(self.bundle, error) from None
+        self._inputs = {item.name: item for item in self._session.get_inputs()}
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """ids (T,) -> (T, V) float32; row t predicts token t + 1. Raises PromptError if there are none or too many."""
-        ...
+        return self.batch_logits([ids])[0]
 
     def batch_logits(self, batch: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """B sequences of any lengths in one run -> B arrays (T_b, V) float32."""
-        ...
+        """B sequences of any lengths in one run -> B arrays (T_b, V) float32. Raises PromptError."""
+        for ids in batch:
+            self._check(ids)
+        lengths = [len(ids) for ids in batch]
+        input_ids = np.zeros((len(batch), max(lengths, default=0)), np.int64)
+        mask = np.zeros_like(input_ids)
+        for row, ids in enumerate(batch):
+            input_ids[row, : len(ids)] = ids
+            mask[row, : len(ids)] = 1
+        if not batch:
+            return []
+        feeds = {"input_ids": input_ids, "attention_mask": mask, **self._empty_cache(len(batch))}
+        logits = self._run(["logits"], feeds)[0].astype(np.float32, copy=False)
+        return [logits[row, :length] for row, length in enumerate(lengths)]
 
     def token_losses(self, ids: Sequence[int]) -> np.ndarray:
-        """ids (T,) -> (T - 1,) float32: nats of token t + 1 given what is before. Long texts go in chunks, so that
-        peak memory does not grow with T x V."""
-        ...
+        """ids (T,) -> (T - 1,) float32: nats of token t + 1 given all before it.
+
+        Long texts go through in chunks that hand on their keys and values, so peak memory does not grow with T x V.
+        """
+        self._check(ids)
+        tokens = np.asarray(ids, np.int64)
+        cache = self._empty_cache(1)
+        losses: list[np.ndarray] = []
+        start, rows = 0, CHUNK_LOGITS
+        while start < len(tokens) - 1:
+            # The first chunk is short: it tells V, which a graph need not declare.
+            end = min(start + (rows if start else 16), len(tokens) - 1)
+            feeds = {"input_ids": tokens[None, start:end], "attention_mask": np.ones((1, end), np.int64), **cache}
+            logits, *kept = self._run(self._outputs_in_order(), feeds)
+            cache = dict(zip(cache, kept, strict=True))
+            losses.append(_negative_log_likelihood(logits[0].astype(np.float32), tokens[start + 1 : end + 1]))
+            rows = max(16, CHUNK_LOGITS // logits.shape[-1])
+            start = end
+        return np.concatenate(losses) if losses else np.zeros(0, np.float32)
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if not 0 < len(ids) <= self.bundle.context_length:
+            raise PromptError(
+                f"{len(ids)} tokens, the context of {self.bundle.name} holds 1 to {self.bundle.context_length}"
+            )
+
+    def _run(self, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[Any]:
+        if "position_ids" in self._inputs:
+            count, total = feeds["input_ids"].shape[1], feeds["attention_mask"].shape[1]
+            rows = np.arange(total - count, total, dtype=np.int64)
+            feeds["position_ids"] = np.tile(rows, (len(feeds["input_ids"]), 1))
+        return list(self._session.run(outputs, feeds))
+
+    def _empty_cache(self, batch_size: int) -> dict[str, np.ndarray]:
+        """Keys and values of no tokens, (B, heads, 0, head_dim) each, by input name."""
+        return {
+            name: np.zeros((batch_size, item.shape[1], 0, self._head_dim), _FLOATS[item.type])
+            for name, item in self._inputs.items()
+            if name.startswith(_KEYS_AND_VALUES)
+        }
+
+    def _outputs_in_order(self) -> list[str]:
+        """logits, then the present keys and values in the order of the past ones among the inputs."""
+        names = [name for name in self._inputs if name.startswith(_KEYS_AND_VALUES)]
+        return ["logits", *(name.replace(_KEYS_AND_VALUES, "present.") for name in names)]
+
+
+def _negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """logits (T, V) float32, targets (T,) -> (T,) float32 nats: logsumexp(logits) - logits[target]."""
+    highest = logits.max(axis=-1, keepdims=True)
+    sums = np.exp(logits - highest).sum(axis=-1, dtype=np.float64)
+    chosen = np.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return (np.log(sums) + highest[:, 0] - chosen).astype(np.float32)

@@ -5,53 +5,179 @@ Export and evaluation use the same functions, so a prompt on the device is the p
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-import onnxruntime
 import tokenizers
 
-from edgetune.runtime.bundle import Bundle
+from edgetune.errors import BundleError, PromptError
+from edgetune.runtime.bundle import TOKENIZER, Bundle
+from edgetune.runtime.session import genai_config, import_genai, load_error
 
 Message = Mapping[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}."""
+
+REPLACEMENT = "\ufffd"  # what tokenizers writes for bytes that are no character (yet)
 
 
 class Prompter:
     """Renders and encodes prompts as the bundle's training did."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """Reads tokenizer.json. Raises BundleError if it is damaged, MissingExtraError without onnxruntime-genai."""
+        """Reads tokenizer.json. Raises BundleError if it is damaged."""
+        self.bundle = bundle
+        self.tokenizer = _load_tokenizer(bundle)
+        self._renderer: Any = None
+        self._template = with_whitespace_control(bundle.chat.template) if bundle.chat.template else None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The text of a conversation by the bundle's chat template, with its default system message.
 
-        Raises PromptError if there is no template, no message, or the template refuses the messages.
+        Rendered by minja inside onnxruntime-genai. Raises PromptError if there is no template, no message, or the
+        template refuses the messages; MissingExtraError without onnxruntime-genai.
         """
-        ...
+        if self._template is None:
+            raise PromptError(f"{self.bundle.path}: has no chat template", cure="give it plain text: --raw")
+        messages = self._checked(messages)
+        renderer = self._load_renderer()
+        try:
+            return str(
+                renderer.apply_chat_template(
+                    json.dumps(messages, ensure_ascii=False),
+                    template_str=self._names() + self._template,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            )
+        except Exception as error:  # the library raises its own type for whatever a template does
+            reason = str(error).split(" at row ")[0].splitlines()[0]
+            raise PromptError(f"{self.bundle.path}: the chat template refuses these messages: {reason}") from None
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation up to where the answer starts."""
-        ...
+        """Token ids of a conversation up to where the answer starts. Raises PromptError."""
+        return self._encode(self.render(messages))
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of text taken as it is: bos where training put it, no template. Raises PromptError if it is empty."""
-        ...
+        """Token ids of text taken as it is: bos where training put it, no template. Raises PromptError if empty."""
+        _check_text(text)
+        if not text:
+            raise PromptError("the prompt is empty")
+        bos_id = self.bundle.chat.bos_id
+        return ([] if bos_id is None else [bos_id]) + self._encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens left out."""
-        ...
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _checked(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        """The messages as plain dicts, led by the default system message. Raises PromptError."""
+        if not messages:
+            raise PromptError("the conversation is empty")
+        checked = [{"role": message["role"], "content": message["content"]} for message in messages]
+        for message in checked:
+            _check_text(message["content"])
+        if checked[-1]["role"] == "user" and not checked[-1]["content"].strip():
+            raise PromptError("the prompt is empty")
+        if self.bundle.chat.system is not None and checked[0]["role"] != "system":
+            checked.insert(0, {"role": "system", "content": self.bundle.chat.system})
+        return checked
+
+    def _names(self) -> str:
+        """Template code that defines bos_token and eos_token, so that edgetune.json alone says what they are."""
+        chat = self.bundle.chat
+        names = {"bos_token": chat.bos_token or "", "eos_token": chat.eos_token or ""}
+        return "".join(f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in names.items())
+
+    def _load_renderer(self) -> Any:
+        """onnxruntime-genai's tokenizer, made on first use: only its template engine is used."""
+        if self._renderer is None:
+            og = import_genai()
+            config = genai_config(self.bundle)
+            try:
+                self._renderer = og.Tokenizer(config)
+            except Exception as error:
+                raise load_error(self.bundle, error) from None
+        return self._renderer
 
 
 class TextStream:
     """Text while its tokens arrive: a piece is given out only when its characters are whole."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None: ...
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = 0  # decoding starts here: one piece back, since a piece's text can depend on the one before
+        self._done = 0  # ids up to here were given out
 
     def push(self, token_id: int) -> str:
         """The text that became whole with this token; "" while a character is incomplete."""
-        ...
+        self._ids.append(token_id)
+        return self._take(is_last=False)
 
     def flush(self) -> str:
         """What is left at the end, incomplete bytes as U+FFFD."""
-        ...
+        return self._take(is_last=True)
+
+    def _take(self, *, is_last: bool) -> str:
+        before = self._decode(self._ids[self._start : self._done])
+        text = self._decode(self._ids[self._start :])
+        if len(text) <= len(before) or (text.endswith(REPLACEMENT) and not is_last):
+            return ""
+        self._start, self._done = self._done, len(self._ids)
+        return text[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+_TEMPLATE_PARTS = re.compile(
+    r"""
+    (?P<output>\{\{.*?\}\})
+    | (?P<indent>^[ \t]+)?                                          # only spaces between the line's start and the tag
+      (?P<open>\{[%\#])(?P<keep_indent>\+?)
+      (?P<body>(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.)*?)        # a quoted %} does not end the tag
+      (?P<keep_newline>\+?)(?P<close>[%\#]\})
+      (?P<newline>\n?)
+    """,
+    re.DOTALL | re.MULTILINE | re.VERBOSE,
+)
+
+
+def with_whitespace_control(template: str) -> str:
+    """The template with Jinja's trim_blocks and lstrip_blocks written into its text.
+
+    transformers renders chat templates with both on; minja with both off. Source: Jinja documentation, "Whitespace
+    Control". `{%+` and `+%}`, which switch them off for one tag and which minja cannot read, lose their plus.
+    """
+
+    def trimmed(part: re.Match[str]) -> str:
+        if part["output"]:
+            return part["output"]
+        indent = (part["indent"] or "") if part["keep_indent"] else ""
+        newline = part["newline"] if part["keep_newline"] else ""
+        return f"{indent}{part['open']}{part['body']}{part['close']}{newline}"
+
+    return _TEMPLATE_PARTS.sub(trimmed, template)
+
+
+def _load_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(bundle.path / TOKENIZER))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise BundleError(
+            f"{bundle.path / TOKENIZER}: cannot be read: {error}", cure="copy or export it again"
+        ) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PromptError("the prompt is not valid UTF-8 text") from None

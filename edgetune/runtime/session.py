@@ -1,0 +1,79 @@
+"""How a bundle is loaded: the one import of onnxruntime-genai, and the threads both runtimes get."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import BundleError, MissingExtraError
+from edgetune.runtime.bundle import Bundle, open_bundle
+
+SPIN = "session.intra_op.allow_spinning"
+
+
+def as_bundle(bundle: Bundle | Path | str) -> Bundle:
+    """The bundle itself, or the one opened at a path. Raises BundleError."""
+    return bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+
+
+def import_genai() -> Any:
+    """The onnxruntime_genai module, with its telemetry off. Raises MissingExtraError with the line that installs it."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library loads
+    try:
+        return importlib.import_module("onnxruntime_genai")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"onnxruntime-genai cannot be loaded: {error}", cure='install it: pip install "onnxruntime-genai>=0.18"'
+        ) from None
+
+
+def genai_config(bundle: Bundle, *, threads: int | None = None) -> Any:
+    """onnxruntime-genai's Config of a bundle with EdgeTune's thread settings laid over it. Raises BundleError."""
+    og = import_genai()
+    options: dict[str, Any] = {SPIN: "1"}
+    count = threads or usable_cores()
+    if count:
+        options["intra_op_num_threads"] = count
+    try:
+        config = og.Config(str(bundle.path))
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    except Exception as error:  # the library raises bare RuntimeError and its own types
+        raise load_error(bundle, error) from None
+    return config
+
+
+def load_error(bundle: Bundle, error: Exception) -> BundleError:
+    """What to tell when a runtime library refuses a bundle: the first line of what it says."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return BundleError(f"{bundle.path}: cannot be loaded: {reason}", cure="copy or export it again")
+
+
+def usable_cores() -> int | None:
+    """Physical cores this process may use, by affinity, hyper-threading and cgroup quota; None where unknown.
+
+    Two threads on one core, or more threads than the quota allows, wait for each other while they spin.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    siblings = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, min(len(siblings), _quota_cores()))
+
+
+def _siblings(cpu: int) -> str:
+    """The hyper-threads that share a core with `cpu`, as the system writes them; `cpu` alone where it does not say."""
+    with contextlib.suppress(OSError):
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    return str(cpu)
+
+
+def _quota_cores() -> int:
+    """Cores the cgroup grants; a large number without a quota."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return math.ceil(int(quota) / int(period))  # "max" is no number: no quota
+    return 1 << 16
