@@ -29,6 +29,12 @@ def say_json(value: Mapping[str, Any]) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def stream(text: str) -> None:
+    """A piece of result on stdout, shown at once, without a line end."""
+    click.echo(text, nl=False)
+    sys.stdout.flush()
+
+
 def note(text: str) -> None:
     """A line about the work on stderr."""
     click.echo(text, err=True)

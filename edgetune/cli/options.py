@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
 set_option = click.option(
@@ -19,3 +23,16 @@ out_option = click.option(
 )
 force_option = click.option("--force", is_flag=True, help="Replace what is there.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+
+
+def sampling_options(command: _Command) -> _Command:
+    """--max-new-tokens, --temperature, --top-p, --seed: how a bundle answers; the names `Decoder.generate` takes."""
+    options = (
+        click.option("--max-new-tokens", default=256, show_default=True, help="Longest answer."),
+        click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token each time."),
+        click.option("--top-p", default=1.0, show_default=True, help="Sample from the likeliest tokens of this mass."),
+        click.option("--seed", default=0, show_default=True, help="The same seed gives the same answer."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
