@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import Any
 
 from edgetune import __version__
 from edgetune.errors import RunError
+
+CLAIMED_TABLES = ("model", "data", "lora", "train")
+"""What makes a run folder another run; [export] and [evaluate] may change over the same adapter."""
 
 RECORDED_PACKAGES = (
     "torch",
@@ -125,6 +129,69 @@ class RunDir:
         """Add one line to events.jsonl."""
         with open_for_user(self.events, "a") as file:
             file.write(json.dumps(event) + "\n")
+
+
+def claim(run_dir: RunDir, recipe_toml: str, *, force: bool = False) -> None:
+    """Make the run folder this recipe's: new, or one that the same recipe began; `force` first empties it of a run.
+
+    `recipe_toml` is Recipe.to_toml() as the user asked, "auto" included; run.json keeps it under "asked". The resolved
+    recipe in the folder counts as the same. Raises RunError that names the keys if the folder is another recipe's.
+    """
+    asked = _claimed_tables(tomllib.loads(recipe_toml))
+    run_dir.create()
+    if force:
+        _empty(run_dir)
+    record = run_dir.read()
+    if "asked" in record:
+        differences = _differences(record["asked"], asked)
+        if differences and not (run_dir.recipe.exists() and asked == _claimed_tables(_read_toml(run_dir.recipe))):
+            raise RunError(
+                f"{run_dir.path}: holds another run: {'; '.join(differences[:4])}",
+                cure="choose another folder with --out, or replace the run with --force",
+            )
+        return
+    write_text(run_dir.recipe, recipe_toml)
+    run_dir.update({"asked": asked, "provenance": provenance(asked["train"].get("seed"))})
+
+
+def _claimed_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: dict(tables.get(name, {})) for name in CLAIMED_TABLES}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Each key that differs, as "table.key is X there, Y here"."""
+    found = []
+    for table in CLAIMED_TABLES:
+        before, now = old.get(table, {}), new[table]
+        for key in dict.fromkeys([*before, *now]):
+            if before.get(key) != now.get(key):
+                found.append(f"{table}.{key} is {_shown(before.get(key))} there, {_shown(now.get(key))} here")
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value)
+
+
+def _empty(run_dir: RunDir) -> None:
+    """Remove what a run leaves, but for the cache (by content hash, so never wrong)."""
+    folders = (run_dir.checkpoints, run_dir.adapter, run_dir.merged, run_dir.bundle, run_dir.results)
+    files = (run_dir.run_json, run_dir.recipe, run_dir.events, run_dir.loss_curve, run_dir.path / "report.html")
+    try:
+        for file in files:
+            file.unlink(missing_ok=True)
+        for folder in folders:
+            if folder.exists():
+                shutil.rmtree(folder)
+    except OSError as error:
+        raise _write_error(run_dir.path, error) from None
 
 
 def provenance(seed: int | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from edgetune.errors import RunError
-from edgetune.run_dir import RunDir, atomic_file, atomic_folder, hash_tree, hash_values, read_json, write_json
+from edgetune.run_dir import RunDir, atomic_file, atomic_folder, claim, hash_tree, hash_values, read_json, write_json
 
 
 def _fail_inside(block, *, write):
@@ -64,3 +64,34 @@ def test_the_hash_of_a_folder_sees_names_and_bytes(tmp_path):
     first = hash_tree(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
     assert hash_tree(tmp_path) != first
+
+
+ASKED = (
+    '[model]\nbase = "b"\n[data]\ntrain = "t"\n[train]\nseed = 1\nlearning_rate = "auto"\n[export]\nblock_size = 32\n'
+)
+
+
+def test_a_folder_of_another_recipe_is_refused_with_the_keys_that_differ(tmp_path):
+    claim(RunDir(tmp_path / "r"), ASKED)
+    with pytest.raises(RunError, match=r'train.learning_rate is "auto" there, 0.1 here'):
+        claim(RunDir(tmp_path / "r"), ASKED.replace('"auto"', "0.1"))
+
+
+def test_the_same_recipe_its_resolved_form_and_another_export_are_the_same_run(tmp_path):
+    run_dir = RunDir(tmp_path / "r")
+    claim(run_dir, ASKED)
+    claim(run_dir, ASKED.replace("block_size = 32", "block_size = 128"))
+    run_dir.recipe.write_text(ASKED.replace('"auto"', "0.002"))
+    claim(run_dir, ASKED)
+    claim(run_dir, ASKED.replace('"auto"', "0.002"))
+
+
+def test_force_empties_the_folder_of_a_run_but_keeps_the_cache_and_what_is_not_ours(tmp_path):
+    run_dir = RunDir(tmp_path / "r")
+    claim(run_dir, ASKED)
+    for path in (run_dir.adapter / "a", run_dir.cache / "c", run_dir.path / "notes.txt", run_dir.events):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    claim(run_dir, ASKED.replace("seed = 1", "seed = 2"), force=True)
+    assert sorted(os.listdir(run_dir.path)) == ["cache", "notes.txt", "recipe.toml", "run.json"]
+    assert run_dir.read()["asked"]["train"]["seed"] == 2
