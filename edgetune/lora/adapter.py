@@ -6,19 +6,35 @@ In the flow: loaded base -> PeftModel -> training -> runs/x/adapter/. edgetune.j
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from edgetune import __version__
+from edgetune.errors import ModelError
+from edgetune.lora.read import RECORD, read_adapter
+from edgetune.model.base import first_line, hash_base, resolve_base
+from edgetune.model.device import compute_dtype
+from edgetune.model.quiet import quiet
 from edgetune.recipe import LoraTable, ModelTable
+from edgetune.run_dir import atomic_folder, write_json
 
 
 def attach(model: Any, table: LoraTable, *, gradient_checkpointing: bool = False) -> Any:
     """The base with a trainable adapter, a PeftModel: new by r, alpha and targets, or the one in `init_from`.
 
-    Adapter weights are float32, all else is frozen. Raises ModelError if no linear fits target_modules or the adapter
-    in init_from belongs to another base.
+    Adapter weights are float32, all else is frozen; A is drawn from torch's generator, B is zero. Raises ModelError if
+    no linear fits target_modules or the adapter in init_from belongs to another base.
     """
-    raise RuntimeError("being written")
+    if table.init_from is not None:
+        model = _load(model, Path(table.init_from).expanduser(), is_trainable=True)
+    else:
+        model = _attach_new(model, table)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def save(model: Any, folder: Path, table: ModelTable) -> None:
@@ -26,14 +42,67 @@ def save(model: Any, folder: Path, table: ModelTable) -> None:
 
     Raises RunError if the folder cannot be written.
     """
-    raise RuntimeError("being written")
+    path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    record = {
+        "kind": "adapter",
+        "edgetune": __version__,
+        "base": table.base,
+        "revision": table.revision,
+        "base_sha256": hash_base(path),
+        "quantization": table.quantization,
+        "double_quantization": table.double_quantization,
+        "compute_dtype": str(compute_dtype(table.compute_dtype, model.device)).removeprefix("torch."),
+    }
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = table.base
+        config.revision = table.revision
+    with atomic_folder(folder) as temporary, quiet():
+        model.save_pretrained(str(temporary), safe_serialization=True, save_embedding_layers=False)
+        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
+        write_json(temporary / RECORD, record)
 
 
 def load(model: Any, folder: Path) -> Any:
     """The base with a saved adapter, frozen and in eval mode. Raises ModelError if it belongs to another base."""
-    raise RuntimeError("being written")
+    model = _load(model, folder, is_trainable=False)
+    model.requires_grad_(False)
+    return model.eval()
 
 
 def check_adapter(folder: Path, base: Path) -> None:
     """Raises ModelError unless the adapter is a LoRA whose every tensor fits the base in folder `base`."""
-    raise RuntimeError("being written")
+    read_adapter(folder, base)
+
+
+def _attach_new(model: Any, table: LoraTable) -> Any:
+    with quiet():
+        from peft import LoraConfig, TaskType, get_peft_model
+
+        targets = table.target_modules
+        config = LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=table.r,
+            lora_alpha=table.alpha,  # type: ignore[arg-type]
+            lora_dropout=table.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            use_rslora=table.use_rslora,
+            use_dora=table.use_dora,
+        )
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:  # no module has such a name, or it is not a linear
+            linears = {
+                name.rsplit(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)
+            }
+            raise ModelError(
+                f"lora.target_modules: {first_line(error)}", cure=f"the base's linears: {', '.join(sorted(linears))}"
+            ) from None
+
+
+def _load(model: Any, folder: Path, *, is_trainable: bool) -> Any:
+    check_adapter(folder, Path(model.config._name_or_path))
+    with quiet(), warnings.catch_warnings():
+        from peft import PeftModel
+
+        warnings.simplefilter("ignore")  # of keys that other PEFT versions write and read
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)

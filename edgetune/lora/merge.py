@@ -5,6 +5,9 @@ In the flow: runs/x/adapter/ and the base's files -> runs/x/merged/, which expor
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from edgetune import __version__
+from edgetune.errors import ModelError
+from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record
+from edgetune.model.base import check_base, empty_model, hash_base
+from edgetune.model.device import device
+from edgetune.model.memory import peak_memory_bytes, reset_peak
+from edgetune.model.nf4 import as_trained, quantized_linears
+from edgetune.model.weights import INDEX, SINGLE, Place, Writer, find_tensors, hash_files, read_tensor
+from edgetune.run_dir import atomic_folder, write_json
+
 Progress = Callable[[Mapping[str, Any]], None]
+MergeBase = Literal["trained", "original"]
+SHARD_BYTES = 4 * 1024**3
+FLOAT32_PARAMETERS = 2**29
+TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt")
+OTHER_FILES = ("generation_config.json", "*.model")
 
 
 @dataclass(frozen=True)
@@ -21,7 +39,7 @@ class MergeResult:
     """A finished merge. `merged_tensors` weights got an adapter's product; `quantized_tensors` were put on NF4 first."""
 
     path: Path
-    merge_base: Literal["trained", "original"]
+    merge_base: MergeBase
     dtype: str
     merged_tensors: int
     quantized_tensors: int
@@ -36,7 +54,21 @@ def merge_weight(base: Tensor, a: Tensor, b: Tensor, *, scaling: float, magnitud
     base (out, in), a (r, in), b (out, r), magnitude (out,) -> (out, in) in base's dtype; summed in float32.
     Source: LoRA, arXiv:2106.09685, section 4.1; DoRA, arXiv:2402.09353, section 4. Raises ModelError if they do not fit.
     """
-    raise RuntimeError("being written")
+    if b.shape[1] != a.shape[0] or base.shape != (b.shape[0], a.shape[1]):
+        raise ModelError(f"B {tuple(b.shape)} @ A {tuple(a.shape)} does not fit a weight {tuple(base.shape)}")
+    merged = torch.addmm(base.float(), b.float(), a.float(), alpha=scaling)
+    if magnitude is not None:
+        merged *= (magnitude.float() / merged.norm(dim=1)).unsqueeze(1)
+    return merged.to(base.dtype)
+
+
+def merged_dtype(parameters: int) -> torch.dtype:
+    """The type a merge is written in: float32 up to 2**29 parameters (2 GiB on disk), bfloat16 above.
+
+    bfloat16 moves a weight by up to 1/256 of itself, which shows in float32 bundles of small models; an int4 grid
+    has steps some thirty times larger.
+    """
+    return torch.float32 if parameters <= FLOAT32_PARAMETERS else torch.bfloat16
 
 
 def merge(
@@ -44,14 +76,169 @@ def merge(
     base: Path,
     out: Path,
     *,
-    merge_base: Literal["trained", "original"] = "trained",
+    merge_base: MergeBase = "trained",
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Write `out`, a Hugging Face folder with the adapter folded into its base (a folder), replacing what is there.
 
-    "trained" puts the linears that training held in NF4 on that same grid first, as the adapter's edgetune.json says
-    (without one: NF4, double quantisation, bfloat16). dtype: see `merged_dtype`. Memory: a few times the largest
-    tensor. Raises ModelError for an adapter of another base or a base that is itself a merge, RunError for a full disk.
+    "trained" puts each weight in the type it had in training, and the linears that training held in NF4 on that same
+    grid, as the adapter's edgetune.json says (without one: NF4, double quantisation, bfloat16). dtype: see
+    `merged_dtype`. Memory: a few times the largest tensor. Raises ModelError for an adapter of another base or a base
+    that is itself a merge, RunError for a full disk.
     """
-    raise RuntimeError("being written")
+    started = time.monotonic()
+    reset_peak()
+    config = check_base(base)
+    read = read_adapter(adapter, base)
+    _refuse_second_merge(read, base)
+    model = empty_model(base)
+    places = _untied(read, model, find_tensors(base))
+    dtype = dtype or merged_dtype(sum(torch.Size(place.shape).numel() for place in places.values()))
+    held = _held_in_training(read, model) if merge_base == "trained" else _Held(None, frozenset())
+    with atomic_folder(out) as temporary:
+        _write_weights(temporary, read, places, dtype=dtype, held=held, progress=progress)
+        _copy_files(base, adapter, temporary)
+        (temporary / "config.json").write_text(_config_json(config, dtype), encoding="utf-8")
+        write_json(temporary / RECORD, _record(read, base, merge_base, dtype))
+    return MergeResult(
+        path=out,
+        merge_base=merge_base,
+        dtype=_name(dtype),
+        merged_tensors=len(read.pairs) + len(read.replaced),
+        quantized_tensors=len(held.quantized),
+        size_bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
+        peak_bytes=peak_memory_bytes(),
+        wall_s=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """How training held the base: in which type (None: as in the file), and which tensors in NF4."""
+
+    dtype: torch.dtype | None
+    quantized: frozenset[str]
+    is_double: bool = True
+
+
+def _held_in_training(adapter: Adapter, model: Any) -> _Held:
+    record = adapter.record
+    dtype = getattr(torch, record.get("compute_dtype", "bfloat16"))
+    if record.get("quantization", "nf4") == "none":
+        return _Held(dtype, frozenset())
+    quantized = frozenset(f"{name}.weight" for name in quantized_linears(model))
+    return _Held(dtype, quantized, is_double=record.get("double_quantization", True))
+
+
+def _write_weights(
+    folder: Path,
+    adapter: Adapter,
+    places: Mapping[str, Place],
+    *,
+    dtype: torch.dtype,
+    held: _Held,
+    progress: Progress | None,
+) -> None:
+    shards = _shards(places, dtype)
+    file_of = {}
+    for number, names in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        announced = {name: (_out_dtype(places[name], dtype), places[name].shape) for name in names}
+        with Writer(folder / file, announced) as writer:
+            for name in names:
+                writer.write(_fold(name, read_tensor(places[name]), adapter, held).to(announced[name][0]))
+                file_of[name] = file
+                if progress:
+                    progress({"stage": "merge", "step": len(file_of), "steps": len(places)})
+    if len(shards) > 1:
+        total = sum((folder / file).stat().st_size for file in set(file_of.values()))
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": file_of})
+
+
+def _fold(name: str, weight: Tensor, adapter: Adapter, held: _Held) -> Tensor:
+    """One tensor of the merged model: float32 where the adapter changes it, else in the type it was held in."""
+    if name in adapter.replaced:
+        return adapter.replaced[name]
+    if held.dtype is not None and weight.is_floating_point():
+        if name in held.quantized:
+            weight = as_trained(weight, double_quantization=held.is_double, dtype=held.dtype, device=device())
+        else:
+            weight = weight.to(held.dtype)
+    pair = adapter.pairs.get(name)
+    if pair is None:
+        return weight
+    return merge_weight(weight.float(), pair.a, pair.b, scaling=pair.scaling, magnitude=pair.magnitude)
+
+
+def _shards(places: Mapping[str, Place], dtype: torch.dtype) -> list[list[str]]:
+    """Names in shards of at most SHARD_BYTES, or of one tensor."""
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, place in places.items():
+        size = torch.Size(place.shape).numel() * _out_dtype(place, dtype).itemsize
+        if shards[-1] and used + size > SHARD_BYTES:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
+def _out_dtype(place: Place, dtype: torch.dtype) -> torch.dtype:
+    return dtype if place.dtype.is_floating_point else place.dtype
+
+
+def _refuse_second_merge(adapter: Adapter, base: Path) -> None:
+    """A merged folder is a base only for an adapter that was trained on exactly that folder."""
+    if read_record(base).get("kind") == "merged" and adapter.record.get("base_sha256") != hash_base(base):
+        raise ModelError(
+            f"{base}: is a merged model already; merging again would add an adapter twice",
+            cure="give the base that the adapter was trained on",
+        )
+
+
+def _untied(adapter: Adapter, model: Any, places: Mapping[str, Place]) -> dict[str, Place]:
+    """The tensors to write: of weights that the model ties, only the one that holds for all.
+
+    Raises ModelError if the adapter trained a tied weight: the two would have to differ afterwards.
+    """
+    ties = dict(model.all_tied_weights_keys)
+    for name in {*ties, *ties.values()} & {*adapter.pairs, *adapter.replaced}:
+        raise ModelError(
+            f"{adapter.folder}: it changes {name}, which the base ties to its other end (embedding and output head)",
+            cure="train without embed_tokens and lm_head in target_modules and modules_to_save",
+        )
+    return {name: place for name, place in places.items() if ties.get(name) not in places}
+
+
+def _copy_files(base: Path, adapter: Path, out: Path) -> None:
+    """Tokenizer and generation settings; the tokenizer beside the adapter, where there is one, was the one in training."""
+    tokenizer = adapter if (adapter / "tokenizer.json").is_file() else base
+    wanted = [(tokenizer, pattern) for pattern in TOKENIZER_FILES] + [(base, pattern) for pattern in OTHER_FILES]
+    for folder, pattern in wanted:
+        for file in folder.glob(pattern):
+            if file.is_file() and file.suffix != ".py":
+                shutil.copyfile(file, out / file.name)
+
+
+def _config_json(config: Mapping[str, Any], dtype: torch.dtype) -> str:
+    kept = {key: value for key, value in config.items() if key != "torch_dtype"}
+    return json.dumps({**kept, "dtype": _name(dtype)}, indent=2) + "\n"
+
+
+def _record(adapter: Adapter, base: Path, merge_base: MergeBase, dtype: torch.dtype) -> dict[str, Any]:
+    """edgetune.json of a merged folder: the marker that refuses a second merge, and where the weights come from."""
+    return {
+        "kind": "merged",
+        "edgetune": __version__,
+        "base": adapter.record.get("base") or adapter.config.get("base_model_name_or_path"),
+        "base_sha256": hash_base(base),
+        "adapter_sha256": hash_files([adapter.folder / WEIGHTS, adapter.folder / CONFIG]),
+        "merge_base": merge_base,
+        "dtype": _name(dtype),
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

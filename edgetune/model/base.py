@@ -1,16 +1,32 @@
 """Bases: find the folder, refuse what is unsafe or broken, load tokenizer and model. First step of training.
 
-Frozen parts that are not quantised (embeddings, norms, head) are held in the compute type.
+Parts that are not quantised (embeddings, norms, head) are frozen and held in the compute type.
 """
 
 from __future__ import annotations
 
+import difflib
+import functools
+import json
+import re
+import sys
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from edgetune.errors import EdgeTuneError, ModelError, OutOfMemoryError
+from edgetune.model.device import compute_dtype
+from edgetune.model.device import device as default_device
+from edgetune.model.nf4 import hold_layout
+from edgetune.model.quiet import quiet, silence_bitsandbytes
+from edgetune.model.weights import find_tensors, hash_files
 from edgetune.recipe import ModelTable
+
+NANO = "edgetune:nano"
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
+HUB_IGNORED = ("*/*", "consolidated*", "*.bin", "*.pth", "*.msgpack", "*.h5", "*.gguf")
 
 
 def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
@@ -19,36 +35,211 @@ def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: b
     Of a hub model only safetensors, JSON, tokenizer and template files are fetched; Python only if trusted.
     Raises ModelError if there is no such base or the hub cannot be reached.
     """
-    raise RuntimeError("being written")
+    if base == NANO:
+        return Path(str(resources.files("edgetune.assets.nano")))
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelError(f"{base}: is a file", cure="give the folder that holds the model's config.json")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base) or base.startswith("edgetune:"):
+        raise ModelError(f"{base}: no such folder", cure=f"give a model folder, a hub id like org/name, or {NANO}")
+    return _fetch(base, revision, trust_remote_code=trust_remote_code)
 
 
-def check_base(path: Path) -> dict[str, Any]:
+def check_base(path: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """config.json of a base that can be loaded safely: complete safetensors, a known decoder, not quantised before.
 
     Reads headers only. Raises ModelError that says what is missing, broken, unsafe or unknown.
     """
-    raise RuntimeError("being written")
+    config = read_config(path)
+    if config.get("quantization_config"):
+        method = dict(config["quantization_config"]).get("quant_method", "unknown")
+        raise ModelError(
+            f"{path}: is quantised already ({method})", cure="give the 16-bit original; EdgeTune quantises it itself"
+        )
+    if not (trust_remote_code and config.get("auto_map")):
+        _check_architecture(path, config)
+    find_tensors(path)
+    return config
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises ModelError if it is missing or damaged."""
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no config.json", cure="give the folder of a Hugging Face model") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read: {error}", cure="fetch the base again") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: holds no JSON object", cure="fetch the base again")
+    return config
 
 
 def hash_base(path: Path) -> str:
     """SHA-256 over the names and bytes of a base's safetensors files, hex; remembered within the process."""
-    raise RuntimeError("being written")
+    files = sorted({place.file for place in find_tensors(path).values()})
+    return _hash_files(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer in a base's or merged model's folder. Raises ModelError if there is none or it is damaged."""
-    raise RuntimeError("being written")
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # transformers and the Rust tokenizer raise many kinds, bare Exception among them
+        raise ModelError(
+            f"{path}: no tokenizer can be read: {first_line(error)}", cure="the folder needs tokenizer.json"
+        ) from None
 
 
 def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:
     """The base of a recipe as a transformers model in eval mode, all parameters frozen.
 
     quantization "nf4": every linear but the output head in bitsandbytes NF4 (64 weights a block); all else in the
-    compute type. "none": everything in the compute type. Raises ModelError.
+    compute type. "none": everything in the compute type. Raises ModelError, or OutOfMemoryError.
     """
-    raise RuntimeError("being written")
+    path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    check_base(path, trust_remote_code=table.trust_remote_code)
+    device = device or default_device()
+    dtype = compute_dtype(table.compute_dtype, device)
+    options: dict[str, Any] = {}
+    if table.quantization == "nf4":
+        silence_bitsandbytes()
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=table.double_quantization,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model = _load(path, dtype, device, trust_remote_code=table.trust_remote_code, **options)
+    hold_layout(model)
+    return model
 
 
 def load_merged(path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Any:
     """A merged (or any plain) model folder as a transformers model in eval mode, all parameters frozen and in dtype."""
-    raise RuntimeError("being written")
+    check_base(path)
+    return _load(path, dtype, device or default_device(), trust_remote_code=False)
+
+
+def empty_model(path: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model of a folder's config.json on the meta device: modules and shapes, no weights. Raises ModelError."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    read_config(path)
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a config may be wrong in any way that its model's code trips over
+        raise ModelError(f"{path / 'config.json'}: no model can be made from it: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, or its kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _load(path: Path, dtype: torch.dtype, device: torch.device, *, trust_remote_code: bool, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                device_map={"": device},
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except torch.OutOfMemoryError:
+        raise OutOfMemoryError(f"{path}: the base does not fit {device}", cure="choose a smaller base") from None
+    except EdgeTuneError:
+        raise
+    except Exception as error:  # shapes against config.json, code of the architecture: many kinds
+        raise ModelError(f"{path}: cannot be loaded: {first_line(error)}") from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{path}: {len(missing)} weights are missing, e.g. {missing[0]}",
+            cure="config.json does not fit the weights",
+        )
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _check_architecture(path: Path, config: dict[str, Any]) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ModelError(f"{path / 'config.json'}: no model_type", cure="give the folder of a transformers model")
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    close = difflib.get_close_matches(kind, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), n=3)
+    known = close or ["llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "smollm3"]
+    own_code = "; its own Python code needs trust_remote_code = true" if config.get("auto_map") else ""
+    raise ModelError(
+        f"{path}: '{kind}' is not a decoder that the installed transformers knows{own_code}",
+        cure=f"known are, among {len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}: {', '.join(known)}",
+    )
+
+
+def _fetch(base: str, revision: str | None, *, trust_remote_code: bool) -> Path:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import errors
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    bars_were_on = not are_progress_bars_disabled()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    allowed = [*HUB_FILES, "*.py"] if trust_remote_code else list(HUB_FILES)
+    local = "or give the path of a local folder"
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                base, revision=revision, allow_patterns=allowed, ignore_patterns=list(HUB_IGNORED)
+            )
+        )
+    except errors.GatedRepoError:
+        raise ModelError(
+            f"{base}: the hub gives it only to accounts that accepted its licence",
+            cure=f"accept it on huggingface.co/{base} and set HF_TOKEN, {local}",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelError(f"{base}: no revision {revision!r} on the hub") from None
+    except errors.RepositoryNotFoundError:
+        raise ModelError(
+            f"{base}: no such folder, and no such model on the hub (or a private one)",
+            cure=f"check the name, set HF_TOKEN for a private model, {local}",
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
+        raise _unreachable(base, error, local) from None
+    except (errors.HFValidationError, httpx.HTTPError) as error:
+        raise _unreachable(base, error, local) from None
+    finally:
+        if bars_were_on:
+            enable_progress_bars()
+
+
+def _unreachable(base: str, error: Exception, local: str) -> ModelError:
+    return ModelError(
+        f"{base}: no such folder, and the hub could not be asked for it: {first_line(error)}",
+        cure=f"check the network, fetch it once with `hf download {base}`, {local}",
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
+    return hash_files(file for file, _, _ in files)

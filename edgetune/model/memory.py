@@ -1,10 +1,31 @@
-"""Memory: a first estimate of training's peak from config.json alone, and the measured peak of this process."""
+"""Memory: a first estimate of training's peak from config.json alone, and the measured peak of this process.
+
+Source of the formula: QLoRA, arXiv:2305.14314, section 3 and appendix G, with the tensors that EdgeTune's own loop keeps.
+"""
 
 from __future__ import annotations
 
+import resource
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from edgetune.recipe import Recipe
+import torch
+from torch import nn
+
+from edgetune.model.base import empty_model, resolve_base
+from edgetune.model.device import compute_dtype, device
+from edgetune.model.nf4 import BLOCK_SIZE, quantized_linears
+from edgetune.recipe import LoraTable, Recipe
+
+LIBRARY_BYTES = {"cpu": 620 * 1024**2, "cuda": 0}
+"""Resident memory of Python with torch, transformers, peft and bitsandbytes; CUDA's counter leaves libraries out."""
+HEAD_CHUNK_TOKENS = 4096
+"""Positions that reach the output head at a time (train/loss.py)."""
+STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2}
+"""Optimizer state of one adapter weight."""
 
 
 @dataclass(frozen=True)
@@ -17,16 +38,101 @@ class Estimate:
     base_parameters: int
 
 
-def estimate(recipe: Recipe) -> Estimate:
-    """What training this recipe needs at its peak, from config.json alone. Raises ModelError."""
-    raise RuntimeError("being written")
+def estimate(recipe: Recipe, *, trained_share: float = 1.0) -> Estimate:
+    """What training this recipe needs at its peak, from config.json alone; `trained_share` of the tokens have a loss.
+
+    Raises ModelError.
+    """
+    table = recipe.model
+    path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    model = empty_model(path, trust_remote_code=table.trust_remote_code)
+    item = compute_dtype(table.compute_dtype, device()).itemsize
+    linears = quantized_linears(model)
+    in_linears = sum(_weight(module).numel() for module in linears.values())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    is_nf4 = table.quantization == "nf4"
+    adapter = adapter_parameters(linears, recipe.lora)
+    parts = {
+        "Python and libraries": LIBRARY_BYTES.get(device().type, 0),
+        "base, linears": round(in_linears * nf4_bytes(table.double_quantization)) if is_nf4 else in_linears * item,
+        "base, the rest": (total - in_linears) * item,
+        "adapter": adapter * 4,
+        "gradients": adapter * 4,
+        "optimizer": adapter * STATE_BYTES[recipe.train.optimizer],
+        "activations": _activation_bytes(recipe, model.config.get_text_config(), linears, item),
+        "logits": _logit_bytes(recipe, model.config.get_text_config(), trained_share, item),
+        "weight brought back from NF4": max(_weight(module).numel() for module in linears.values()) * item * is_nf4,
+    }
+    return Estimate(parts, sum(parts.values()), adapter, total)
+
+
+def nf4_bytes(double_quantization: bool) -> float:
+    """Bytes of one weight in NF4 with its scales: 0.516 with double quantisation, 0.5625 without."""
+    scale = 1 + 4 / 256 if double_quantization else 4
+    return 0.5 + scale / BLOCK_SIZE
+
+
+def adapter_parameters(linears: dict[str, nn.Module], lora: LoraTable) -> int:
+    """Weights of a new adapter on the targeted linears: r * (in + out) each, and out more with DoRA."""
+    shapes = [_weight(module).shape for name, module in linears.items() if _is_target(name, lora.target_modules)]
+    return sum(lora.r * (rows + columns) + rows * lora.use_dora for rows, columns in shapes)
+
+
+def _is_target(name: str, targets: str | Iterable[str]) -> bool:
+    """PEFT's rule: a module's path, or its end after a dot."""
+    if isinstance(targets, str):
+        return True
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def _activation_bytes(recipe: Recipe, config: Any, linears: dict[str, nn.Module], item: int) -> int:
+    """Tensors kept for the backward pass of one micro-batch, over all layers or, with checkpointing, of one.
+
+    A layer keeps the inputs of its linears and norms, attention's q, k, v and output, the MLP's gate, up and product,
+    and for each adapter its input (float32) and r values; the rest of the network keeps a handful of hidden states.
+    """
+    tokens = recipe.train.batch_size * recipe.data.max_seq_len
+    layers = int(config.num_hidden_layers)
+    hidden = int(config.hidden_size)
+    widths = sum(sum(_weight(module).shape) for module in linears.values()) / layers
+    kept = tokens * ((8 * hidden + widths) * item + 4 * recipe.lora.r * len(linears) / layers)
+    mask = recipe.train.batch_size * recipe.data.max_seq_len**2 * item
+    ends = 4 * tokens * hidden * 4
+    if recipe.train.gradient_checkpointing:
+        return round(kept + layers * tokens * hidden * item + mask + ends)
+    return round(kept * layers + mask + ends)
+
+
+def _logit_bytes(recipe: Recipe, config: Any, trained_share: float, item: int) -> int:
+    """Logits of the trained positions of a chunk: in the compute type, in float32, and their gradient."""
+    tokens = recipe.train.batch_size * recipe.data.max_seq_len
+    share = 1.0 if recipe.data.loss_on == "all" else trained_share
+    return round(min(tokens * share, HEAD_CHUNK_TOKENS) * int(config.vocab_size) * (item + 8))
 
 
 def reset_peak() -> None:
-    """Start measuring the peak anew, where the system allows it."""
-    raise RuntimeError("being written")
+    """Start measuring the peak anew, where the system allows it (Linux, CUDA)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:  # not Linux, or a container that forbids it: the peak is then the process's whole life
+        return
 
 
 def peak_memory_bytes() -> int:
     """Highest memory since `reset_peak`: resident bytes of this process, or on CUDA the device's allocated bytes."""
-    raise RuntimeError("being written")
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

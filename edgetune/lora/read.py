@@ -1,0 +1,185 @@
+"""Adapter folders without a model: read PEFT's files, refuse what cannot be folded, pair A and B with base weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from edgetune.errors import ModelError
+from edgetune.model.base import hash_base
+from edgetune.model.weights import Place, find_tensors, read_header, read_tensor
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+RECORD = "edgetune.json"
+PREFIX = "base_model.model."
+FAMILY = re.compile(r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.weight)?$")
+# Kinds of LoRA whose product is not scaling * B @ A on a linear's weight.
+UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "megatron_config",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+)
+# Initialisations that change the base's weights too, so that A and B alone are not the fine-tune.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One LoRA: a (r, in), b (out, r), and with DoRA magnitude (out,)."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+    magnitude: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA on disk. `pairs` and `replaced` (weights trained whole) are keyed by the names of base tensors."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    record: Mapping[str, Any]
+    """edgetune.json: the base's id and content, and how it was held; {} for an adapter made elsewhere."""
+    pairs: Mapping[str, Pair]
+    replaced: Mapping[str, Tensor]
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter."""
+    return (folder / CONFIG).is_file()
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json. Raises ModelError if there is none, or if it is no LoRA that EdgeTune can fold."""
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no {CONFIG}", cure="give an adapter folder in PEFT's format") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: holds no JSON object")
+    if config.get("peft_type") != "LORA":
+        raise ModelError(
+            f"{folder}: a {config.get('peft_type')} adapter", cure="EdgeTune handles LoRA, rsLoRA and DoRA"
+        )
+    for key in UNSUPPORTED:
+        if config.get(key):
+            raise ModelError(f"{file}: {key} = {config[key]!r} cannot be merged", cure="train a plain LoRA instead")
+    init = str(config.get("init_lora_weights", "")).lower()
+    if init.startswith(CHANGES_BASE):
+        raise ModelError(
+            f"{file}: init_lora_weights = {init!r} changed the base's weights, which the adapter does not hold",
+            cure="save it with PEFT's path_initial_model_for_weight_conversion",
+        )
+    return config
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """edgetune.json of an adapter or merged folder, {} where there is none. Raises ModelError if it is damaged."""
+    file = folder / RECORD
+    try:
+        record = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(record, dict):
+        raise ModelError(f"{file}: holds no JSON object")
+    return record
+
+
+def read_adapter(folder: Path, base: Path) -> Adapter:
+    """An adapter whose every tensor fits the base in folder `base`.
+
+    Raises ModelError for damaged files, a kind of adapter that cannot be folded, or an adapter of another base.
+    """
+    config, record = read_adapter_config(folder), read_record(folder)
+    if not (folder / WEIGHTS).is_file():
+        unsafe = " (adapter_model.bin can run code when it is read)" if (folder / "adapter_model.bin").is_file() else ""
+        raise ModelError(f"{folder}: no {WEIGHTS}{unsafe}", cure="save the adapter with PEFT as safetensors")
+    tensors = find_tensors(base)
+    modules, whole = _group(read_header(folder / WEIGHTS))
+    pairs = {f"{name}.weight": _pair(folder, name, parts, config) for name, parts in modules.items()}
+    replaced = {name: read_tensor(place) for name, place in whole.items()}
+    whose = _whose(folder, config, record)
+    for name, pair in pairs.items():
+        _check_fit(whose, name, (pair.b.shape[0], pair.a.shape[1]), tensors.get(name), base)
+    for name, tensor in replaced.items():
+        _check_fit(whose, name, tuple(tensor.shape), tensors.get(name), base)
+    if not pairs:
+        raise ModelError(f"{folder}: {WEIGHTS} holds no LoRA weights")
+    if "base_sha256" in record and record["base_sha256"] != hash_base(base):
+        raise ModelError(
+            f"{whose}: trained on other weights than those in {base}", cure="give the base it was trained on"
+        )
+    return Adapter(folder, config, record, pairs, replaced)
+
+
+def _group(places: Mapping[str, Place]) -> tuple[dict[str, dict[str, Place]], dict[str, Place]]:
+    """(module -> its LoRA parts, base tensor name -> a weight that was trained whole)."""
+    modules: dict[str, dict[str, Place]] = {}
+    whole: dict[str, Place] = {}
+    for key, place in places.items():
+        name = key.removeprefix(PREFIX).replace(".base_layer", "").replace(".modules_to_save", "")
+        if match := FAMILY.match(name):
+            modules.setdefault(match["module"], {})[match["part"]] = place
+        else:
+            whole[name] = place
+    return modules, whole
+
+
+def _pair(folder: Path, module: str, parts: Mapping[str, Place], config: Mapping[str, Any]) -> Pair:
+    if not {"lora_A", "lora_B"} <= set(parts):
+        raise ModelError(f"{folder}: {module} has {' and '.join(sorted(parts))} only; A and B belong together")
+    tensors = {part: read_tensor(place).float() for part, place in parts.items()}
+    a, b = tensors["lora_A"], tensors["lora_B"]
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise ModelError(f"{folder}: {module}: A {tuple(a.shape)} and B {tuple(b.shape)} do not multiply")
+    magnitude = tensors.get("lora_magnitude_vector")
+    if config.get("use_dora") and magnitude is None:
+        raise ModelError(f"{folder}: {module}: use_dora without a magnitude")
+    alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
+    rank = a.shape[0]
+    scaling = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return Pair(a, b, scaling, None if magnitude is None else magnitude.flatten())
+
+
+def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """PEFT's rule: the first pattern that is the module's path, or its end after a dot (peft.utils.get_pattern_key)."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _whose(folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    name = record.get("base") or config.get("base_model_name_or_path")
+    return f"{folder} (an adapter of {name})" if name else str(folder)
+
+
+def _check_fit(whose: str, name: str, shape: tuple[int, ...], place: Place | None, base: Path) -> None:
+    cure = "give the base it was trained on"
+    if place is None:
+        raise ModelError(f"{whose}: it changes {name}, which {base} does not have as a weight of its own", cure=cure)
+    if shape != place.shape:
+        raise ModelError(f"{whose}: {name} is {shape} in it and {place.shape} in {base}", cure=cure)
