@@ -66,9 +66,8 @@ def test_the_hash_of_a_folder_sees_names_and_bytes(tmp_path):
     assert hash_tree(tmp_path) != first
 
 
-ASKED = (
-    '[model]\nbase = "b"\n[data]\ntrain = "t"\n[train]\nseed = 1\nlearning_rate = "auto"\n[export]\nblock_size = 32\n'
-)
+TRAIN = '[train]\nseed = 1\nlearning_rate = "auto"\n'
+ASKED = '[model]\nbase = "b"\n[data]\ntrain = "t"\n' + TRAIN + '[export]\nblock_size = 32\n'
 
 
 def test_a_folder_of_another_recipe_is_refused_with_the_keys_that_differ(tmp_path):
