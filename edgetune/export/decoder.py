@@ -1,23 +1,95 @@
-"""Decoder graphs: onnxruntime-genai's model builder called as a library, its MatMuls put on our grid."""
+"""Decoder graphs: onnxruntime-genai's model builder called as a library, its weights put on our grid.
+
+The builder makes the graph from a skeleton that holds shapes instead of weights; then every weight is read from the
+checkpoint, quantised and written, one at a time. So memory holds one tensor, not one model; any width fits, the last
+block being padded; and head and embedding are on the same grid as the rest. The other way in, a checkpoint quantised
+before in Olive's format, brings our bytes through as well, but refuses widths that are no multiple of the block,
+quantises a tied head by itself and wants zero points on the symmetric grid.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from edgetune.errors import HardwareError, ModelError
+from edgetune.export.architecture import BUILDERS, check_architecture
+from edgetune.export.graph import write_graph
+from edgetune.export.silence import silenced
+from edgetune.model.base import empty_model
+from edgetune.model.weights import find_tensors, read_tensor
 from edgetune.runtime.bundle import Grid
+from edgetune.runtime.session import import_genai
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
+GRAPH = "model.onnx"
 
 
-def check_architecture(merged: Path) -> dict[str, Any]:
-    """The folder's config.json, if its architecture can be exported. Raises ModelError with the list of those that can."""
-    ...
+def build_decoder(
+    merged: Path, out: Path, *, precision: Precision, grid: Grid | None, max_length: int | None = None
+) -> None:
+    """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer's files of a Hugging Face folder to `out`.
 
-
-def build_decoder(merged: Path, out: Path, *, precision: Precision, grid: Grid | None) -> None:
-    """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer's files of a Hugging Face folder into `out`.
-
-    Linear layers, head and embedding are quantised by quant.grid where `grid` is given. Silent. Raises ModelError.
+    Linear layers, head and embedding are quantised by quant.grid where `grid` is given; `max_length` cuts the context.
+    Silent. Raises ModelError.
     """
-    ...
+    config = check_architecture(merged)
+    architecture = config["architectures"][0]
+    model = skeleton(merged)
+    _import_builder()
+    try:
+        with silenced(), tempfile.TemporaryDirectory() as cache:
+            builder, details = _builder(merged, out, Path(cache), architecture=architecture, precision=precision)
+            builder.load_weights = lambda _: model
+            builder.make_model(str(merged))
+            builder.make_genai_config(details, {}, str(out))
+            builder.save_processing(str(merged), {}, str(out))
+            builder.stamp_build_metadata(builder.model)
+    except NotImplementedError as error:  # a tensor of the skeleton was read: this builder wants more than shapes
+        raise ModelError(f"{merged}: the builder cannot make {architecture} from its shapes: {error}") from None
+    write_graph(builder.model, out / GRAPH, find_tensors(merged), grid=grid, max_length=max_length)
+
+
+def _builder(merged: Path, out: Path, cache: Path, *, architecture: str, precision: Precision) -> tuple[Any, Any]:
+    """The builder's object for this model, and the model's configuration as the builder wants it."""
+    builder, builders = _import_builder()
+    float_precision = "fp16" if precision == "fp16" else "fp32"
+    try:
+        options = builder.parse_extra_options("", str(merged), str(out), float_precision, "cpu", str(cache), [])
+        options.pop("_effective_builder_config", None)
+        config = options.pop("hf_details")["hf_config"]
+        dtype = builder.set_io_dtype(float_precision, "cpu", options)
+        made = getattr(builders, BUILDERS[architecture])(config, dtype, dtype, "cpu", str(cache), options)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise HardwareError(
+            f"this version of onnxruntime-genai has another model builder: {error}",
+            cure='install the tested one: pip install "onnxruntime-genai==0.18.*"',
+        ) from None
+    return made, config
+
+
+def _import_builder() -> tuple[Any, Any]:
+    """The builder's module and the package of its classes. Raises MissingExtraError."""
+    import_genai()
+    import onnxruntime_genai.models  # noqa: F401  (puts the builder's own modules on the path)
+    from onnxruntime_genai.models import builder, builders
+
+    return builder, builders
+
+
+def skeleton(merged: Path) -> torch.nn.Module:
+    """The torch model with its vectors (norms, biases) loaded and its matrices on the meta device: shapes only."""
+    places = find_tensors(merged)
+    model: torch.nn.Module = empty_model(merged)
+    vectors = {}
+    for name, parameter in model.state_dict().items():
+        if parameter.dim() >= 2:
+            continue
+        if name not in places:
+            raise ModelError(f"{merged}: the tensor {name} is missing", cure="merge again")
+        vectors[name] = read_tensor(places[name]).float()
+    model.load_state_dict(vectors, strict=False, assign=True)
+    return model.eval()

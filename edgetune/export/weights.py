@@ -1,0 +1,143 @@
+"""A bundle's weights read back from its graph: for comparing bytes, and as a torch model with the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx.external_data_helper import ExternalDataInfo
+from torch import Tensor
+
+from edgetune.errors import BundleError
+from edgetune.export.architecture import EMBEDDING, HEAD_TENSOR, Part, parts
+from edgetune.model.weights import Place, read_tensor
+from edgetune.quant.grid import QuantizedMatrix, dequantize
+
+
+@dataclass(frozen=True)
+class WeightNode:
+    """A node that reads quantised weights."""
+
+    name: str
+    op_type: str
+    sources: tuple[Part, ...]
+    inputs: tuple[str, ...]
+    """B or data, scales, and zero points where there are any."""
+    attributes: Mapping[str, int]
+
+
+class GraphWeights:
+    """The weights of a graph on disk, read when asked for."""
+
+    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
+        """`places`: the checkpoint's tensors, by whose names weights are asked for. Raises BundleError."""
+        self._path, self._places = path, places
+        try:
+            self.model = onnx.load(str(path), load_external_data=False)
+        except Exception as error:  # protobuf raises its own types
+            raise BundleError(f"{path}: cannot be read: {error}", cure="export it again") from None
+        self._tensors = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        self.nodes = tuple(self._weight_nodes())
+
+    def float_matmuls(self) -> list[str]:
+        """Names of matrix products whose weight is in the graph and not on the grid."""
+        return [
+            node.name
+            for node in self.model.graph.node
+            if node.op_type in ("MatMul", "Gemm") and any(name in self._tensors for name in node.input)
+        ]
+
+    def array(self, name: str) -> np.ndarray:
+        """An initializer, its bytes as they are in the file. Raises BundleError if they are not there."""
+        tensor = self._tensors[name]
+        if not tensor.HasField("data_location") or tensor.data_location != onnx.TensorProto.EXTERNAL:
+            return onnx.numpy_helper.to_array(tensor)
+        info = ExternalDataInfo(tensor)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        with (self._path.parent / info.location).open("rb") as file:
+            file.seek(info.offset or 0)
+            data = file.read(info.length)
+        try:
+            return np.frombuffer(bytearray(data), dtype).reshape(tuple(tensor.dims))
+        except ValueError:
+            raise BundleError(f"{self._path.parent / info.location}: too short", cure="export it again") from None
+
+    def matrix(self, node: WeightNode) -> QuantizedMatrix:
+        """What a node holds, in the form that quant.grid made."""
+        packed, scales, *zeros = (torch.from_numpy(self.array(name)) for name in node.inputs)
+        bits, block_size = node.attributes["bits"], node.attributes["block_size"]
+        columns = node.attributes.get("K") or self._places[node.sources[0].tensor].shape[1]
+        return QuantizedMatrix(
+            packed=packed.view(packed.shape[0], -1, block_size * bits // 8),
+            scales=scales,
+            zero_points=zeros[0] if zeros else None,
+            bits=bits,
+            block_size=block_size,
+            in_features=columns,
+        )
+
+    def _weight_nodes(self) -> Iterator[WeightNode]:
+        for node in self.model.graph.node:
+            sources = parts(node.name, self._places)
+            if sources and node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+                first = 1 if node.op_type == "MatMulNBits" else 0
+                inputs = [name for index, name in enumerate(node.input) if name and index != 1 - first]
+                attributes = {item.name: int(item.i) for item in node.attribute}
+                yield WeightNode(node.name, node.op_type, tuple(sources), tuple(inputs), attributes)
+
+
+class DeviceTensors(Mapping[str, Tensor]):
+    """Parameter name of the torch model -> float32 tensor with the numbers that the bundle computes with.
+
+    Matrices that the graph holds on the grid come from its bytes, dequantised; all else from the checkpoint.
+    """
+
+    def __init__(self, weights: GraphWeights, places: Mapping[str, Place]) -> None:
+        self._weights, self._places = weights, places
+        self._pieces: dict[str, list[tuple[int, WeightNode, int]]] = {}
+        for node in weights.nodes:
+            row = 0
+            for part in node.sources:
+                name = "model.embed_tokens.weight" if node.name == EMBEDDING else part.tensor
+                self._pieces.setdefault(name, []).append((part.index, node, row))
+                row += places[part.tensor].shape[0] // part.count
+
+    def __getitem__(self, name: str) -> Tensor:
+        source = name
+        if name == HEAD_TENSOR and name not in self._places:
+            source = "model.embed_tokens.weight"
+        pieces = self._pieces.get(source)
+        if pieces is None:
+            return read_tensor(self._places[source]).float()
+        if len(pieces) > 1 and pieces[0][0] == pieces[1][0]:  # tied: head and embedding read the same bytes
+            pieces = pieces[:1]
+        found = []
+        for _, node, row in sorted(pieces, key=lambda piece: piece[0]):
+            count = next(part.count for part in node.sources if part.tensor == source)
+            rows = self._places[source].shape[0] // count
+            found.append(dequantize(self._weights.matrix(node))[row : row + rows])
+        return torch.cat(found) if len(found) > 1 else found[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def device_model(merged: Path, tensors: Mapping[str, Tensor]) -> Any:
+    """A transformers model that fetches each weight when its layer runs and drops it after: memory holds one layer."""
+    import accelerate
+    from accelerate.hooks import attach_align_device_hook
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(merged, local_files_only=True)
+    with accelerate.init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    attach_align_device_hook(model, execution_device=torch.device("cpu"), offload=True, weights_map=tensors)
+    return model.eval()
