@@ -1,8 +1,58 @@
-"""`edgetune evaluate`."""
+"""`edgetune evaluate`: score a run, adapter, model folder or bundle. The work is in evaluate/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import click
 
+from edgetune.cli import console
+from edgetune.cli.options import json_option, set_option
+from edgetune.cli.run import describe
 
-@click.command("evaluate")
-def command() -> None:
-    """evaluate."""
+
+@click.command("evaluate", epilog="Example: edgetune evaluate runs/quickstart/bundle --data my-rows.jsonl")
+@click.argument("target")
+@click.option("--data", help="Rows to score on.  [default: the run's own test rows]")
+@click.option(
+    "--metric", type=click.Choice(["exact_match", "json", "loss"]), help="What counts as right.  [default: the run's]"
+)
+@click.option("--max-rows", type=click.IntRange(min=1), help="Score this many rows only, drawn by the recipe's seed.")
+@set_option
+@click.option(
+    "-o",
+    "--out",
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    help="Folder for scores and answers.  [default: the run's results/evaluate, else ./results]",
+)
+@json_option
+def command(
+    target: str,
+    data: str | None,
+    metric: str | None,
+    max_rows: int | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Score TARGET: a run folder (all it holds), an adapter, a model folder or hub id, or a bundle.
+
+    Prints one table; keeps every answer in <out>/<target>-answers.jsonl. Outside a run folder --data is needed.
+    """
+    from edgetune.evaluate.by_path import evaluate_path
+
+    given = {"data.test": data, "evaluate.metric": metric, "evaluate.max_rows": max_rows}
+    options = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
+    progress = console.ProgressLine()
+    try:
+        result = evaluate_path(target, overrides=[*options, *overrides], out=out, progress=progress)
+    finally:
+        progress.close()
+    if as_json:
+        console.say_json(result.summary)
+    else:
+        console.say(result.table)
+    console.note(describe(result.summary["rows"], result.summary["confidence"]))
+    console.note(f"answers: {result.out}")

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgetune.errors import CheckError
 from edgetune.evaluate.rows import EvalRow
+from edgetune.runtime.bundle import open_bundle
+from edgetune.runtime.decoder import Decoder, Generation
+from edgetune.runtime.logits import Logits
 
 
 class BundleAnswerer:
@@ -13,6 +17,8 @@ class BundleAnswerer:
 
     def __init__(self, path: Path) -> None:
         """Raises BundleError."""
+        self.bundle = open_bundle(path)
+        self.decoder = Decoder(self.bundle)
 
     def generate(
         self,
@@ -22,13 +28,54 @@ class BundleAnswerer:
         eos_ids: Sequence[int],
         on_done: Callable[[int], object] | None = None,
     ) -> list[str]:
-        """Greedy answers one by one. Raises CheckError if the bundle renders a prompt otherwise than the training did."""
-        ...
+        """Greedy answers, one by one. Raises CheckError if its prompts or end tokens are not the training's."""
+        self._check_ends(eos_ids)
+        for row in rows:
+            self._check_prompt(row)
+        texts = []
+        for row in rows:
+            texts.append(self._answer(row, max_new_tokens).text)
+            if on_done:
+                on_done(len(texts))
+        return texts
 
     def losses(self, rows: Sequence[EvalRow]) -> list[tuple[float, int]]:
         """(summed nats, trained tokens) of each row."""
-        ...
+        session = Logits(self.bundle)
+        results = []
+        for row in rows:
+            trained = [index for index, label in enumerate(row.labels) if label != -100 and index > 0]
+            if not trained:
+                results.append((0.0, 0))
+                continue
+            nats = session.token_losses(row.input_ids)
+            results.append((float(sum(float(nats[index - 1]) for index in trained)), len(trained)))
+        return results
 
     def decode_speed(self, row: EvalRow, *, new_tokens: int, eos_ids: Sequence[int]) -> tuple[int, float]:
         """(tokens, seconds) of one prompt alone, its first token left out."""
-        ...
+        self._check_ends(eos_ids)
+        answer = self._answer(row, new_tokens)
+        return max(len(answer.token_ids) - 1, 0), answer.decode_s
+
+    def _answer(self, row: EvalRow, max_new_tokens: int) -> Generation:
+        return self.decoder.generate(row.prompt_ids, max_new_tokens=max_new_tokens)
+
+    def _check_prompt(self, row: EvalRow) -> None:
+        ids = tuple(self.decoder.prompter.chat_ids(row.messages))
+        if ids == row.prompt_ids:
+            return
+        at = next((i for i, pair in enumerate(zip(ids, row.prompt_ids, strict=False)) if pair[0] != pair[1]), None)
+        where = f"token {at}" if at is not None else f"their lengths ({len(ids)} and {len(row.prompt_ids)} tokens)"
+        raise CheckError(
+            f"{self.bundle.path}: its prompt for {row.place} differs from the training's at {where}",
+            cure="export the bundle again from this run",
+        )
+
+    def _check_ends(self, eos_ids: Sequence[int]) -> None:
+        own = sorted(self.bundle.chat.eos_ids)
+        if own != sorted(eos_ids):
+            raise CheckError(
+                f"{self.bundle.path}: stops at tokens {own}, the training at {sorted(eos_ids)}",
+                cure="export the bundle again from this run",
+            )

@@ -42,7 +42,7 @@ def is_exact(answer: str, reference: str) -> bool:
 
 
 def parse_json(text: str) -> tuple[bool, Any]:
-    """(True, value) of a JSON text, (False, None) if it is none. NaN, Infinity and an object naming a key twice are none."""
+    """(True, value) of a JSON text, (False, None) if it is none, as NaN, Infinity and an object with a key twice are."""
     try:
         return True, json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
     except (ValueError, RecursionError):
@@ -59,8 +59,8 @@ def is_same_json(answer: str, reference: str) -> bool:
 def fields(value: Any, path: str = "") -> list[Leaf]:
     """The fields of a JSON value as (path, kind, value), one for each leaf; empty objects and lists are leaves too.
 
-    Two values have equal fields exactly if they are the same JSON value: keys are quoted in paths, so {"a.b": 1} differs
-    from {"a": {"b": 1}}, and kinds keep true apart from 1.
+    Two values have equal fields exactly if they are the same JSON value: keys are quoted in paths, so {"a.b": 1}
+    differs from {"a": {"b": 1}}, and kinds keep true apart from 1.
     """
     if isinstance(value, dict) and value:
         return [leaf for key, item in value.items() for leaf in fields(item, f"{path}.{json.dumps(key)}")]

@@ -6,13 +6,20 @@ own that reads the file. This module needs neither torch nor transformers to rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import json
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.evaluate.metrics import Metric
+from edgetune.errors import DataError, RunError
+from edgetune.evaluate.metrics import Metric, parse_json
 from edgetune.recipe import Recipe
+from edgetune.run_dir import atomic_file, hash_values
+
+_NO_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class EvalRow:
     prompt_ids: tuple[int, ...]
     """Token ids of `messages` up to where the answer starts; empty for plain text."""
     input_ids: tuple[int, ...]
-    """The whole row, answer included; () where it is too long for a loss."""
+    """The whole row, answer included."""
     labels: tuple[int, ...]
     """input_ids where the loss counts, else -100; not shifted."""
     place: str
@@ -43,26 +50,108 @@ class EvalSet:
     """Generation stops at any of these."""
     bootstrap_samples: int
     confidence: float
+    context_length: int
+    """Longest text in tokens, prompt and answer together; longer rows were left out."""
     source: str
-    """Where the rows come from, and of how many they were drawn."""
-    fingerprint: str
-    """Hash of all of the above."""
+    """Where the rows come from."""
+    source_rows: int
+    """How many rows were there, of which these were drawn."""
+    dropped_too_long: int
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything, hex."""
+        return hash_values(self)
 
 
-def make_eval_set(recipe: Recipe, tokenizer: Any, *, context_length: int) -> EvalSet:
+def make_eval_set(recipe: Recipe, tokenizer: Any, *, eos_ids: Sequence[int], context_length: int) -> EvalSet:
     """The recipe's test rows (else its eval rows), encoded; at most evaluate.max_rows of them, drawn by train.seed.
 
-    Rows whose prompt leaves no room for an answer are a DataError, as are rows without an answer when the metric needs one
-    and references that are not JSON when it is json.
+    Rows longer than the context are left out and counted. Raises DataError if no row is left, if a row has no answer
+    though the metric needs one, and if the metric is json and a reference is not.
     """
-    ...
+    from edgetune.data.prepare import examples
+
+    found = list(examples(recipe, "test"))
+    settings = recipe.evaluate
+    drawn = found
+    if settings.max_rows is not None and settings.max_rows < len(found):
+        places = random.Random(recipe.train.seed).sample(range(len(found)), settings.max_rows)
+        drawn = [found[index] for index in sorted(places)]
+    rows = [_encode(example, tokenizer, recipe) for example in drawn]
+    fitting = [row for row in rows if len(row.input_ids) <= context_length]
+    source = recipe.data.test or recipe.data.eval or recipe.data.train
+    if not fitting:
+        raise DataError(
+            f"{source}: no row to evaluate on fits {context_length} tokens" if rows else f"{source}: no rows"
+        )
+    for row in fitting:
+        _check_reference(row, settings.metric)
+    return EvalSet(
+        rows=tuple(fitting),
+        metric=settings.metric,
+        max_new_tokens=settings.max_new_tokens,
+        eos_ids=tuple(sorted(eos_ids)),
+        bootstrap_samples=settings.bootstrap_samples,
+        confidence=settings.confidence,
+        context_length=context_length,
+        source=source,
+        source_rows=len(found),
+        dropped_too_long=len(rows) - len(fitting),
+    )
 
 
 def write_eval_set(path: Path, eval_set: EvalSet) -> None:
     """Write an eval set as JSON, atomically. Raises RunError."""
-    ...
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(eval_set), ensure_ascii=False), encoding="utf-8")
 
 
 def read_eval_set(path: Path) -> EvalSet:
     """The eval set in a file. Raises RunError if it is missing or damaged."""
-    ...
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(EvalRow(**_tuples(row)) for row in values.pop("rows"))
+        return EvalSet(rows=rows, **_tuples(values))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path}: cannot be read: {error}", cure="run the evaluation again") from None
+
+
+def _encode(example: Any, tokenizer: Any, recipe: Recipe) -> EvalRow:
+    """A row whose answer is the example's last message, if that is the assistant's."""
+    from edgetune.data.chat import render
+    from edgetune.data.encode import encode
+
+    whole = encode(example, tokenizer, max_seq_len=_NO_LIMIT, loss_on=recipe.data.loss_on)
+    is_answered = bool(example.messages) and example.messages[-1].role == "assistant"
+    asked = example.messages[:-1] if is_answered else ()
+    prompt_ids: list[int] = []
+    if asked:
+        text = render(tokenizer, asked, add_generation_prompt=True)
+        prompt_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return EvalRow(
+        messages=tuple({"role": message.role, "content": message.content} for message in asked),
+        reference=example.messages[-1].content if is_answered else None,
+        prompt_ids=tuple(prompt_ids),
+        input_ids=tuple(whole.input_ids),
+        labels=tuple(whole.labels),
+        place=example.place,
+    )
+
+
+def _check_reference(row: EvalRow, metric: Metric) -> None:
+    if metric == "loss":
+        return
+    if row.reference is None or not row.messages:
+        raise DataError(
+            f"{row.place}: holds no question with an answer, which {metric} needs", cure='set evaluate.metric = "loss"'
+        )
+    if metric == "json" and not parse_json(row.reference)[0]:
+        raise DataError(
+            f"{row.place}: the reference is not JSON: {row.reference[:60]!r}",
+            cure='set evaluate.metric = "exact_match"',
+        )
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from edgetune.evaluate.metrics import FieldScore, Interval, Metric
+from edgetune.evaluate.metrics import (
+    FieldScore,
+    Interval,
+    Metric,
+    bootstrap_interval,
+    is_exact,
+    is_same_json,
+    score_fields,
+)
 from edgetune.evaluate.rows import EvalRow, EvalSet
 
 Progress = Callable[[Mapping[str, Any]], None]
+OnDone = Callable[[int], object]
+"""Hears how many rows are finished."""
 
 
 class Answerer(Protocol):
     """What can be measured: answers prompts greedily and tells losses."""
 
     def generate(
-        self,
-        rows: Sequence[EvalRow],
-        *,
-        max_new_tokens: int,
-        eos_ids: Sequence[int],
-        on_done: Callable[[int], object] | None = None,
+        self, rows: Sequence[EvalRow], *, max_new_tokens: int, eos_ids: Sequence[int], on_done: OnDone | None = None
     ) -> list[str]:
-        """The likeliest answer to each row's prompt, in order; `on_done` hears how many rows are finished."""
+        """The likeliest answer to each row's prompt, in order."""
         ...
 
     def losses(self, rows: Sequence[EvalRow]) -> list[tuple[float, int]]:
@@ -49,6 +58,7 @@ class Answer:
     """Nats per trained token of this row; None without a trained token."""
     loss_sum: float
     trained_tokens: int
+    place: str
 
 
 @dataclass(frozen=True)
@@ -84,9 +94,85 @@ class Speed:
 
 def score(target: Answerer, eval_set: EvalSet, *, progress: Progress | None = None) -> tuple[Score, list[Answer]]:
     """Score every row: generate (unless the metric is the loss), compare, take losses, bootstrap the intervals."""
-    ...
+    started = time.perf_counter()
+    rows = eval_set.rows
+    texts: list[str] | None = None
+    if eval_set.metric != "loss":
+        texts = target.generate(
+            rows,
+            max_new_tokens=eval_set.max_new_tokens,
+            eos_ids=eval_set.eos_ids,
+            on_done=_reporter(progress, len(rows)),
+        )
+    answers = _compare(eval_set, texts, target.losses(rows))
+    return _total(eval_set, answers, time.perf_counter() - started), answers
 
 
 def measure_speed(target: Answerer, eval_set: EvalSet, *, prompts: int = 8, new_tokens: int = 64) -> Speed | None:
-    """Decoding speed of one prompt at a time over the first rows, after one prompt of warm-up; None if nothing decodes."""
-    ...
+    """Decoding speed of one prompt at a time over the first rows, after one of them as warm-up.
+
+    None if no row has a prompt or every answer ends at once.
+    """
+    rows = [row for row in eval_set.rows if row.prompt_ids][:prompts]
+    new_tokens = min(new_tokens, eval_set.max_new_tokens)
+    for row in rows[:1]:
+        target.decode_speed(row, new_tokens=new_tokens, eos_ids=eval_set.eos_ids)
+    runs = [target.decode_speed(row, new_tokens=new_tokens, eos_ids=eval_set.eos_ids) for row in rows]
+    rates = [tokens / seconds for tokens, seconds in runs if tokens and seconds > 0]
+    if not rates:
+        return None
+    return Speed(statistics.median(rates), min(rates), max(rates), len(rates), sum(tokens for tokens, _ in runs))
+
+
+def _compare(eval_set: EvalSet, texts: list[str] | None, losses: list[tuple[float, int]]) -> list[Answer]:
+    is_right = is_same_json if eval_set.metric == "json" else is_exact
+    answers = []
+    for index, (row, (loss_sum, count)) in enumerate(zip(eval_set.rows, losses, strict=True)):
+        text = texts[index] if texts is not None else None
+        answers.append(
+            Answer(
+                prompt=row.messages[-1]["content"] if row.messages else "",
+                reference=row.reference,
+                answer=text,
+                correct=is_right(text, row.reference) if text is not None and row.reference is not None else None,
+                loss=loss_sum / count if count else None,
+                loss_sum=loss_sum,
+                trained_tokens=count,
+                place=row.place,
+            )
+        )
+    return answers
+
+
+def _total(eval_set: EvalSet, answers: list[Answer], seconds: float) -> Score:
+    interval = functools.partial(bootstrap_interval, samples=eval_set.bootstrap_samples, confidence=eval_set.confidence)
+    right = [float(bool(answer.correct)) for answer in answers] if eval_set.metric != "loss" else []
+    sums = [answer.loss_sum for answer in answers]
+    counts = [answer.trained_tokens for answer in answers]
+    loss = sum(sums) / max(sum(counts), 1)
+    texts = [(answer.answer or "", answer.reference or "") for answer in answers]
+    return Score(
+        metric=eval_set.metric,
+        rows=len(answers),
+        score=sum(right) / len(right) if right else None,
+        interval=interval(right) if right else None,
+        loss=loss,
+        loss_interval=interval(sums, counts),
+        perplexity=math.exp(min(loss, 700.0)),
+        trained_tokens=sum(counts),
+        fields=score_fields(*zip(*texts, strict=True)) if eval_set.metric == "json" else None,
+        confidence=eval_set.confidence,
+        seconds=seconds,
+    )
+
+
+def _reporter(progress: Progress | None, total: int) -> OnDone | None:
+    if progress is None:
+        return None
+    started = time.perf_counter()
+
+    def report(done: int) -> None:
+        left_s = (time.perf_counter() - started) * (total - done) / max(done, 1)
+        progress({"stage": "evaluate", "step": done, "steps": total, "left_s": left_s, "is_last": done == total})
+
+    return report

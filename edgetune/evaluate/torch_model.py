@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from edgetune.evaluate.rows import EvalRow
+from edgetune.lora import adapter
+from edgetune.model import base
+from edgetune.model.device import compute_dtype, device
+from edgetune.recipe import ModelTable
+
+_LOGIT_VALUES = 64_000_000
+"""Float32 logits held at once while taking losses: 256 MB."""
+
+
+def load(request: Mapping[str, Any]) -> TorchAnswerer:
+    """The torch target of a request (see child.py): a plain model, or a base with an adapter as it was trained.
+
+    Raises ModelError.
+    """
+    table = ModelTable(**request["model"])
+    if request["kind"] == "merged":
+        on = device()
+        model = base.load_merged(Path(table.base), dtype=compute_dtype(table.compute_dtype, on), device=on)
+    else:
+        model = base.load_base(table)
+    if request["kind"] == "tuned":
+        model = adapter.load(model, Path(request["path"]))
+    return TorchAnswerer(model, base.load_tokenizer(Path(table.base), trust_remote_code=table.trust_remote_code))
 
 
 class TorchAnswerer:
-    """A causal language model in evaluation mode, with the tokenizer that turns its answers into text."""
+    """A causal language model with the tokenizer that turns its answers into text."""
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 64) -> None:
         self.model = model.eval()
@@ -26,21 +52,134 @@ class TorchAnswerer:
         eos_ids: Sequence[int],
         on_done: Callable[[int], object] | None = None,
     ) -> list[str]:
-        """Greedy answers, longest prompts first in batches padded on the left."""
-        ...
+        """Greedy answers; batches of prompts of like length, longest first so that memory shows its peak at once."""
+        order = sorted(range(len(rows)), key=lambda index: -len(rows[index].prompt_ids))
+        texts = [""] * len(rows)
+        done = 0
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            prompts = [rows[index].prompt_ids for index in batch]
+            answers = greedy(self.model, prompts, max_new_tokens=max_new_tokens, eos_ids=eos_ids)
+            for index, ids in zip(batch, answers, strict=True):
+                texts[index] = self.tokenizer.decode(ids, skip_special_tokens=True)
+            done += len(batch)
+            if on_done:
+                on_done(done)
+        return texts
 
+    @torch.no_grad()
     def losses(self, rows: Sequence[EvalRow]) -> list[tuple[float, int]]:
-        """(summed nats, trained tokens) of each row; only trained positions reach the output head."""
-        ...
+        """(summed nats, trained tokens) of each row; float32 cross entropy over the trained positions."""
+        results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+        for batch in self._loss_batches(rows):
+            sums, counts = _batch_losses(self.model, [rows[index] for index in batch])
+            for index, nats, count in zip(batch, sums.tolist(), counts.tolist(), strict=True):
+                results[index] = (nats, count)
+        return results
 
     def decode_speed(self, row: EvalRow, *, new_tokens: int, eos_ids: Sequence[int]) -> tuple[int, float]:
         """(tokens, seconds) of one prompt alone, its first token left out."""
-        ...
+        times: list[float] = []
+        greedy(
+            self.model,
+            [row.prompt_ids],
+            max_new_tokens=new_tokens,
+            eos_ids=eos_ids,
+            on_token=lambda: times.append(time.perf_counter()),
+        )
+        return len(times) - 1, times[-1] - times[0]
+
+    def _loss_batches(self, rows: Sequence[EvalRow]) -> Iterator[list[int]]:
+        """Indices of rows of like length, as many at once as `batch_size` and the memory for logits allow."""
+        order = sorted(
+            (index for index, row in enumerate(rows) if row.input_ids), key=lambda i: -len(rows[i].input_ids)
+        )
+        vocabulary = self.model.config.get_text_config().vocab_size
+        start = 0
+        while start < len(order):
+            longest = len(rows[order[start]].input_ids)
+            size = max(1, min(self.batch_size, _LOGIT_VALUES // (longest * vocabulary)))
+            yield order[start : start + size]
+            start += size
 
 
 @torch.no_grad()
 def greedy(
-    model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos_ids: Sequence[int]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    on_token: Callable[[], object] | None = None,
 ) -> list[list[int]]:
-    """New token ids of each prompt, end token left out; one batch, padded on the left, finished rows taken out of it."""
-    ...
+    """New token ids of each prompt, end token left out; one batch, padded on the left.
+
+    Finished rows leave the batch once they are half of it. `on_token` is called when each step's tokens are known.
+    """
+    device = next(model.parameters()).device
+    ids, mask = _pad_left(prompts, device)
+    ends = torch.tensor(list(eos_ids), device=device)
+    answers: list[list[int]] = [[] for _ in prompts]
+    places = list(range(len(prompts)))
+    open_rows = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    cache = None
+    for _ in range(max_new_tokens):
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        tokens = output.logits[:, -1].argmax(dim=-1)
+        open_rows = open_rows & ~torch.isin(tokens, ends)
+        for place, token, is_open in zip(places, tokens.tolist(), open_rows.tolist(), strict=True):
+            if is_open:
+                answers[place].append(token)
+        if on_token:
+            on_token()
+        still_open = int(open_rows.sum())
+        if not still_open:
+            break
+        if still_open <= len(places) // 2:
+            kept = open_rows.nonzero().squeeze(1)
+            cache.batch_select_indices(kept)
+            tokens, mask, open_rows = tokens[kept], mask[kept], open_rows[kept]
+            places = [places[index] for index in kept.tolist()]
+        ids = tokens.unsqueeze(1)
+        mask = torch.cat([mask, mask.new_ones(len(places), 1)], dim=1)
+    return answers
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask, each (B, T) int64, the prompts at the right edge."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _batch_losses(model: Any, rows: Sequence[EvalRow]) -> tuple[Tensor, Tensor]:
+    """Summed nats (B,) and counts (B,) of rows, padded on the right where causal attention never looks."""
+    device = next(model.parameters()).device
+    longest = max(len(row.input_ids) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    targets = torch.full_like(ids, -100)
+    for index, row in enumerate(rows):
+        ids[index, : len(row.input_ids)] = torch.tensor(row.input_ids)
+        targets[index, : len(row.labels) - 1] = torch.tensor(row.labels[1:])
+    kept = (targets != -100).any(dim=0).nonzero().squeeze(1)
+    targets = targets[:, kept].to(device)
+    if not len(kept):
+        return torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.long)
+    logits = model(input_ids=ids.to(device), use_cache=False, logits_to_keep=kept.to(device)).logits
+    nats = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
+    ).view_as(targets)
+    return nats.double().sum(dim=1), (targets != -100).sum(dim=1)

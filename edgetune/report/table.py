@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+MIB = 1024**2
+SCORE_NAMES = {"exact_match": "exact match", "json": "same JSON", "loss": "score"}
 
 
 @dataclass(frozen=True)
@@ -22,14 +26,43 @@ class TableRow:
 
 def plain(rows: Sequence[TableRow], *, metric: str) -> str:
     """The table as aligned text, for a terminal."""
-    ...
+    lines = [_header(metric), *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in ([*zip(line, widths, strict=True)] for line in lines)
+    )
 
 
 def markdown(rows: Sequence[TableRow], *, metric: str) -> str:
     """The table as GitHub Markdown, for a README."""
-    ...
+    header = _header(metric)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *(_cells(row) for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def values(rows: Sequence[TableRow]) -> list[dict[str, Any]]:
     """The table as JSON-able values, units in the keys."""
-    ...
+    return [dataclasses.asdict(row) for row in rows]
+
+
+def _header(metric: str) -> list[str]:
+    return ["model", SCORE_NAMES[metric], "interval", "loss", "on disk", "peak memory", "tokens/s"]
+
+
+def _cells(row: TableRow) -> list[str]:
+    low, high = row.interval or (0.0, 0.0)
+    return [
+        row.name,
+        "-" if row.score is None else f"{row.score:.1%}",
+        "-" if row.interval is None else f"{low:.1%} to {high:.1%}",
+        f"{row.loss:.4f}",
+        _mib(row.disk_bytes),
+        _mib(row.peak_bytes),
+        "-" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}",
+    ]
+
+
+def _mib(size_bytes: int) -> str:
+    mib = size_bytes / MIB
+    return f"{mib:,.0f} MiB" if mib >= 100 else f"{mib:.1f} MiB"

@@ -1,0 +1,93 @@
+"""Evaluate whatever a path names: a whole run, an adapter, a model folder, a bundle. Behind `edgetune evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import RecipeError
+from edgetune.evaluate.evaluate import Result, Target, evaluate, result_values
+from edgetune.evaluate.rows import EvalSet
+from edgetune.evaluate.targets import choose, find_run, run_targets, table_rows, target_at
+from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
+from edgetune.model.base import resolve_base
+from edgetune.recipe import Recipe, load_recipe, parse_recipe
+from edgetune.report.table import plain, values
+from edgetune.run_dir import provenance, write_json
+from edgetune.runtime.bundle import open_bundle
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found: the folder that holds it, the table as text, all values."""
+
+    out: Path
+    table: str
+    summary: Mapping[str, Any]
+
+
+def evaluate_path(
+    path: str, *, overrides: Sequence[str] = (), out: Path | None = None, progress: Progress | None = None
+) -> Evaluation:
+    """Evaluate all that a run folder holds, or the one adapter, model or bundle that a path names.
+
+    In a run folder its recipe says how, and `overrides` (table.key=value) change it; elsewhere data.test is needed.
+    Raises RecipeError, RunError, and what `evaluate` raises.
+    """
+    run_dir = find_run(Path(path))
+    if run_dir is not None:
+        recipe = load_recipe(run_dir.recipe, overrides)
+        table = recipe.model
+        base = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+        every = run_targets(recipe, run_dir, base)
+        targets, reader = choose(every, Path(path), run_dir), every["base"]
+        out = out or run_dir.results / "evaluate"
+    else:
+        targets = [target_at(path)]
+        recipe, reader = _recipe_for(targets[0], overrides), targets[0]
+        out = out or Path("results")
+    eval_set = prepare_eval_set(recipe, reader, out)
+    results = [evaluate(target, out / EVAL_SET_FILE, out, progress=progress) for target in targets]
+    return _summarise(recipe, eval_set, results, out)
+
+
+def _recipe_for(target: Target, overrides: Sequence[str]) -> Recipe:
+    """A recipe for a target that no run made: its data are those of `data.test`. Raises RecipeError without them."""
+    test = next((text for text in overrides if text.startswith("data.test=")), None)
+    if test is None:
+        raise RecipeError(
+            f"{target.path}: lies in no run folder, which would say on what to score it", cure="give rows with --data"
+        )
+    base = target.model.base if target.model else str(target.path)
+    text = f"[model]\nbase = {json.dumps(base)}\n[data]\ntrain = {test.partition('=')[2]}\n"
+    recipe = parse_recipe(text, source=str(target.path), name=target.name, overrides=overrides)
+    if target.kind == "bundle":
+        bundle = open_bundle(target.path)
+        data = dataclasses.replace(recipe.data, system=recipe.data.system or bundle.chat.system)
+        export = dataclasses.replace(recipe.export, precision=bundle.precision)  # type: ignore[arg-type]
+        return dataclasses.replace(recipe, data=data, export=export)
+    return recipe if target.model is None else dataclasses.replace(recipe, model=target.model)
+
+
+def _summarise(recipe: Recipe, eval_set: EvalSet, results: Sequence[Result], out: Path) -> Evaluation:
+    rows = table_rows(recipe, results)
+    summary = {
+        "metric": eval_set.metric,
+        "rows": len(eval_set.rows),
+        "source": eval_set.source,
+        "source_rows": eval_set.source_rows,
+        "dropped_too_long": eval_set.dropped_too_long,
+        "confidence": eval_set.confidence,
+        "table": values(rows),
+        "results": [result_values(result) for result in results],
+        "answers": [str(out / f"{result.target.name}-answers.jsonl") for result in results],
+        "provenance": provenance(recipe.train.seed),
+    }
+    write_json(out / "summary.json", summary)
+    return Evaluation(out, plain(rows, metric=eval_set.metric), summary)

@@ -1,0 +1,90 @@
+"""One target measured in a process of its own: `python -m edgetune.evaluate.child`, started by evaluate.py.
+
+Reads a request (JSON) on stdin; writes events, then the result or an error, one JSON object a line, on stdout.
+For a bundle it imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from edgetune.errors import EdgeTuneError
+from edgetune.evaluate.rows import read_eval_set
+from edgetune.evaluate.score import Answerer, measure_speed, score
+from edgetune.report.measure import peak_memory_bytes
+
+
+def main() -> int:
+    """Measure what stdin asks for; the exit code says whether a result was written."""
+    channel = _claim_stdout()
+    request = json.load(sys.stdin)
+    try:
+        _send(channel, {"result": measure(request, lambda event: _send(channel, {"event": dict(event)}))})
+    except EdgeTuneError as error:
+        _send(channel, {"error": type(error).__name__, "message": error.message, "cure": error.cure})
+        return error.exit_code
+    except MemoryError:
+        _send(channel, {"error": "OutOfMemoryError", "message": f"{request['name']}: memory ran out", "cure": ""})
+        return 4
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
+    """Load the target of a request, measure speed and memory of single prompts, then score all rows.
+
+    Memory is read between the two: what it takes to load the target and to answer one prompt at a time.
+    """
+    eval_set = read_eval_set(Path(request["eval_set"]))
+    target = _load(request)
+    speed = measure_speed(target, eval_set)
+    peak_bytes = peak_memory_bytes()
+    device_peak_bytes = _device_peak_bytes()
+    result, answers = score(target, eval_set, progress=progress)
+    return {
+        "score": dataclasses.asdict(result),
+        "speed": dataclasses.asdict(speed) if speed else None,
+        "peak_bytes": peak_bytes,
+        "device_peak_bytes": device_peak_bytes,
+        "scoring_peak_bytes": peak_memory_bytes(),
+        "answers": [dataclasses.asdict(answer) for answer in answers],
+        "torch_loaded": "torch" in sys.modules,
+    }
+
+
+def _load(request: Mapping[str, Any]) -> Answerer:
+    if request["kind"] == "bundle":
+        return importlib.import_module("edgetune.evaluate.bundle").BundleAnswerer(Path(request["path"]))
+    return importlib.import_module("edgetune.evaluate.torch_model").load(request)
+
+
+def _device_peak_bytes() -> int | None:
+    """Highest allocated memory of the CUDA device, None where none is used."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else None
+
+
+def _claim_stdout() -> TextIO:
+    """Stdout for our lines alone: whatever a library prints goes to stderr instead."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return channel
+
+
+def _send(channel: TextIO, value: Mapping[str, Any]) -> None:
+    channel.write(json.dumps(value) + "\n")
+    channel.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""What there is to evaluate: the four targets of a run folder, or the one that a path elsewhere names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from edgetune.errors import ModelError, RunError
+from edgetune.evaluate.evaluate import Result, Target
+from edgetune.lora.read import is_adapter, read_adapter_config, read_record
+from edgetune.model.base import resolve_base
+from edgetune.recipe import ModelTable, Recipe
+from edgetune.report.table import TableRow
+from edgetune.run_dir import RunDir
+from edgetune.runtime.bundle import GENAI_CONFIG, MANIFEST
+
+
+def run_targets(recipe: Recipe, run_dir: RunDir, base: Path) -> dict[str, Target]:
+    """The four targets of a run by name, there already or not: base, tuned, merged, bundle."""
+    plain = dataclasses.replace(recipe.model, base=str(base), revision=None, quantization="none")
+    trained = dataclasses.replace(plain, quantization=recipe.model.quantization)
+    merged = dataclasses.replace(plain, base=str(run_dir.merged))
+    return {
+        "base": Target("base", "base", base, plain),
+        "tuned": Target("tuned", "tuned", run_dir.adapter, trained),
+        "merged": Target("merged", "merged", run_dir.merged, merged),
+        "bundle": Target("bundle", "bundle", run_dir.bundle),
+    }
+
+
+def find_run(path: Path) -> RunDir | None:
+    """The run folder that a path is, or in which it lies; None elsewhere."""
+    for folder in (path, path.resolve().parent):
+        run_dir = RunDir(folder)
+        if run_dir.recipe.is_file() and run_dir.run_json.is_file():
+            return run_dir
+    return None
+
+
+def choose(targets: Mapping[str, Target], path: Path, run_dir: RunDir) -> list[Target]:
+    """Those of a run's targets that a path asks for: the one lying there, or for the run folder all that are there.
+
+    Raises RunError if there is none.
+    """
+    there = [target for target in targets.values() if target.path.is_dir()]
+    if path.resolve() == run_dir.path.resolve():
+        return there
+    found = [target for target in there if target.path.resolve() == path.resolve()]
+    if not found:
+        raise RunError(f"{path}: nothing to evaluate", cure="give the run folder, its adapter, merged or bundle folder")
+    return found
+
+
+def target_at(path: str) -> Target:
+    """The target that a path outside any run names: a bundle, an adapter, a model folder, `edgetune:nano` or a hub id.
+
+    An adapter goes on the base it names, held as it was in training (NF4 where it does not say). Raises ModelError.
+    """
+    folder = Path(path).expanduser()
+    name = folder.name.replace(":", "-") or "target"
+    if is_bundle(folder):
+        return Target("bundle", name, folder)
+    if is_adapter(folder):
+        return Target("tuned", name, folder, _trained_on(folder))
+    base = resolve_base(path)
+    return Target("base", name, base, ModelTable(base=str(base), quantization="none"))
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder holds a bundle (an adapter has an edgetune.json too)."""
+    return (folder / MANIFEST).is_file() and (folder / GENAI_CONFIG).is_file()
+
+
+def table_rows(recipe: Recipe, results: Iterable[Result]) -> list[TableRow]:
+    """The table's row for each result; memory is the device's where one is used."""
+    names = {
+        "base": "base",
+        "tuned": "fine-tuned (4-bit + adapter)" if recipe.model.quantization == "nf4" else "fine-tuned (adapter)",
+        "merged": "merged",
+        "bundle": f"{recipe.export.precision} bundle",
+    }
+    return [
+        TableRow(
+            name=names[result.target.kind],
+            score=result.score.score,
+            interval=result.score.interval,
+            loss=result.score.loss,
+            disk_bytes=result.disk_bytes,
+            peak_bytes=result.peak_bytes if result.device_peak_bytes is None else result.device_peak_bytes,
+            tokens_per_s=result.speed.tokens_per_s if result.speed else None,
+        )
+        for result in results
+    ]
+
+
+def _trained_on(adapter: Path) -> ModelTable:
+    record, config = read_record(adapter), read_adapter_config(adapter)
+    base = record.get("base") or config.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{adapter}: does not say which base it belongs to", cure="evaluate it in its run folder")
+    return ModelTable(
+        base=str(resolve_base(base, record.get("revision") or config.get("revision"))),
+        quantization=record.get("quantization", "nf4"),
+        double_quantization=record.get("double_quantization", True),
+        compute_dtype=record.get("compute_dtype", "auto"),
+    )

@@ -1,0 +1,59 @@
+"""How a model reads and ends text: its tokenizer, end tokens and context; from these the rows to evaluate on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune.data.chat import ensure_chat_template
+from edgetune.evaluate.evaluate import Target
+from edgetune.evaluate.rows import EvalSet, make_eval_set, write_eval_set
+from edgetune.export.bundle import context_length, end_ids
+from edgetune.model.base import load_tokenizer, read_config
+from edgetune.recipe import Recipe
+from edgetune.runtime.bundle import TOKENIZER, open_bundle
+
+EVAL_SET_FILE = "rows.json"
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """What encoding a row needs to know of a model."""
+
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    context_length: int
+
+
+def prepare_eval_set(recipe: Recipe, target: Target, out: Path) -> EvalSet:
+    """The recipe's rows as a target reads them, written to out/rows.json. Raises DataError, ModelError, BundleError."""
+    texts = _of_bundle(target.path) if target.model is None else _of_folder(recipe, Path(target.model.base))
+    eval_set = make_eval_set(recipe, texts.tokenizer, eos_ids=texts.eos_ids, context_length=texts.context_length)
+    write_eval_set(out / EVAL_SET_FILE, eval_set)
+    return eval_set
+
+
+def _of_folder(recipe: Recipe, folder: Path) -> TextFormat:
+    tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code)
+    ensure_chat_template(tokenizer)
+    return TextFormat(
+        tokenizer=tokenizer,
+        eos_ids=end_ids(tokenizer, folder, is_chat=True),
+        context_length=context_length(read_config(folder), recipe.export),
+    )
+
+
+def _of_bundle(path: Path) -> TextFormat:
+    """From the bundle's own files alone: its tokenizer.json, template and end tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    bundle = open_bundle(path)
+    chat = bundle.chat
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(path / TOKENIZER),
+        bos_token=chat.bos_token,
+        eos_token=chat.eos_token,
+        chat_template=chat.template,
+    )
+    return TextFormat(tokenizer, chat.eos_ids, bundle.context_length)

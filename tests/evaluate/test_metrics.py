@@ -1,0 +1,125 @@
+"""Scores and intervals: edgetune/evaluate/metrics.py."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from edgetune.evaluate.metrics import bootstrap_interval, fields, is_exact, is_same_json, parse_json, score_fields
+
+
+def test_exact_match_ignores_white_space_at_the_ends_only():
+    assert is_exact(" on \n", "on")
+    assert not is_exact("o n", "on")
+    assert not is_exact("On", "on")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ('{"a": 1, "b": {"c": 2, "d": 3}}', '{"b": {"d": 3, "c": 2}, "a": 1}'),
+        ('{"a": 1}', '{"a": 1.0}'),
+        ("100", "1e2"),
+        (' {"a":[1, 2]}\n', '{"a": [1,2]}'),
+        ('"\\u00e9"', '"é"'),
+        ("{}", "{ }"),
+    ],
+)
+def test_the_same_json_value_written_otherwise_is_the_same(answer, reference):
+    assert is_same_json(answer, reference)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ('{"a": 1', '{"a": 1}'),
+        ('{"a": 1} and more', '{"a": 1}'),
+        ('{"a": true}', '{"a": 1}'),
+        ('{"a": "1"}', '{"a": 1}'),
+        ('{"a": null}', "{}"),
+        ('{"a": {}}', '{"a": []}'),
+        ('{"a": [2, 1]}', '{"a": [1, 2]}'),
+        ('{"a.b": 1}', '{"a": {"b": 1}}'),
+        ('{"a": 1, "a": 1}', '{"a": 1}'),
+        ('{"a": 1, "b": 2}', '{"a": 1}'),
+        ("NaN", "NaN"),
+        ("", '{"a": 1}'),
+    ],
+)
+def test_another_value_or_none_is_not_the_same(answer, reference):
+    assert not is_same_json(answer, reference)
+
+
+def test_json_nested_deeper_than_the_stack_is_invalid_and_no_crash():
+    assert parse_json("[" * 100_000) == (False, None)
+
+
+def test_fields_are_paths_with_their_leaves():
+    value = {"intent": "play", "slots": {"n": 2, "who": ["a", "b"]}, "none": {}}
+    assert fields(value) == [
+        ('."intent"', "text", "play"),
+        ('."slots"."n"', "number", 2),
+        ('."slots"."who"[0]', "text", "a"),
+        ('."slots"."who"[1]', "text", "b"),
+        ('."none"', "object", ""),
+    ]
+
+
+def test_field_scores_count_over_all_rows():
+    answers = ['{"a": 1, "b": 2, "c": 9}', "not json", '{"a": 1}']
+    references = ['{"a": 1, "b": 3}', '{"a": 1}', '{"a": 1, "b": 2}']
+    scored = score_fields(answers, references)
+    assert (scored.matched, scored.answered, scored.wanted) == (2, 4, 5)
+    assert scored.precision == pytest.approx(2 / 4)
+    assert scored.recall == pytest.approx(2 / 5)
+    assert scored.f1 == pytest.approx(2 * 2 / 9)
+    assert scored.valid == pytest.approx(2 / 3)
+
+
+def test_a_reference_that_is_not_json_is_an_error():
+    with pytest.raises(ValueError, match="reference is not JSON"):
+        score_fields(["{}"], ["{"])
+
+
+def test_the_same_rows_give_the_same_interval():
+    values = [1.0, 0.0, 1.0, 1.0]
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+
+
+def test_the_interval_of_a_share_is_close_to_the_normal_one():
+    right = [1.0] * 300 + [0.0] * 100
+    low, high = bootstrap_interval(right, samples=4000)
+    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert low == pytest.approx(0.75 - half, abs=0.006)  # bootstrap noise of a quantile at 4,000 samples
+    assert high == pytest.approx(0.75 + half, abs=0.006)
+
+
+def test_more_confidence_is_wider():
+    values = [0.0, 1.0] * 20
+    narrow = bootstrap_interval(values, confidence=0.5)
+    wide = bootstrap_interval(values, confidence=0.99)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_a_long_row_weighs_by_its_tokens():
+    low, high = bootstrap_interval([10.0, 990.0], [10, 330], samples=200)
+    assert (low, high) == (1.0, 3.0)  # a resample holds one row, the other, or both: 1, 3, or 1000 / 340
+
+
+def test_memory_is_bounded_without_changing_the_interval(monkeypatch):
+    values = list(np.random.default_rng(0).random(50))
+    whole = bootstrap_interval(values, samples=300)
+    monkeypatch.setattr("edgetune.evaluate.metrics._RESAMPLED_VALUES", 500)
+    assert bootstrap_interval(values, samples=300) == whole
+
+
+def test_no_rows_have_no_interval():
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_interval([])
+
+
+def test_field_scores_survive_json():
+    scored = score_fields(['{"a": 1}'], ['{"a": 1}'])
+    assert json.loads(json.dumps(vars(scored)))["f1"] == 1.0
