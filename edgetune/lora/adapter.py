@@ -33,7 +33,8 @@ def attach(model: Any, table: LoraTable, *, gradient_checkpointing: bool = False
     else:
         model = _attach_new(model, table)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with quiet():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
@@ -91,9 +92,8 @@ def _attach_new(model: Any, table: LoraTable) -> Any:
         try:
             return get_peft_model(model, config)
         except ValueError as error:  # no module has such a name, or it is not a linear
-            linears = {
-                name.rsplit(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)
-            }
+            parts = model.named_modules()
+            linears = {name.split(".")[-1] for name, part in parts if isinstance(part, torch.nn.Linear)}
             raise ModelError(
                 f"lora.target_modules: {first_line(error)}", cure=f"the base's linears: {', '.join(sorted(linears))}"
             ) from None

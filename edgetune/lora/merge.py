@@ -36,7 +36,7 @@ OTHER_FILES = ("generation_config.json", "*.model")
 
 @dataclass(frozen=True)
 class MergeResult:
-    """A finished merge. `merged_tensors` weights got an adapter's product; `quantized_tensors` were put on NF4 first."""
+    """A finished merge: how many weights the adapter changed, and how many were put on the NF4 grid first."""
 
     path: Path
     merge_base: MergeBase
@@ -52,7 +52,7 @@ def merge_weight(base: Tensor, a: Tensor, b: Tensor, *, scaling: float, magnitud
     """Fold one LoRA pair into its base weight: W + scaling * B @ A; with `magnitude`, rows rescaled to it (DoRA).
 
     base (out, in), a (r, in), b (out, r), magnitude (out,) -> (out, in) in base's dtype; summed in float32.
-    Source: LoRA, arXiv:2106.09685, section 4.1; DoRA, arXiv:2402.09353, section 4. Raises ModelError if they do not fit.
+    Source: LoRA, arXiv:2106.09685, section 4.1; DoRA, arXiv:2402.09353, section 4. Raises ModelError for other shapes.
     """
     if b.shape[1] != a.shape[0] or base.shape != (b.shape[0], a.shape[1]):
         raise ModelError(f"B {tuple(b.shape)} @ A {tuple(a.shape)} does not fit a weight {tuple(base.shape)}")
@@ -213,7 +213,7 @@ def _untied(adapter: Adapter, model: Any, places: Mapping[str, Place]) -> dict[s
 
 
 def _copy_files(base: Path, adapter: Path, out: Path) -> None:
-    """Tokenizer and generation settings; the tokenizer beside the adapter, where there is one, was the one in training."""
+    """Tokenizer and generation settings; a tokenizer beside the adapter is the one that training used."""
     tokenizer = adapter if (adapter / "tokenizer.json").is_file() else base
     wanted = [(tokenizer, pattern) for pattern in TOKENIZER_FILES] + [(base, pattern) for pattern in OTHER_FILES]
     for folder, pattern in wanted:

@@ -171,8 +171,8 @@ def _load(path: Path, dtype: torch.dtype, device: torch.device, *, trust_remote_
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
-            f"{path}: {len(missing)} weights are missing, e.g. {missing[0]}",
-            cure="config.json does not fit the weights",
+            f"{path}: config.json asks for {len(missing)} weights that are not there, e.g. {missing[0]}",
+            cure="fetch the base again",
         )
     model.requires_grad_(False)
     return model.eval()
@@ -196,7 +196,6 @@ def _check_architecture(path: Path, config: dict[str, Any]) -> None:
 
 
 def _fetch(base: str, revision: str | None, *, trust_remote_code: bool) -> Path:
-    import httpx
     import huggingface_hub
     from huggingface_hub import errors
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -224,20 +223,14 @@ def _fetch(base: str, revision: str | None, *, trust_remote_code: bool) -> Path:
             f"{base}: no such folder, and no such model on the hub (or a private one)",
             cure=f"check the name, set HF_TOKEN for a private model, {local}",
         ) from None
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
-        raise _unreachable(base, error, local) from None
-    except (errors.HFValidationError, httpx.HTTPError) as error:
-        raise _unreachable(base, error, local) from None
+    except Exception as error:  # no network, offline mode, a proxy, a full disk: each library has its own kinds
+        raise ModelError(
+            f"{base}: no such folder, and the hub did not give it: {first_line(error)}",
+            cure=f"check the network, fetch it once with `hf download {base}`, {local}",
+        ) from None
     finally:
         if bars_were_on:
             enable_progress_bars()
-
-
-def _unreachable(base: str, error: Exception, local: str) -> ModelError:
-    return ModelError(
-        f"{base}: no such folder, and the hub could not be asked for it: {first_line(error)}",
-        cure=f"check the network, fetch it once with `hf download {base}`, {local}",
-    )
 
 
 @functools.lru_cache(maxsize=8)

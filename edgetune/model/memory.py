@@ -1,11 +1,10 @@
 """Memory: a first estimate of training's peak from config.json alone, and the measured peak of this process.
 
-Source of the formula: QLoRA, arXiv:2305.14314, section 3 and appendix G, with the tensors that EdgeTune's own loop keeps.
+Source of the formula: QLoRA, arXiv:2305.14314, section 3 and appendix G, with the tensors that our own loop keeps.
 """
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -134,5 +133,15 @@ def peak_memory_bytes() -> int:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
     except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return _process_peak_bytes()
+
+
+def _process_peak_bytes() -> int:
+    """The peak of the process's whole life, where /proc does not tell: macOS and Windows."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,10 @@ def silence_bitsandbytes() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without progress bars and without log lines below errors; its settings are put back afterwards."""
+    """transformers and PEFT without progress bars, log lines below errors and notes on what their next versions rename.
+
+    All settings are put back afterwards; warnings about what is being done come through.
+    """
     from transformers.utils import logging as transformers_logging
 
     silence_bitsandbytes()
@@ -26,7 +30,10 @@ def quiet() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if had_bars:

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from edgetune.errors import ModelError, RunError
+from edgetune.lora import merge as merge_module
+from edgetune.lora.adapter import attach, save
+from edgetune.lora.merge import merge, merge_weight, merged_dtype
+from edgetune.model.base import load_base, load_merged, load_tokenizer
+from edgetune.recipe import LoraTable, ModelTable
+
+# Plain PEFT, which some tests call themselves, asks transformers for a property that was renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+def make_adapter(base: Path, folder: Path, lora: LoraTable, **options: Any) -> Any:
+    """A live model with an adapter whose B is not zero, saved in `folder`."""
+    table = ModelTable(str(base), **{"compute_dtype": "float32", **options})
+    torch.manual_seed(3)
+    model = attach(load_base(table), lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+        if "magnitude" in name:
+            parameter.data *= 1.25
+    save(model, folder, table)
+    return model.eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(16).view(1, 16)).logits.float()
+
+
+def test_a_pair_is_folded_in_float32_and_scaled() -> None:
+    base, a, b = torch.randn(6, 4), torch.randn(2, 4), torch.randn(6, 2)
+    assert torch.allclose(merge_weight(base, a, b, scaling=0.5), base + 0.5 * b @ a)
+    assert merge_weight(base.bfloat16(), a, b, scaling=0.5).dtype == torch.bfloat16
+    with pytest.raises(ModelError, match="does not fit"):
+        merge_weight(base, b, a, scaling=1.0)
+
+
+KINDS: list[dict[str, Any]] = [{}, {"use_rslora": True}, {"use_dora": True}, {"target_modules": ("v_proj", "up_proj")}]
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_a_merge_on_the_original_base_equals_peft(tiny_base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    model = make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4, **options), quantization="none")
+    result = merge(tmp_path / "a", tiny_base, tmp_path / "m", merge_base="original")
+    wanted = model.merge_and_unload().state_dict()
+    merged = load_file(tmp_path / "m/model.safetensors")
+    assert result.dtype == "float32"
+    assert result.quantized_tensors == 0
+    assert "lm_head.weight" not in merged
+    for name, tensor in merged.items():
+        # One float32 sum in another order: a few units in the last place.
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", KINDS)
+@pytest.mark.parametrize("double", [True, False])
+def test_a_merge_on_the_trained_base_computes_what_the_trained_4_bit_model_computes(
+    tiny_base: Path, tmp_path: Path, double: bool, options: dict[str, Any]
+) -> None:
+    model = make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4, **options), double_quantization=double)
+    result = merge(tmp_path / "a", tiny_base, tmp_path / "m")
+    assert result.quantized_tensors == 14
+    # float32 throughout: only the order of sums differs.
+    torch.testing.assert_close(logits(load_merged(tmp_path / "m")), logits(model), rtol=1e-4, atol=1e-4)
+    merge(tmp_path / "a", tiny_base, tmp_path / "o", merge_base="original")
+    assert (logits(load_merged(tmp_path / "o")) - logits(model)).abs().max() > 1e-2
+
+
+def test_a_trained_base_in_bfloat16_is_merged_on_the_values_it_had_in_training(tiny_base: Path, tmp_path: Path) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+
+    model = make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4, alpha=4.0), compute_dtype="bfloat16")
+    merge(tmp_path / "a", tiny_base, tmp_path / "m")
+    merged = load_file(tmp_path / "m/model.safetensors")
+    layer = model.base_model.model.model.layers[1].mlp.down_proj
+    live = dequantize_4bit(layer.base_layer.weight.data, layer.base_layer.weight.quant_state)
+    assert live.dtype == torch.bfloat16
+    delta = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    wanted = (live.float() + delta).detach()
+    torch.testing.assert_close(merged["model.layers.1.mlp.down_proj.weight"], wanted, rtol=1e-6, atol=1e-7)
+    assert torch.equal(merged["model.embed_tokens.weight"].bfloat16().float(), merged["model.embed_tokens.weight"])
+
+
+def test_an_adapter_made_by_plain_peft_merges_with_patterns_and_a_whole_norm(tiny_base: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=["q_proj", "v_proj"],
+        rank_pattern={"v_proj": 2},
+        alpha_pattern={"layers.0.self_attn.q_proj": 3},
+        modules_to_save=["norm"],
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(4)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    merge(tmp_path / "a", tiny_base, tmp_path / "m", merge_base="original")
+    merged = load_merged(tmp_path / "m")
+    torch.testing.assert_close(logits(merged), logits(model.eval()), rtol=1e-4, atol=1e-5)
+
+
+def test_the_folder_is_a_whole_model(tiny_base: Path, tmp_path: Path) -> None:
+    make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4))
+    merge(tmp_path / "a", tiny_base, tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    assert config["tie_word_embeddings"] is True
+    assert config["dtype"] == "float32"
+    assert (tmp_path / "m/generation_config.json").is_file() == (tiny_base / "generation_config.json").is_file()
+    model = load_merged(tmp_path / "m")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    text = "turn on the lamp"
+    assert load_tokenizer(tmp_path / "m")(text).input_ids == load_tokenizer(tiny_base)(text).input_ids
+    assert load_tokenizer(tmp_path / "m").chat_template == load_tokenizer(tiny_base).chat_template
+
+
+def test_a_tokenizer_beside_the_adapter_goes_first(tiny_base: Path, tmp_path: Path) -> None:
+    make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4))
+    tokenizer = load_tokenizer(tiny_base)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.save_pretrained(tmp_path / "a")
+    merge(tmp_path / "a", tiny_base, tmp_path / "m")
+    assert load_tokenizer(tmp_path / "m").chat_template == "{{ messages[0].content }}"
+
+
+def test_large_models_are_written_in_shards(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4))
+    merge(tmp_path / "a", tiny_base, tmp_path / "one")
+    monkeypatch.setattr(merge_module, "SHARD_BYTES", 100_000)
+    merge(tmp_path / "a", tiny_base, tmp_path / "many")
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 2
+    assert torch.equal(logits(load_merged(tmp_path / "one")), logits(load_merged(tmp_path / "many")))
+
+
+def test_an_untied_head_is_kept_and_can_be_changed(tiny_base: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(tiny_base)
+    config.tie_word_embeddings = False
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "untied")
+    lora = LoraTable(r=4, target_modules=("q_proj", "lm_head"))
+    model = make_adapter(tmp_path / "untied", tmp_path / "a", lora)
+    merge(tmp_path / "a", tmp_path / "untied", tmp_path / "m")
+    torch.testing.assert_close(logits(load_merged(tmp_path / "m")), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_on_a_tied_head_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], task_type="CAUSAL_LM")
+    with pytest.warns(UserWarning, match="tie"):
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base), config)
+    model.save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    with pytest.raises(ModelError, match="ties"):
+        merge(tmp_path / "a", tiny_base, tmp_path / "m")
+
+
+def test_merging_twice_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4))
+    merge(tmp_path / "a", tiny_base, tmp_path / "m")
+    with pytest.raises(ModelError, match="trained on other weights"):
+        merge(tmp_path / "a", tmp_path / "m", tmp_path / "mm")
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base), config)
+    model.save_pretrained(tmp_path / "b", save_embedding_layers=False)
+    with pytest.raises(ModelError, match="merged model already"):
+        merge(tmp_path / "b", tmp_path / "m", tmp_path / "mm")
+    assert not (tmp_path / "mm").exists()
+
+
+def test_an_adapter_trained_on_a_merged_model_merges_into_it(tiny_base: Path, tmp_path: Path) -> None:
+    make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4))
+    merge(tmp_path / "a", tiny_base, tmp_path / "m")
+    second = make_adapter(tmp_path / "m", tmp_path / "b", LoraTable(r=4))
+    merge(tmp_path / "b", tmp_path / "m", tmp_path / "mm")
+    torch.testing.assert_close(logits(load_merged(tmp_path / "mm")), logits(second), rtol=1e-4, atol=1e-4)
+
+
+def test_a_full_disk_leaves_the_old_merge_whole(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4))
+    merge(tmp_path / "a", tiny_base, tmp_path / "m")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(merge_module.Writer, "write", full)
+    with pytest.raises(RunError, match="No space left"):
+        merge(tmp_path / "a", tiny_base, tmp_path / "m")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
+
+
+def test_progress_counts_tensors(tiny_base: Path, tmp_path: Path) -> None:
+    make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4))
+    events: list[Any] = []
+    merge(tmp_path / "a", tiny_base, tmp_path / "m", progress=events.append)
+    assert events[-1] == {"stage": "merge", "step": 20, "steps": 20}
+
+
+def test_small_models_are_written_in_float32_and_large_ones_in_bfloat16(tiny_base: Path, tmp_path: Path) -> None:
+    assert merged_dtype(135_000_000) == torch.float32
+    assert merged_dtype(1_100_000_000) == torch.bfloat16
+    make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4))
+    merge(tmp_path / "a", tiny_base, tmp_path / "m", dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "m/model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_base_whose_file_holds_the_tied_head_too_is_written_once(tiny_base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    base = Path(shutil.copytree(tiny_base, tmp_path / "both"))
+    tensors = load_file(base / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, base / "model.safetensors")
+    make_adapter(base, tmp_path / "a", LoraTable(r=4))
+    merge(tmp_path / "a", base, tmp_path / "m")
+    assert "lm_head.weight" not in load_file(tmp_path / "m/model.safetensors")
