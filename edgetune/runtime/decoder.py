@@ -120,14 +120,17 @@ class Decoder:
             return self.prompter.chat_ids(cast(Sequence[Message], prompt))
         if not prompt:
             raise PromptError("the prompt is empty")
-        return [int(token_id) for token_id in cast(Sequence[int], prompt)]
+        ids = [int(token_id) for token_id in cast(Sequence[int], prompt)]
+        unknown = next((i for i in ids if i < 0 or self.prompter.tokenizer.id_to_token(i) is None), None)
+        if unknown is not None:
+            raise PromptError(f"token {unknown} is not in the vocabulary of {self.bundle.name}")
+        return ids
 
     def _run(self, ids: list[int], limit: int, search: dict[str, Any]) -> Generator[str, None, Generation]:
         """The loop: prefill, then one token at a time until an end-of-turn token or `limit` new ones."""
         generator = self._generator(max_length=len(ids) + limit, search=search)
         text_stream = TextStream(self.prompter.tokenizer)
         new_ids: list[int] = []
-        pieces: list[str] = []
         stop_reason: Literal["end", "length"] = "length"
         prefill_s = decode_s = 0.0
         start_s = time.perf_counter()
@@ -135,21 +138,21 @@ class Decoder:
         while len(new_ids) < limit and stop_reason == "length":
             generator.generate_next_token()
             token_id = int(generator.get_next_tokens()[0])
+            piece = ""
             if token_id in self.bundle.chat.eos_ids:
                 stop_reason = "end"
             else:
                 new_ids.append(token_id)
-                pieces.append(text_stream.push(token_id))
+                piece = text_stream.push(token_id)
             step_s = time.perf_counter() - start_s
             prefill_s, decode_s = (prefill_s, decode_s + step_s) if prefill_s else (step_s, 0.0)
-            if stop_reason == "length" and pieces[-1]:
-                yield pieces[-1]
+            if piece:
+                yield piece
             start_s = time.perf_counter()  # what the caller does with a piece is not our time
-        pieces.append(text_stream.flush())
-        if pieces[-1]:
-            yield pieces[-1]
+        if rest := text_stream.flush():
+            yield rest
         return Generation(
-            text="".join(pieces),
+            text=self.prompter.decode(new_ids),
             token_ids=tuple(new_ids),
             prompt_tokens=len(ids),
             stop_reason=stop_reason,

@@ -30,7 +30,7 @@ class Prompter:
         self.bundle = bundle
         self.tokenizer = _load_tokenizer(bundle)
         self._renderer: Any = None
-        self._template = with_whitespace_control(bundle.chat.template) if bundle.chat.template else None
+        self._template = for_minja(bundle.chat.template) if bundle.chat.template else None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The text of a conversation by the bundle's chat template, with its default system message.
@@ -41,15 +41,16 @@ class Prompter:
         if self._template is None:
             raise PromptError(f"{self.bundle.path}: has no chat template", cure="give it plain text: --raw")
         messages = self._checked(messages)
+        stand_in = _unused_character("".join(message["content"] for message in messages))
+        plain = [{**message, "content": message["content"].replace("\0", stand_in)} for message in messages]
         renderer = self._load_renderer()
         try:
-            return str(
-                renderer.apply_chat_template(
-                    json.dumps(messages, ensure_ascii=False),
-                    template_str=self._names() + self._template,
-                    add_generation_prompt=add_generation_prompt,
-                )
+            rendered = renderer.apply_chat_template(
+                json.dumps(plain, ensure_ascii=False),
+                template_str=self._names() + self._template,
+                add_generation_prompt=add_generation_prompt,
             )
+            return str(rendered).replace(stand_in, "\0")
         except Exception as error:  # the library raises its own type for whatever a template does
             reason = str(error).split(" at row ")[0].splitlines()[0]
             raise PromptError(f"{self.bundle.path}: the chat template refuses these messages: {reason}") from None
@@ -136,32 +137,58 @@ class TextStream:
 
 _TEMPLATE_PARTS = re.compile(
     r"""
-    (?P<output>\{\{.*?\}\})
-    | (?P<indent>^[ \t]+)?                                          # only spaces between the line's start and the tag
-      (?P<open>\{[%\#])(?P<keep_indent>\+?)
-      (?P<body>(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.)*?)        # a quoted %} does not end the tag
-      (?P<keep_newline>\+?)(?P<close>[%\#]\})
+    (?P<output>\{\{(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.)*?\}\})  # quoted braces do not end it
+    | (?P<comment>(?:^[ \t]+)?\{\#.*?\#\}\n?)
+    | (?P<indent>^[ \t]+)?                                         # nothing but spaces before the tag on its line
+      \{%(?P<keep_indent>\+?)
+      (?P<body>(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.)*?)
+      (?P<keep_newline>\+?)%\}
       (?P<newline>\n?)
     """,
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
+_SUBSTRING = re.compile(
+    r"""(?P<part>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s+(?P<negated>not\s+)?in\s+
+        (?P<whole>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|\[(?:-?\d+|'[^']*'|"[^"]*")\]|\([^()]*\))*)(?![\w.(\[])""",
+    re.VERBOSE,
+)
 
 
-def with_whitespace_control(template: str) -> str:
-    """The template with Jinja's trim_blocks and lstrip_blocks written into its text.
+def for_minja(template: str) -> str:
+    """The template written so that minja renders from it what transformers' Jinja renders from the original.
 
-    transformers renders chat templates with both on; minja with both off. Source: Jinja documentation, "Whitespace
-    Control". `{%+` and `+%}`, which switch them off for one tag and which minja cannot read, lose their plus.
+    * transformers switches trim_blocks and lstrip_blocks on (Jinja documentation, "Whitespace Control"), minja has them
+      off: the newline after a block tag and the spaces before one on its line go, unless a plus in the tag keeps them.
+    * In minja, `'a' in 'abc'` is False without a word: strings are split instead.
     """
 
-    def trimmed(part: re.Match[str]) -> str:
+    def rewritten(part: re.Match[str]) -> str:
         if part["output"]:
-            return part["output"]
+            return _with_substring_tests(part["output"])
+        if part["comment"]:
+            return ""
         indent = (part["indent"] or "") if part["keep_indent"] else ""
         newline = part["newline"] if part["keep_newline"] else ""
-        return f"{indent}{part['open']}{part['body']}{part['close']}{newline}"
+        return f"{indent}{{%{_with_substring_tests(part['body'])}%}}{newline}"
 
-    return _TEMPLATE_PARTS.sub(trimmed, template)
+    return _TEMPLATE_PARTS.sub(rewritten, template)
+
+
+def _unused_character(text: str) -> str:
+    """A character to stand in for NUL, at which the library would cut the text off without a word."""
+    return next(character for character in map(chr, range(0xE000, 0xF8FF)) if character not in text)
+
+
+def _with_substring_tests(code: str) -> str:
+    def rewritten(test: re.Match[str]) -> str:
+        part, whole = test["part"], test["whole"]
+        found = (
+            f"(({whole} is string and ({whole}.split({part}) | length) > 1)"
+            f" or ({whole} is not string and {part} in {whole}))"
+        )
+        return f"(not {found})" if test["negated"] else found
+
+    return _SUBSTRING.sub(rewritten, code)
 
 
 def _load_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:

@@ -1,0 +1,145 @@
+"""The decoder: the same text as torch, streamed or not; when it stops; what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune.errors import BundleError, PromptError
+from edgetune.runtime.bundle import open_bundle
+from edgetune.runtime.decoder import Decoder, Generation
+
+PROMPT = "turn on the lamp in the kitchen"
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_bundle: Path) -> Decoder:
+    return Decoder(tiny_bundle)
+
+
+def with_chat(tiny_bundle: Path, **chat: Any) -> Decoder:
+    bundle = open_bundle(tiny_bundle)
+    return Decoder(dataclasses.replace(bundle, chat=dataclasses.replace(bundle.chat, **chat)))
+
+
+def test_greedy_tokens_equal_torchs(decoder: Decoder, tiny_base: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    ids = decoder.token_ids(PROMPT)
+    wanted = list(ids)
+    with torch.no_grad():
+        for _ in range(40):
+            wanted.append(int(model(torch.tensor([wanted])).logits[0, -1].argmax()))
+    result = decoder.generate(PROMPT, max_new_tokens=40)
+    got = list(result.token_ids)
+    assert got == wanted[len(ids) :][: len(got)]
+    assert len(got) == 40 or wanted[len(ids) + len(got)] in decoder.bundle.chat.eos_ids
+    assert result.prompt_tokens == len(ids)
+
+
+def test_streamed_pieces_make_up_the_text(decoder: Decoder) -> None:
+    pieces: list[str] = []
+    result = decoder.generate(PROMPT, max_new_tokens=30, on_text=pieces.append)
+    assert "".join(pieces) == result.text == decoder.prompter.decode(result.token_ids)
+    assert list(decoder.stream(PROMPT, max_new_tokens=30)) == pieces
+    assert len(pieces) > 1
+
+
+def test_generation_stops_at_an_end_token_and_leaves_it_out(tiny_bundle: Path, decoder: Decoder) -> None:
+    ids = decoder.generate(PROMPT, max_new_tokens=20).token_ids
+    end = next(i for i in range(3, 20) if ids[i] not in ids[:i])
+    result = with_chat(tiny_bundle, eos_ids=(ids[end], 5)).generate(PROMPT, max_new_tokens=20)
+    assert result.token_ids == ids[:end]
+    assert result.stop_reason == "end"
+
+
+def test_an_answer_that_reaches_its_limit_says_so(decoder: Decoder) -> None:
+    result = decoder.generate(PROMPT, max_new_tokens=1)
+    assert len(result.token_ids) == 1
+    assert result.stop_reason == "length"
+    assert result.tokens_per_s == 0
+    assert result.prefill_s > 0
+
+
+def test_the_answer_ends_with_the_context(tiny_bundle: Path) -> None:
+    decoder = with_chat(tiny_bundle, eos_ids=(511,))
+    result = decoder.generate([7] * 505, max_new_tokens=100)
+    assert len(result.token_ids) == 7
+    assert result.stop_reason == "length"
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_seed_another(decoder: Decoder) -> None:
+    first, again, other = (
+        decoder.generate(PROMPT, max_new_tokens=30, temperature=1.5, seed=seed).token_ids for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_a_tiny_top_p_is_greedy(decoder: Decoder) -> None:
+    sampled = decoder.generate(PROMPT, max_new_tokens=20, temperature=1.0, top_p=1e-6, seed=3)
+    assert sampled.token_ids == decoder.generate(PROMPT, max_new_tokens=20).token_ids
+
+
+def test_text_messages_and_ids_are_the_same_prompt(decoder: Decoder) -> None:
+    messages = [{"role": "user", "content": PROMPT}]
+    ids = decoder.prompter.chat_ids(messages)
+    answers = {decoder.generate(prompt, max_new_tokens=8).token_ids for prompt in (PROMPT, messages, ids, tuple(ids))}
+    assert len(answers) == 1
+
+
+def test_without_a_chat_template_text_is_continued_as_it_is(tiny_bundle: Path) -> None:
+    decoder = with_chat(tiny_bundle, template=None)
+    assert decoder.token_ids("turn on") == decoder.prompter.text_ids("turn on")
+
+
+def test_time_spent_by_the_receiver_is_not_counted(decoder: Decoder) -> None:
+    import time
+
+    result = decoder.generate(PROMPT, max_new_tokens=10, on_text=lambda _: time.sleep(0.05))
+    assert result.decode_s < 0.2
+
+
+def test_speed_counts_the_end_token_as_a_step() -> None:
+    facts: dict[str, Any] = {"text": "", "token_ids": (1, 2, 3), "prompt_tokens": 1, "prefill_s": 1.0, "decode_s": 0.5}
+    assert Generation(**facts, stop_reason="length").tokens_per_s == 4.0
+    assert Generation(**facts, stop_reason="end").tokens_per_s == 6.0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        ("", {}, "the prompt is empty"),
+        (" \n ", {}, "the prompt is empty"),
+        ([], {}, "the prompt is empty"),
+        ([7] * 512, {}, "the prompt has 512 tokens, the context of tiny holds 512, answer included; shorten it"),
+        (PROMPT, {"temperature": -0.1}, "temperature is -0.1, must be 0"),
+        (PROMPT, {"temperature": float("nan")}, "temperature is nan"),
+        (PROMPT, {"top_p": 0.0}, "top_p is 0.0"),
+        (PROMPT, {"top_p": 1.1}, "top_p is 1.1"),
+        (PROMPT, {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        (PROMPT, {"seed": -1}, "seed is -1"),
+        ([512], {}, "token 512 is not in the vocabulary"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_before_any_text(
+    decoder: Decoder, prompt: Any, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PromptError, match=message):
+        decoder.stream(prompt, **settings)
+
+
+def test_a_graph_that_does_not_load_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_bundle, tmp_path / "b")
+    size = (tmp_path / "b/model.onnx").stat().st_size
+    (tmp_path / "b/model.onnx").write_bytes(b"\x07" * size)
+    with pytest.raises(BundleError, match="cannot be loaded") as caught:
+        Decoder(tmp_path / "b")
+    assert "\n" not in str(caught.value)
