@@ -9,6 +9,7 @@ import click
 
 from edgetune import __version__
 from edgetune.cli import chat, console, evaluate, export, generate, merge, plan, run, train
+from edgetune.cli.extras import missing_extra
 from edgetune.errors import EdgeTuneError
 
 
@@ -38,6 +39,9 @@ class _Group(click.Group):
         except BrokenPipeError:
             sys.stderr.close()
             code = 0
+        except ModuleNotFoundError as error:
+            missing = missing_extra(error)
+            code = console.report_error(missing) if missing else console.report_bug(error)
         except Exception as error:  # the one place where everything unforeseen ends
             code = console.report_bug(error)
         sys.exit(code if isinstance(code, int) else 0)

@@ -27,6 +27,8 @@ from edgetune.run_dir import atomic_file, provenance, write_json
 
 Progress = Callable[[Mapping[str, Any]], None]
 Kind = Literal["base", "tuned", "merged", "bundle"]
+CHILD = ["-P", "-m", "edgetune.evaluate.child"]
+"""What Python runs to measure one target; -P: no module of the current folder stands in for a library."""
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Files of a Hugging Face folder that a model needs; cards and scripts beside them are not shipped."""
 
@@ -87,7 +89,8 @@ def evaluate(target: Target, eval_set: Path, out: Path, *, progress: Progress | 
     )
     with atomic_file(out / f"{target.name}-answers.jsonl") as path:
         path.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers), encoding="utf-8")
-    write_json(out / f"{target.name}.json", {**result_values(result), "provenance": provenance()})
+    facts = {"torch_loaded": measured["torch_loaded"], "provenance": provenance()}
+    write_json(out / f"{target.name}.json", {**result_values(result), **facts})
     return result
 
 
@@ -134,11 +137,11 @@ def _measure_apart(target: Target, eval_set: Path, progress: Progress | None) ->
     }
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "edgetune.evaluate.child"],
+            [sys.executable, *CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+            env=_environment(),
             text=True,
             encoding="utf-8",
         )
@@ -152,6 +155,13 @@ def _measure_apart(target: Target, eval_set: Path, progress: Progress | None) ->
             return outcome
         log.seek(0)
         raise _death(target, child.returncode, log.read())
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with this very edgetune first on the path."""
+    package = str(Path(errors.__file__).parent.parent)
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "ORT_DISABLE_TELEMETRY": "1"}
 
 
 def _listen(

@@ -42,7 +42,7 @@ def is_exact(answer: str, reference: str) -> bool:
 
 
 def parse_json(text: str) -> tuple[bool, Any]:
-    """(True, value) of a JSON text, (False, None) if it is none, as NaN, Infinity and an object with a key twice are."""
+    """(True, value) of a JSON text, else (False, None): for NaN, Infinity and an object with a key twice, too."""
     try:
         return True, json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
     except (ValueError, RecursionError):

@@ -1,0 +1,37 @@
+"""Extras that are not installed: an import that fails inside a verb becomes one line that says what to install."""
+
+from __future__ import annotations
+
+from edgetune.errors import MissingExtraError
+
+TRAIN_MODULES = frozenset(
+    {
+        "accelerate",
+        "bitsandbytes",
+        "datasets",
+        "huggingface_hub",
+        "httpx",
+        "matplotlib",
+        "onnx",
+        "onnx_ir",
+        "peft",
+        "safetensors",
+        "torch",
+        "transformers",
+    }
+)
+"""Modules that `edgetune[train]` brings, by the name they are imported under."""
+DEVICE_MODULES = frozenset({"numpy", "onnxruntime", "onnxruntime_genai", "tokenizers"})
+"""Modules that `edgetune` alone brings: missing only in a broken installation."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
+    """What to tell when a module is missing; None if it is none of ours, which makes it a bug."""
+    module = (error.name or "").partition(".")[0]
+    if module in TRAIN_MODULES:
+        return MissingExtraError(
+            f"{module} is not installed; training and export need it", cure="install it: pip install 'edgetune[train]'"
+        )
+    if module in DEVICE_MODULES:
+        return MissingExtraError(f"{module} is not installed", cure="install EdgeTune again: pip install edgetune")
+    return None
