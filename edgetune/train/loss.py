@@ -1,26 +1,145 @@
 """The loss: cross entropy in float32 over trained positions only; nothing else reaches the output head.
 
 In the flow: packed batch -> decoder body -> hidden states at trained positions -> head in chunks -> (sum, count).
-Sum and count stay apart so that gradient accumulation can weigh by tokens.
+Sum and count stay apart so that gradient accumulation can weigh by tokens. Architectures that segments.py does not know
+are called whole, sample by sample in padded rows: slower, and right for every causal model.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from edgetune.train import segments
+from edgetune.train.batches import collate_rows, micro_batches
+
+CHUNK_TOKENS = 4096
+"""Positions whose logits exist at one time."""
+IGNORED = -100
 
 
-def loss_sum(model: Any, batch: Any, *, chunk_tokens: int = 4096) -> tuple[Tensor, int]:
+def loss_sum(model: Any, batch: Any) -> tuple[Tensor, int]:
     """Summed cross entropy (nats, float32 scalar with gradient) of a packed batch, and how many tokens it sums over.
 
-    `batch` has input_ids, labels, position_ids, segment_ids, each (B, T); labels are not shifted.
+    `batch` has input_ids, labels, position_ids, segment_ids, each (B, T); labels are not shifted, -100 is not trained,
+    segment 0 is padding.
     """
-    raise RuntimeError("being written")
+    causal_lm = find_causal_lm(model)
+    is_real = batch.segment_ids > 0
+    ids = batch.input_ids[is_real]
+    targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)[is_real]
+    found = segments.find_segments(_lengths(batch.segment_ids)).to(ids.device)
+    if causal_lm.config._attn_implementation != segments.NAME:
+        return _loss_of_rows(causal_lm, ids, targets, found)
+    size = segments.round_up(len(ids))
+    positions = F.pad(batch.position_ids[is_real], (0, size - len(ids)))
+    output = causal_lm.get_decoder()(
+        input_ids=F.pad(ids, (0, size - len(ids)))[None],
+        position_ids=positions[None],
+        use_cache=False,
+        segments=found,
+    )
+    trained = (targets != IGNORED).nonzero()[:, 0]
+    total = torch.zeros((), device=ids.device)
+    for part in trained.split(CHUNK_TOKENS):
+        spare = segments.round_up(len(part)) - len(part)
+        rows = output.last_hidden_state[0].index_select(0, F.pad(part, (0, spare)))
+        wanted = F.pad(targets[part], (0, spare), value=IGNORED)
+        if len(trained) > CHUNK_TOKENS and torch.is_grad_enabled():
+            total = total + checkpoint(_head_loss, causal_lm, rows, wanted, use_reentrant=False)
+        else:
+            total = total + _head_loss(causal_lm, rows, wanted)
+    return total, len(trained)
 
 
 @torch.no_grad()
 def evaluate_loss(model: Any, tokens: Any, *, pad_id: int, max_seq_len: int, batch_size: int = 8) -> tuple[float, int]:
-    """Summed loss (nats) and number of trained tokens over all rows of `tokens`; dropout off, same packing as training."""
-    raise RuntimeError("being written")
+    """Summed loss (nats) and number of trained tokens over all rows of `tokens`; dropout off.
+
+    `tokens` is any sequence of encoded rows (input_ids, labels). The model keeps its mode.
+    """
+    total, count = 0.0, 0
+    with without_dropout(model), autocast(model):
+        for rows in micro_batches(tokens, max_seq_len=max_seq_len, batch_size=batch_size):
+            summed, number = loss_sum(model, collate_rows(tokens, rows, pad_id=pad_id).to(model.device))
+            total += float(summed)
+            count += number
+    return total, count
+
+
+def find_causal_lm(model: Any) -> Any:
+    """The transformers model inside a PeftModel, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def use_segments(model: Any) -> bool:
+    """Switch the model to attention inside packed samples; False, and no change, if its architecture is not known."""
+    from transformers import AttentionInterface
+
+    config = find_causal_lm(model).config
+    if config.model_type not in segments.SUPPORTED_TYPES:
+        return False
+    AttentionInterface.register(segments.NAME, segments.segment_attention)
+    config._attn_implementation = segments.NAME
+    return True
+
+
+@contextlib.contextmanager
+def without_dropout(model: Any) -> Iterator[None]:
+    """Dropout off inside the block. Not model.eval(): see fuse() for what that does to bitsandbytes' weights."""
+    is_dropping = [
+        module
+        for module in model.modules()
+        if module.training and (isinstance(module, torch.nn.Dropout) or getattr(module, "attention_dropout", 0))
+    ]
+    for module in is_dropping:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in is_dropping:
+            module.training = True
+
+
+def autocast(model: Any) -> Any:
+    """Autocast to the type in which the model's frozen parts are held; none where that is float32."""
+    dtype = find_causal_lm(model).get_input_embeddings().weight.dtype
+    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
+
+
+def _lengths(segment_ids: Tensor) -> Tensor:
+    """Lengths of the samples of packed rows, in reading order; on the CPU. segment_ids (B, T) -> (samples,)."""
+    ids = segment_ids.cpu()
+    first_of_row = torch.arange(len(ids))[:, None] * (int(ids.max()) + 1)
+    _, lengths = torch.unique_consecutive((ids + first_of_row)[ids > 0], return_counts=True)
+    return lengths
+
+
+def _head_loss(causal_lm: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross entropy of (n, hidden) states against (n,) targets, after what the architecture does to logits."""
+    config = causal_lm.config
+    logits = causal_lm.get_output_embeddings()(hidden).float()
+    if scale := getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / scale
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+        logits = torch.tanh(logits / cap) * cap
+    return F.cross_entropy(logits, targets, reduction="sum")
+
+
+def _loss_of_rows(causal_lm: Any, ids: Tensor, targets: Tensor, found: segments.Segments) -> tuple[Tensor, int]:
+    """The same loss through the model's own forward, one right-padded row a sample. ids and targets (N,)."""
+    total = torch.zeros((), device=ids.device)
+    for bucket in found.buckets:
+        is_sample = bucket.is_real[:, 0]
+        tokens, is_real = bucket.tokens[is_sample], bucket.is_real[is_sample]
+        logits = causal_lm(input_ids=ids[tokens], attention_mask=is_real.long(), use_cache=False).logits
+        wanted = targets[tokens].masked_fill(~is_real, IGNORED)
+        is_trained = wanted != IGNORED
+        total = total + F.cross_entropy(logits[is_trained].float(), wanted[is_trained], reduction="sum")
+    return total, int((targets != IGNORED).sum())

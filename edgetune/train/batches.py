@@ -1,0 +1,93 @@
+"""The order of the data: which samples share a packed row, which rows a micro-batch, epoch after epoch.
+
+In the flow: tokenised rows -> seeded order -> packed rows -> micro-batches. All of it follows from the seed and the
+epoch, so that a position in a run is two numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgetune.data import pack as packing
+
+Rows = list[list[int]]
+"""One micro-batch: for each row the indices of the samples packed into it."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What decides the order of the data, beside the data."""
+
+    max_seq_len: int
+    batch_size: int
+    packing: bool
+    seed: int
+
+    def epoch(self, tokens: Any, epoch: int) -> list[Rows]:
+        """All micro-batches of an epoch, from 0. The last may be smaller."""
+        generator = np.random.default_rng([self.seed, epoch])
+        return micro_batches(
+            tokens,
+            max_seq_len=self.max_seq_len,
+            batch_size=self.batch_size,
+            is_packed=self.packing,
+            generator=generator,
+        )
+
+    def stream(self, tokens: Any, epoch: int, offset: int) -> Iterator[tuple[int, int, Rows]]:
+        """Micro-batches without end from a position on, each with the position that follows it."""
+        while True:
+            batches = self.epoch(tokens, epoch)
+            for number in range(offset, len(batches)):
+                is_last = number + 1 == len(batches)
+                yield epoch + is_last, 0 if is_last else number + 1, batches[number]
+            epoch, offset = epoch + 1, 0
+
+
+def micro_batches(
+    tokens: Any,
+    *,
+    max_seq_len: int,
+    batch_size: int,
+    is_packed: bool = True,
+    generator: np.random.Generator | None = None,
+) -> list[Rows]:
+    """Samples packed into rows of at most max_seq_len tokens, rows into micro-batches; shuffled by `generator`."""
+    lengths = sample_lengths(tokens)
+    order = np.arange(len(lengths)) if generator is None else generator.permutation(len(lengths))
+    if is_packed:
+        packed = packing.pack([_Length(int(lengths[index])) for index in order], max_seq_len=max_seq_len)
+        rows = [[int(order[place]) for place in row] for row in packed]
+    else:
+        rows = [[int(index)] for index in order]
+    if generator is not None:
+        rows = [rows[place] for place in generator.permutation(len(rows))]
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+def sample_lengths(tokens: Any) -> np.ndarray:
+    """Length in tokens of each sample, (len(tokens),) int64."""
+    lengths = getattr(tokens, "lengths", None)
+    if lengths is not None:
+        return np.asarray(lengths() if callable(lengths) else lengths)
+    return np.array([len(tokens[index].input_ids) for index in range(len(tokens))], dtype=np.int64)
+
+
+def collate_rows(tokens: Any, rows: Rows, *, pad_id: int) -> Any:
+    """The packed batch of these rows: input_ids, labels, position_ids, segment_ids, each (B, T)."""
+    return packing.collate([[tokens[index] for index in row] for row in rows], pad_id=pad_id)
+
+
+@dataclass(frozen=True)
+class _Length:
+    """A sample as `pack` sees it: something whose input_ids have a length."""
+
+    length: int
+
+    @property
+    def input_ids(self) -> Sequence[int]:
+        return range(self.length)

@@ -1,0 +1,178 @@
+"""Checkpoints: all that a training is, in one folder, whole or not there.
+
+checkpoints/step-00000040/ holds adapter.safetensors (float32), optimizer.pt (plain tensors and numbers), state.json
+(position in the data, best so far, generators of random numbers) and best/, a copy of adapter/ as it then was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
+
+from edgetune.errors import RunError
+from edgetune.run_dir import RunDir, atomic_folder, read_json, write_json
+
+KEPT = 2
+"""Checkpoints that stay; the one before the newest serves if the newest is damaged."""
+
+
+@dataclass
+class State:
+    """Where a training stands after an optimizer step. The loop's only mutable facts beside weights and optimizer."""
+
+    step: int = 0
+    epoch: int = 0
+    offset: int = 0
+    """Micro-batches of this epoch that were used."""
+    best_loss: float | None = None
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    eval_loss: float | None = None
+    train_loss: float = 0.0
+    """Mean over the steps since the last evaluation, in nats per token, and how many tokens that is."""
+    train_loss_tokens: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    train_s: float = 0.0
+    """Seconds in optimizer steps."""
+    wall_s: float = 0.0
+    """Seconds in the loop, evaluations and checkpoints included, over all starts."""
+    is_over: bool = False
+    """Early stopping has ended it."""
+
+
+def save(run_dir: RunDir, state: State, model: Any, optimizer: Any, *, inputs: str, scaler: Any = None) -> Path:
+    """Write a checkpoint after state.step, then drop all but the newest two; its folder. Raises RunError.
+
+    `inputs` is a hash of what the run is made from. `scaler` is the gradient scaler of float16, if any.
+    """
+    folder = run_dir.checkpoints / f"step-{state.step:08d}"
+    with atomic_folder(folder) as temporary:
+        # Made in memory first: both libraries turn a full disk into errors of their own, write_bytes into an OSError.
+        (temporary / "adapter.safetensors").write_bytes(safetensors_bytes(_trained(model)))
+        buffer = io.BytesIO()
+        scale = None if scaler is None else scaler.state_dict()
+        torch.save({"optimizer": optimizer.state_dict(), "scaler": scale, "torch": _torch_generators()}, buffer)
+        (temporary / "optimizer.pt").write_bytes(buffer.getbuffer())
+        if run_dir.adapter.exists() and state.best_loss is not None:
+            shutil.copytree(run_dir.adapter, temporary / "best")
+        record = {"inputs": inputs, "state": dataclasses.asdict(state), "generators": _generators()}
+        write_json(temporary / "state.json", record)
+    for old in find(run_dir)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def find(run_dir: RunDir) -> list[Path]:
+    """Folders of whole checkpoints, newest first."""
+    return sorted(run_dir.checkpoints.glob("step-*"), reverse=True)
+
+
+def restore(run_dir: RunDir, model: Any, optimizer: Any, *, inputs: str, scaler: Any = None) -> State | None:
+    """Put the newest readable checkpoint into model, optimizer, adapter/ and generators; its state, None without one.
+
+    Raises RunError if it was made from other inputs or if no checkpoint there can be read.
+    """
+    folders = find(run_dir)
+    problems = []
+    for folder in folders:
+        try:
+            record, weights, parts = _read(folder)
+        except (RunError, OSError, RuntimeError, SafetensorError, KeyError, ValueError, EOFError) as error:
+            problems.append(f"{folder}: cannot be read: {error}")
+            continue
+        if record["inputs"] != inputs:
+            raise changed_inputs(run_dir)
+        _put(model, weights)
+        optimizer.load_state_dict(parts["optimizer"])
+        if scaler is not None:
+            scaler.load_state_dict(parts["scaler"])
+        _restore_best(run_dir, folder)
+        _set_generators(record["generators"], parts["torch"])
+        return State(**record["state"])
+    if problems:
+        raise RunError(problems[0], cure="start the run anew with --force")
+    return None
+
+
+def changed_inputs(run_dir: RunDir) -> RunError:
+    """The error for a run whose base or data are no longer those it began with."""
+    return RunError(
+        f"{run_dir.path}: its base or data have changed since the run began",
+        cure="start it anew with --force, or choose another folder with --out",
+    )
+
+
+def sweep(run_dir: RunDir) -> None:
+    """Remove what a killed process left half written."""
+    for folder in (run_dir.path, run_dir.checkpoints):
+        for rest in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+            if rest.is_dir():
+                shutil.rmtree(rest, ignore_errors=True)
+            else:
+                rest.unlink(missing_ok=True)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
+    record = read_json(folder / "state.json")
+    weights = load_file(folder / "adapter.safetensors")
+    parts = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    return record, weights, parts
+
+
+def _trained(model: Any) -> dict[str, torch.Tensor]:
+    named = model.named_parameters()
+    return {name: parameter.detach().cpu().contiguous() for name, parameter in named if parameter.requires_grad}
+
+
+def _put(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
+
+
+def _restore_best(run_dir: RunDir, folder: Path) -> None:
+    """adapter/ as it was at the checkpoint: a later best, written before the process died, is made again."""
+    if (folder / "best").is_dir():
+        with atomic_folder(run_dir.adapter) as temporary:
+            shutil.copytree(folder / "best", temporary, dirs_exist_ok=True)
+    elif run_dir.adapter.exists():
+        shutil.rmtree(run_dir.adapter)
+
+
+def _torch_generators() -> list[torch.Tensor]:
+    """States of torch's generators: the CPU's, then one for each CUDA device."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
+
+
+def _generators() -> dict[str, Any]:
+    """States of Python's and numpy's global generators, as JSON has it."""
+    version, words, gauss = random.getstate()
+    kind, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), place, has_gauss, cached],
+    }
+
+
+def _set_generators(generators: Mapping[str, Any], torch_states: list[torch.Tensor]) -> None:
+    version, words, gauss = generators["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = generators["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(torch_states[0])
+    if torch.cuda.is_available() and len(torch_states) > 1:
+        torch.cuda.set_rng_state_all(torch_states[1:])

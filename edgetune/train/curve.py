@@ -1,0 +1,55 @@
+"""The loss curve as a picture: events.jsonl -> loss.png."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgetune.run_dir import atomic_file
+from edgetune.train.events import read_events
+
+SMOOTHING = 0.05
+SMOOTHED_STEPS = 10
+"""Weight of a new step in the drawn moving average: 0.05 in long runs, 10 / steps in short ones."""
+
+
+def draw_curve(events: Path, out: Path, *, title: str) -> None:
+    """Training loss (each step, and its moving average) and eval loss over steps, as a PNG. Raises RunError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    seen = read_events(events)
+    training = [(event["step"], event["loss"]) for event in seen if "loss" in event]
+    evaluation = [(event["step"], event["eval_loss"]) for event in seen if "eval_loss" in event]
+    figure = Figure(figsize=(7.0, 4.0), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if training:
+        steps, losses = zip(*training, strict=True)
+        axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
+        axes.plot(steps, _smooth(losses), color="tab:blue", label="training (moving average)")
+    if evaluation:
+        steps, losses = zip(*evaluation, strict=True)
+        best = min(range(len(losses)), key=losses.__getitem__)
+        axes.plot(steps, losses, color="tab:orange", marker="o", markersize=3, label="evaluation")
+        axes.annotate(
+            f"{losses[best]:.4f}", (steps[best], losses[best]), textcoords="offset points", xytext=(0, 8), ha="center"
+        )
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.margins(y=0.12)
+    if training or evaluation:
+        axes.legend(frameon=False)
+    with atomic_file(out) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _smooth(values: tuple[float, ...]) -> list[float]:
+    """Exponential moving average without the pull of its start (Adam's correction, arXiv:1412.6980, section 3)."""
+    weight = min(0.6, max(SMOOTHING, SMOOTHED_STEPS / len(values)))
+    smoothed, average = [], 0.0
+    for number, value in enumerate(values, 1):
+        average += weight * (value - average)
+        smoothed.append(average / (1.0 - (1.0 - weight) ** number))
+    return smoothed

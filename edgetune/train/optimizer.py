@@ -1,0 +1,56 @@
+"""Optimizers by the recipe's names: torch's fused AdamW, and bitsandbytes' 8-bit and paged ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from edgetune.errors import HardwareError
+from edgetune.recipe import TrainTable
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+def make_optimizer(model: Any, table: TrainTable, learning_rate: float) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the trainable parameters; weight decay spares biases, norms and magnitudes (1-D).
+
+    Raises HardwareError if the model's device has no such optimizer.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": table.weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return OPTIMIZERS[table.optimizer](groups, learning_rate, trained[0].device)
+
+
+def _adamw(groups: list[Any], learning_rate: float, device: torch.device) -> torch.optim.Optimizer:
+    is_fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, eps=EPSILON, fused=is_fused)
+
+
+def _bitsandbytes(
+    groups: list[Any], learning_rate: float, device: torch.device, *, name: str, is_paged: bool
+) -> torch.optim.Optimizer:
+    """AdamW of bitsandbytes (8-bit optimizers, arXiv:2110.02861; paged, QLoRA, arXiv:2305.14314, section 3)."""
+    import bitsandbytes
+
+    if is_paged and device.type != "cuda":
+        raise HardwareError(
+            "train.optimizer: paged optimizers need CUDA's unified memory; this run is on the CPU",
+            cure="use adamw_8bit or adamw",
+        )
+    return getattr(bitsandbytes.optim, name)(groups, lr=learning_rate, betas=BETAS, eps=EPSILON)
+
+
+OPTIMIZERS: dict[str, Callable[[list[Any], float, torch.device], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw_8bit": partial(_bitsandbytes, name="AdamW8bit", is_paged=False),
+    "paged_adamw": partial(_bitsandbytes, name="PagedAdamW32bit", is_paged=True),
+    "paged_adamw_8bit": partial(_bitsandbytes, name="PagedAdamW8bit", is_paged=True),
+}

@@ -1,0 +1,172 @@
+"""What a training needs before its first step, made from the recipe: data, adapted base, optimizer, step counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from edgetune.data.prepare import prepare
+from edgetune.errors import DataError
+from edgetune.lora.adapter import attach
+from edgetune.model.base import load_base, load_tokenizer, resolve_base
+from edgetune.recipe import Recipe
+from edgetune.run_dir import RunDir, hash_values
+from edgetune.train.batches import Order
+from edgetune.train.fused import fuse
+from edgetune.train.loss import find_causal_lm, use_segments
+from edgetune.train.optimizer import make_optimizer
+from edgetune.train.schedule import auto_learning_rate
+from edgetune.train.trackers import check_trackers
+
+EVALUATIONS = 10
+"""How many evaluations "auto" spreads over a run."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A training that is ready to run. `recipe` is resolved: what was "auto" is a number."""
+
+    recipe: Recipe
+    accelerator: Any
+    model: Any
+    trained: list[torch.nn.Parameter]
+    optimizer: Any
+    scaler: Any
+    """Gradient scaler of float16, else None."""
+    train: Any
+    eval: Any
+    report: Any
+    order: Order
+    pad_id: int
+    inputs: str
+    """Hash of recipe, base and tokenised data: a checkpoint of other inputs is refused."""
+    steps: int
+    micro_batches: int
+    """Of the whole run, on all processes."""
+    micro_batches_a_step: int
+    learning_rate: float
+    eval_steps: int
+    checkpoint_steps: int
+    dtype: str
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run folder."""
+        return bool(self.accelerator.is_main_process)
+
+
+def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mapping[str, Any]], None]) -> Parts:
+    """Parts of the recipe's training; the same recipe and seed give the same parts. `inputs` is the hash of its files.
+
+    Raises DataError if there is nothing to train on, and what data, model and lora raise.
+    """
+    check_trackers(recipe.train.trackers)
+    path = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
+    prepared = prepare(recipe, tokenizer, cache=run_dir.cache)
+    if not len(prepared.train):
+        raise DataError(f"{recipe.data.train}: no row to train on", cure="see data.max_seq_len and data.too_long")
+    accelerator = _accelerator(recipe, run_dir)
+    model = _adapted_base(recipe, accelerator.device)
+    learning_rate = recipe.train.learning_rate
+    if learning_rate == "auto":
+        learning_rate = auto_learning_rate(find_causal_lm(model).config)
+    optimizer = accelerator.prepare(make_optimizer(model, recipe.train, learning_rate))
+    order = Order(recipe.data.max_seq_len, recipe.train.batch_size, recipe.data.packing, recipe.train.seed)
+    counts = _counts(recipe, len(order.epoch(prepared.train, 0)), accelerator.num_processes)
+    resolved = dataclasses.replace(
+        recipe,
+        train=dataclasses.replace(
+            recipe.train,
+            learning_rate=learning_rate,
+            eval_steps=counts["eval_steps"],
+            checkpoint_steps=counts["checkpoint_steps"],
+        ),
+    )
+    report = prepared.report
+    notify({"stage": "train", "message": _summary(report, counts["steps"], learning_rate)})
+    return Parts(
+        recipe=resolved,
+        accelerator=accelerator,
+        model=model,
+        trained=[parameter for parameter in model.parameters() if parameter.requires_grad],
+        optimizer=optimizer,
+        scaler=accelerator.scaler,
+        train=prepared.train,
+        eval=prepared.eval,
+        report=report,
+        order=order,
+        pad_id=tokenizer.pad_token_id or 0,
+        inputs=hash_values(inputs, prepared.train.fingerprint, prepared.eval.fingerprint, accelerator.num_processes),
+        learning_rate=learning_rate,
+        dtype=str(find_causal_lm(model).get_input_embeddings().weight.dtype).removeprefix("torch."),
+        **counts,
+    )
+
+
+def _accelerator(recipe: Recipe, run_dir: RunDir) -> Any:
+    """Accelerate's view of the processes and devices; precision is the loop's own affair but for float16's scaler."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import set_seed
+
+    # The state is global to the process; another recipe may have left another precision in it.
+    AcceleratorState._reset_state()
+    is_half = recipe.model.compute_dtype == "float16" and torch.cuda.is_available()
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="fp16" if is_half else "no",
+        log_with=list(recipe.train.trackers) or None,
+        project_dir=str(run_dir.path),
+    )
+    set_seed(recipe.train.seed)
+    if recipe.train.trackers:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the trackers' own dependencies
+            config = {"recipe": recipe.name, "seed": recipe.train.seed, "base": recipe.model.base}
+            accelerator.init_trackers("edgetune", config=config)
+    return accelerator
+
+
+def _adapted_base(recipe: Recipe, device: torch.device) -> Any:
+    """The base with its adapter, in training mode, with the fused step and attention inside samples where they fit."""
+    base = load_base(recipe.model, device=device)
+    torch.manual_seed(recipe.train.seed)
+    model = attach(base, recipe.lora, gradient_checkpointing=recipe.train.gradient_checkpointing)
+    model.train()
+    use_segments(model)
+    fuse(model)
+    return model
+
+
+def _counts(recipe: Recipe, epoch_micro_batches: int, processes: int) -> dict[str, int]:
+    """Micro-batches and optimizer steps of the run, and how often it evaluates and saves."""
+    table = recipe.train
+    a_step = table.gradient_accumulation_steps * processes
+    micro_batches = max(1, round(table.epochs * epoch_micro_batches))
+    steps = math.ceil(micro_batches / a_step)
+    if table.max_steps is not None and table.max_steps < steps:
+        steps = table.max_steps
+        micro_batches = steps * a_step
+    eval_steps = max(1, round(steps / EVALUATIONS)) if table.eval_steps == "auto" else table.eval_steps
+    checkpoint_steps = eval_steps if table.checkpoint_steps == "auto" else table.checkpoint_steps
+    return {
+        "steps": steps,
+        "micro_batches": micro_batches,
+        "micro_batches_a_step": a_step,
+        "eval_steps": eval_steps,
+        "checkpoint_steps": checkpoint_steps,
+    }
+
+
+def _summary(report: Any, steps: int, learning_rate: float) -> str:
+    return (
+        f"{report.train_rows:,} rows ({report.format}), {report.trained_tokens:,} trained tokens, "
+        f"{report.eval_rows:,} rows to evaluate on; {steps:,} steps, learning rate {learning_rate:.2e}"
+    )
