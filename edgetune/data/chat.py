@@ -1,0 +1,44 @@
+"""Conversations -> text, by the tokenizer's own chat template or, where it has none, by a documented default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from edgetune.data.formats import Message
+from edgetune.errors import DataError
+
+DEFAULT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}### {{ message['role'] }}\n{{ message['content'] }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}### assistant\n{% endif %}"
+)
+"""For tokenizers without a template: plain text markers that need no new tokens; every turn ends with eos_token."""
+
+
+def ensure_chat_template(tokenizer: Any) -> bool:
+    """Give a tokenizer without a chat template the default one; whether it had none.
+
+    Raises DataError if it has no eos_token either.
+    """
+    if tokenizer.chat_template:
+        return False
+    if not tokenizer.eos_token:
+        raise DataError(
+            "the tokenizer has neither a chat template nor an eos_token", cure="set one in tokenizer_config.json"
+        )
+    tokenizer.chat_template = (
+        DEFAULT_TEMPLATE.replace("{{ bos_token }}", "") if not tokenizer.bos_token else DEFAULT_TEMPLATE
+    )
+    return True
+
+
+def render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    """The text of a conversation; with add_generation_prompt it ends where the assistant's answer begins.
+
+    Raises DataError if the template refuses the messages (two user turns in a row, say).
+    """
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt))
+    except Exception as error:  # jinja2 and templates raise what they like
+        raise DataError(f"the chat template refuses these messages: {str(error).splitlines()[0]}") from None

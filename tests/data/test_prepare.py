@@ -1,0 +1,112 @@
+"""The recipe's data as tokens on disk: counts, splits, cache."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from edgetune.data.prepare import examples, prepare
+from edgetune.errors import DataError
+from edgetune.recipe import parse_recipe
+
+
+@pytest.fixture
+def tokenizer(tiny_base):
+    return AutoTokenizer.from_pretrained(tiny_base)
+
+
+def recipe(source, *overrides):
+    text = f'[model]\nbase = "edgetune:nano"\n[data]\ntrain = {json.dumps(str(source))}\nmax_seq_len = 256\n'
+    return parse_recipe(text, source="a.toml", overrides=overrides)
+
+
+def rows_file(tmp_path, rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_too_long_or_with_nothing_to_learn_are_counted(tmp_path, tokenizer):
+    rows = [{"prompt": f"say {n}", "completion": f"word {n}"} for n in range(50)]
+    rows[3]["completion"] = "long " * 400
+    rows[4]["completion"] = ""
+    prepared = prepare(recipe(rows_file(tmp_path, rows)), tokenizer, cache=tmp_path / "cache")
+    report = prepared.report
+    assert report.dropped_too_long + report.dropped_untrainable == 2
+    assert report.train_rows + report.eval_rows == 48
+    assert report.format == "prompt-completion"
+    assert report.longest > 256
+    assert len(prepared.train) == report.train_rows
+    assert report.trained_tokens == sum(row.trained_tokens for row in prepared.train)
+
+
+def test_long_rows_are_cut_or_refused_when_asked(tmp_path, tokenizer):
+    rows = [{"prompt": "say", "completion": "long " * 400 + str(n)} for n in range(20)]
+    path = rows_file(tmp_path, rows)
+    cut = prepare(recipe(path, "data.too_long=truncate"), tokenizer, cache=tmp_path / "cache")
+    assert cut.report.truncated == cut.report.train_rows
+    assert set(cut.train.lengths.tolist()) == {256}
+    with pytest.raises(DataError, match=r"rows\.jsonl:\d+: \d+ tokens, more than data.max_seq_len = 256"):
+        prepare(recipe(path, "data.too_long=error"), tokenizer, cache=tmp_path / "cache")
+    with pytest.raises(DataError, match=r"no row can be trained on: .* longer than 256 tokens.*raise data.max_seq_len"):
+        prepare(recipe(path), tokenizer, cache=tmp_path / "cache")
+
+
+def test_an_empty_file_is_an_error(tmp_path, tokenizer):
+    with pytest.raises(DataError, match="holds no rows"):
+        prepare(recipe(rows_file(tmp_path, [])), tokenizer, cache=tmp_path / "cache")
+
+
+def test_a_single_row_needs_eval_rows_of_its_own(tmp_path, tokenizer):
+    path = rows_file(tmp_path, [{"prompt": "a", "completion": "b"}])
+    with pytest.raises(DataError, match="one row cannot be split"):
+        prepare(recipe(path), tokenizer, cache=tmp_path / "cache")
+
+
+def test_two_rows_give_one_eval_row(tmp_path, tokenizer):
+    path = rows_file(tmp_path, [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}])
+    report = prepare(recipe(path), tokenizer, cache=tmp_path / "cache").report
+    assert (report.train_rows, report.eval_rows) == (1, 1)
+
+
+def test_the_same_eval_rows_are_set_apart_whatever_the_order_and_none_is_trained_on(tmp_path):
+    rows = [{"prompt": f"say {n}", "completion": f"word {n}"} for n in range(200)]
+    first = {example.messages for example in examples(recipe(rows_file(tmp_path, rows)), "eval")}
+    again = recipe(rows_file(tmp_path, rows[::-1]), "train.seed=7")
+    assert {example.messages for example in examples(again, "eval")} == first
+    train = {example.messages for example in examples(again, "train")}
+    assert not train & first
+    assert len(train) + len(first) == 200
+    assert 2 <= len(first) <= 25
+
+
+def test_the_embedded_data_brings_its_own_splits():
+    home = recipe("edgetune:home")
+    counts = {which: sum(1 for _ in examples(home, which)) for which in ("train", "eval", "test")}
+    assert counts == {"train": 4000, "eval": 400, "test": 500}
+
+
+def test_tokens_come_from_the_cache_until_file_or_settings_change(tmp_path, tokenizer):
+    rows = [{"prompt": f"say {n}", "completion": f"word {n}"} for n in range(40)]
+    path = rows_file(tmp_path, rows)
+    first = prepare(recipe(path), tokenizer, cache=tmp_path / "cache").train.fingerprint
+    assert prepare(recipe(path, "lora.r=4"), tokenizer, cache=tmp_path / "cache").train.fingerprint == first
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert prepare(recipe(path, "data.loss_on=all"), tokenizer, cache=tmp_path / "cache").train.fingerprint != first
+    rows_file(tmp_path, [*rows, {"prompt": "x", "completion": "y"}])
+    assert prepare(recipe(path), tokenizer, cache=tmp_path / "cache").train.fingerprint != first
+
+
+def test_max_train_rows_takes_the_first_rows(tmp_path, tokenizer):
+    rows = [{"prompt": f"say {n}", "completion": f"word {n}"} for n in range(40)]
+    prepared = prepare(recipe(rows_file(tmp_path, rows), "data.max_train_rows=5"), tokenizer, cache=tmp_path / "cache")
+    assert len(prepared.train) == 5
+
+
+def test_snips_encodes_whole(data_dir, tokenizer, tmp_path):
+    prepared = prepare(recipe(data_dir / "snips", "data.max_train_rows=200"), tokenizer, cache=tmp_path / "cache")
+    assert prepared.report.train_rows == 200
+    assert prepared.report.eval_rows == 700
+    assert prepared.report.eval_source.endswith("snips (eval)")

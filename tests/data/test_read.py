@@ -1,0 +1,155 @@
+"""Sources of rows: every kind of file, folders with splits, hub ids, and what is wrong with them by file and line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+
+import datasets
+import pytest
+
+from edgetune.data.iob import frame
+from edgetune.data.read import rows, splits
+from edgetune.errors import DataError
+
+ROWS = [{"prompt": "wie heißt du", "completion": "ada"}, {"prompt": "a, b", "completion": "c\nd"}]
+
+
+def write(path, kind):
+    if kind == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n", encoding="utf-8")
+    elif kind == "json":
+        path.write_text(json.dumps({"version": 1, "data": ROWS}), encoding="utf-8")
+    elif kind in ("csv", "tsv"):
+        with path.open("w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.DictWriter(file, ["prompt", "completion"], delimiter="," if kind == "csv" else "\t")
+            writer.writeheader()
+            writer.writerows(ROWS)
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_every_kind_of_file_gives_the_same_rows_also_compressed(tmp_path, kind):
+    path = write(tmp_path / f"a.{kind}", kind)
+    packed = tmp_path / f"b.{kind}.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert [row.values for row in rows(str(path))] == ROWS
+    assert [row.values for row in rows(str(packed))] == ROWS
+
+
+def test_windows_line_ends_and_byte_order_marks_do_not_matter(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(row).encode() for row in ROWS))
+    assert [row.values for row in rows(str(path))] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', r"a\.jsonl:2: not valid JSON"),
+        ("a.jsonl", b'{"a": 1}\n\n[1]\n', r"a\.jsonl:3: a row must be a JSON object, not list"),
+        ("a.jsonl", b'{"a": "\xff"}\n', "is not UTF-8"),
+        ("a.json", b'[\n{"a": 1},\n]', r"a\.json:\d+: not valid JSON|a\.json: not valid JSON"),
+        ("a.csv", b"a,b\n1\n", r"a\.csv:2: has another number of columns"),
+        ("a.csv", b'a,b\n"1,2\n', r"a\.csv:\d: not valid CSV"),
+        ("a.parquet", b"PAR", "cannot be read as parquet"),
+        ("a.jsonl.gz", b"no", "cannot be read"),
+        ("a.xml", b"<a/>", "unknown kind of file"),
+    ],
+)
+def test_a_broken_file_is_named_with_the_line(tmp_path, name, content, complaint):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=complaint):
+        list(rows(str(tmp_path / name)))
+
+
+def test_a_folder_has_splits_by_its_file_names(tmp_path):
+    for name in ("train-00000.jsonl", "dev.jsonl", "test.jsonl"):
+        write(tmp_path / name, "jsonl")
+    assert splits(str(tmp_path)) == ("train", "eval", "test")
+    assert len(list(rows(str(tmp_path), split="eval"))) == len(ROWS)
+
+
+def test_a_folder_without_split_names_is_all_train(tmp_path):
+    write(tmp_path / "a.jsonl", "jsonl")
+    write(tmp_path / "b.csv", "csv")
+    assert splits(str(tmp_path)) == ("train",)
+    assert len(list(rows(str(tmp_path)))) == 2 * len(ROWS)
+
+
+def test_an_environment_variable_in_a_path_is_expanded_and_an_unset_one_named(tmp_path, monkeypatch):
+    write(tmp_path / "a.jsonl", "jsonl")
+    monkeypatch.setenv("MY_ROWS", str(tmp_path))
+    assert len(list(rows("$MY_ROWS/a.jsonl"))) == 2
+    monkeypatch.delenv("MY_ROWS")
+    with pytest.raises(DataError, match="MY_ROWS is not set"):
+        list(rows("$MY_ROWS/a.jsonl"))
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(DataError, match="no such file or folder"):
+        list(rows("nothing.jsonl"))
+
+
+def test_columns_are_renamed_and_a_missing_one_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "1", "answer": "2"}\n')
+    names = {"prompt": "question", "completion": "answer"}
+    assert next(rows(str(path), columns=names)).values == {"prompt": "1", "completion": "2"}
+    with pytest.raises(DataError, match=r"a\.jsonl:1: no column 'reply'; columns found: question, answer"):
+        list(rows(str(path), columns={"completion": "reply"}))
+
+
+def test_a_hub_id_goes_through_datasets(monkeypatch):
+    asked = []
+
+    def load(name, config, split):
+        asked.append((name, config, split))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: ["train", "validation"])  # noqa: ARG005
+    assert splits("org/name:small") == ("train", "eval")
+    assert [row.values for row in rows("org/name:small", split="eval")] == ROWS
+    assert asked == [("org/name", "small", "validation")]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", fail)
+    with pytest.raises(DataError, match=r"not to be had from the hub: no route; check the name"):
+        list(rows("org/name"))
+
+
+def test_iob_tags_become_a_frame_with_slots_in_order_and_lists_for_repeats():
+    words = ["add", "a", "b", "to", "x", "and", "c"]
+    tags = ["O", "B-song", "I-song", "O", "B-list", "O", "B-song"]
+    assert frame(words, tags, "Add") == {"intent": "Add", "slots": {"song": ["a b", "c"], "list": "x"}}
+
+
+def test_snips_reads_as_prompts_and_frames(data_dir):
+    source = str(data_dir / "snips")
+    assert splits(source) == ("train", "eval", "test")
+    first = next(rows(source, split="train"))
+    assert first.values["prompt"] == "listen to westbam alumb allergic on google music"
+    assert json.loads(first.values["completion"]) == {
+        "intent": "PlayMusic",
+        "slots": {"artist": "westbam", "album": "allergic", "service": "google music"},
+    }
+    assert sum(1 for _ in rows(source, split="train")) == 13084
+
+
+def test_an_iob_folder_whose_files_do_not_fit_is_named_with_the_line(tmp_path):
+    for name, text in (("seq.in", "a b\nc\n"), ("seq.out", "O O\nO O\n"), ("label", "X\nX\n")):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "train" / name).write_text(text)
+    with pytest.raises(DataError, match=r"seq\.in:2: 1 words but 2 tags"):
+        list(rows(str(tmp_path)))
