@@ -13,8 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.errors import OutOfMemoryError
-from edgetune.recipe import Recipe, parse_size
-from edgetune.run_dir import RunDir, hash_file, hash_tree, hash_values, provenance, read_json, write_json
+from edgetune.recipe import Recipe, load_recipe, parse_size
+from edgetune.run_dir import (
+    RunDir,
+    claim,
+    hash_file,
+    hash_tree,
+    hash_values,
+    provenance,
+    read_json,
+    write_json,
+    write_text,
+)
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -35,67 +45,76 @@ class _Run:
 
     recipe: Recipe
     run_dir: RunDir
-    force: bool
     progress: Progress | None
     stage_s: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
     """Highest memory of this process and the one it started, together."""
 
+    def see_memory(self, size_bytes: int) -> None:
+        """A measurement of memory, which may be the highest."""
+        self.peak_bytes = max(self.peak_bytes, size_bytes)
+
     def say(self, stage: str, message: str) -> None:
         if self.progress:
             self.progress({"stage": stage, "message": message})
 
-    def stage(self, name: str, inputs: str, output: Path, work: Callable[[], Any]) -> bool:
-        """Do a stage unless it finished with these inputs and its output is there; whether it was done."""
-        if not self.force and output.exists() and self.run_dir.is_current(name, inputs):
-            self.stage_s[name] = self.run_dir.read()["stages"][name].get("seconds", 0.0)
+    def stage(self, name: str, inputs: str, output: Path, work: Callable[[], Any]) -> str:
+        """Do a stage unless it finished with these inputs and left this output; the output's hash."""
+        record = self.run_dir.read().get("stages", {}).get(name, {})
+        if self.run_dir.is_current(name, inputs) and output.exists() and record.get("output") == _hash(output):
+            self.stage_s[name] = record["seconds"]
             self.say(name, "up to date")
-            return False
+            return str(record["output"])
         started = time.perf_counter()
         self.run_dir.forget(name)
         work()
+        made = _hash(output)
         self.stage_s[name] = round(time.perf_counter() - started, 3)
-        self.run_dir.finish(name, inputs, seconds=self.stage_s[name])
-        return True
+        self.run_dir.finish(name, inputs, output=made, seconds=self.stage_s[name])
+        return made
 
 
 def run(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progress | None = None) -> RunResult:
-    """Take a recipe through all stages in its run folder.
+    """Take a recipe through all stages in its run folder; `force` first empties it of an older run.
 
-    `force` does every stage after training again, finished or not. Raises OutOfMemoryError when the estimate exceeds
-    [budget] memory, RunError for a folder of another recipe, CheckError when the bundle is not what was trained, and
-    what else the stages raise.
+    Raises RunError for a folder of another recipe, OutOfMemoryError when the estimate exceeds [budget] memory,
+    CheckError when the bundle is not what was trained, and what else the stages raise.
     """
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import prepare_eval_set
     from edgetune.model.base import hash_base, resolve_base
     from edgetune.train.loop import train
 
-    work = _Run(recipe, run_dir, force, progress)
+    claim(run_dir, recipe.to_toml(), force=force)
+    work = _Run(recipe, run_dir, progress)
     estimate = _plan(work)
     started = time.perf_counter()
     trained = train(recipe, run_dir, progress=progress)
     work.stage_s["train"] = round(max(trained.wall_s, time.perf_counter() - started), 3)
-    work.peak_bytes = _own_peak_bytes()
+    work.see_memory(trained.peak_bytes)
+    _write_recipe(work)
     base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
     targets = run_targets(recipe, run_dir, base)
     eval_set = prepare_eval_set(recipe, targets["base"], run_dir.results)
     if eval_set.dropped_too_long:
         work.say("evaluate", f"{eval_set.dropped_too_long} rows longer than the context were left out")
-    base_hash, adapter_hash = hash_base(base), hash_tree(run_dir.adapter)
+    rows, base_hash, adapter_hash = eval_set.fingerprint, hash_base(base), hash_tree(run_dir.adapter)
     results = [
-        _evaluate(work, targets["base"], hash_values(eval_set.fingerprint, base_hash, recipe.model.compute_dtype)),
-        _evaluate(work, targets["tuned"], hash_values(eval_set.fingerprint, base_hash, adapter_hash, recipe.model)),
+        _evaluate(work, targets["base"], hash_values(rows, base_hash, recipe.model)),
+        _evaluate(work, targets["tuned"], hash_values(rows, base_hash, adapter_hash, recipe.model)),
     ]
-    _merge(work, base, hash_values(base_hash, adapter_hash, recipe.export.merge_base))
-    merged_hash = hash_tree(run_dir.merged)
-    results.append(
-        _evaluate(work, targets["merged"], hash_values(eval_set.fingerprint, merged_hash, recipe.model.compute_dtype))
-    )
-    _export(work, hash_values(merged_hash, recipe.export, recipe.data))
-    bundle_hash = hash_file(run_dir.bundle / "edgetune.json")
-    results.append(_evaluate(work, targets["bundle"], hash_values(eval_set.fingerprint, bundle_hash)))
+    merged_hash = _merge(work, base, hash_values(base_hash, adapter_hash, recipe.export.merge_base))
+    results.append(_evaluate(work, targets["merged"], hash_values(rows, merged_hash, recipe.model)))
+    bundle_hash = _export(work, hash_values(merged_hash, recipe.export, recipe.data))
+    results.append(_evaluate(work, targets["bundle"], hash_values(rows, bundle_hash)))
     return _finish(work, results, {"estimate": dataclasses.asdict(estimate), "train": dataclasses.asdict(trained)})
+
+
+def _write_recipe(work: _Run) -> None:
+    """Put [export], [evaluate] and [budget] into the folder's resolved recipe: they may have changed since training."""
+    resolved = load_recipe(work.run_dir.recipe)
+    tables = {name: getattr(work.recipe, name) for name in ("export", "evaluate", "budget")}
+    write_text(work.run_dir.recipe, dataclasses.replace(resolved, **tables).to_toml())
 
 
 def _plan(work: _Run) -> Any:
@@ -128,37 +147,33 @@ def _evaluate(work: _Run, target: Any, inputs: str) -> Any:
         lambda: evaluate(target, results / EVAL_SET_FILE, results, progress=work.progress),
     )
     result = read_result(read_json(results / f"{target.name}.json"))
-    work.peak_bytes = max(work.peak_bytes, resident_bytes() + result.scoring_peak_bytes, _own_peak_bytes())
+    work.see_memory(resident_bytes() + result.scoring_peak_bytes)
     return result
 
 
-def _merge(work: _Run, base: Path, inputs: str) -> None:
+def _merge(work: _Run, base: Path, inputs: str) -> str:
+    """runs/x/merged; its hash."""
     from edgetune.lora.merge import merge
 
-    work.stage(
-        "merge",
-        inputs,
-        work.run_dir.merged,
-        lambda: merge(
-            work.run_dir.adapter,
-            base,
-            work.run_dir.merged,
-            merge_base=work.recipe.export.merge_base,
-            progress=work.progress,
-        ),
-    )
+    def fold() -> None:
+        run_dir, merge_base = work.run_dir, work.recipe.export.merge_base
+        result = merge(run_dir.adapter, base, run_dir.merged, merge_base=merge_base, progress=work.progress)
+        work.see_memory(result.peak_bytes)
+
+    return work.stage("merge", inputs, work.run_dir.merged, fold)
 
 
-def _export(work: _Run, inputs: str) -> None:
-    """The bundle and what its verification found; export itself refuses a bundle that fails."""
+def _export(work: _Run, inputs: str) -> str:
+    """runs/x/bundle and what its verification found; its hash. The stage itself refuses a bundle that fails."""
     from edgetune.export.export import export
 
     def build() -> None:
         result = export(work.recipe, work.run_dir, force=True, progress=work.progress)
         checks = [dataclasses.asdict(check) for check in result.verification.checks]
         write_json(work.run_dir.results / "verify.json", {"checks": checks, "provenance": provenance()})
+        work.see_memory(result.peak_bytes)
 
-    work.stage("export", inputs, work.run_dir.bundle, build)
+    return work.stage("export", inputs, work.run_dir.bundle, build)
 
 
 def _finish(work: _Run, results: list[Any], facts: Mapping[str, Any]) -> RunResult:
@@ -176,6 +191,7 @@ def _finish(work: _Run, results: list[Any], facts: Mapping[str, Any]) -> RunResu
         "table": values(rows),
         "markdown": markdown(rows, metric=metric),
         "bundle": str(work.run_dir.bundle),
+        "verification": read_json(work.run_dir.results / "verify.json")["checks"],
         "peak_bytes": work.peak_bytes,
         "wall_s": round(sum(work.stage_s.values()), 3),
         "stage_s": work.stage_s,
@@ -187,7 +203,5 @@ def _finish(work: _Run, results: list[Any], facts: Mapping[str, Any]) -> RunResu
     return RunResult(work.run_dir, plain(rows, metric=metric), summary)
 
 
-def _own_peak_bytes() -> int:
-    from edgetune.report.measure import peak_memory_bytes
-
-    return peak_memory_bytes()
+def _hash(path: Path) -> str:
+    return hash_tree(path) if path.is_dir() else hash_file(path)

@@ -125,14 +125,15 @@ def greedy(
     cache = None
     for _ in range(max_new_tokens):
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with _autocast(model):
+            output = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         cache = output.past_key_values
         tokens = output.logits[:, -1].argmax(dim=-1)
         open_rows = open_rows & ~torch.isin(tokens, ends)
@@ -178,8 +179,15 @@ def _batch_losses(model: Any, rows: Sequence[EvalRow]) -> tuple[Tensor, Tensor]:
     targets = targets[:, kept].to(device)
     if not len(kept):
         return torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.long)
-    logits = model(input_ids=ids.to(device), use_cache=False, logits_to_keep=kept.to(device)).logits
+    with _autocast(model):
+        logits = model(input_ids=ids.to(device), use_cache=False, logits_to_keep=kept.to(device)).logits
     nats = torch.nn.functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
     ).view_as(targets)
     return nats.double().sum(dim=1), (targets != -100).sum(dim=1)
+
+
+def _autocast(model: Any) -> Any:
+    """The type that training multiplied in: that of the frozen parts; none where it is float32."""
+    dtype = model.get_input_embeddings().weight.dtype
+    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
