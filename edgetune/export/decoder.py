@@ -62,13 +62,30 @@ def _builder(merged: Path, out: Path, cache: Path, *, architecture: str, precisi
         options.pop("_effective_builder_config", None)
         config = options.pop("hf_details")["hf_config"]
         dtype = builder.set_io_dtype(float_precision, "cpu", options)
-        made = getattr(builders, BUILDERS[architecture])(config, dtype, dtype, "cpu", str(cache), options)
+        made = _adapted(getattr(builders, BUILDERS[architecture]))(config, dtype, dtype, "cpu", str(cache), options)
     except (AttributeError, KeyError, TypeError) as error:
         raise HardwareError(
             f"this version of onnxruntime-genai has another model builder: {error}",
             cure='install the tested one: pip install "onnxruntime-genai==0.18.*"',
         ) from None
     return made, config
+
+
+def _adapted(builder_class: Any) -> Any:
+    """The builder's class, choosing what onnxruntime's CPU kernels can do and the builder does not know of."""
+
+    def is_gqa_supported(_: Any) -> bool:
+        return True  # in float16 too; the graph it makes instead fails in onnxruntime-genai's decoding
+
+    def is_rotated_in_attention(self: Any) -> bool:
+        return bool(self.head_size % 16 == 0)  # GroupQueryAttention refuses to rotate other heads by itself
+
+    methods = {
+        "is_gqa_supported": is_gqa_supported,
+        "is_fused_rope_supported": is_rotated_in_attention,
+        "is_packed_matmul_supported": is_rotated_in_attention,  # what is rotated before it must come apart
+    }
+    return type(builder_class.__name__, (builder_class,), methods)
 
 
 def _import_builder() -> tuple[Any, Any]:

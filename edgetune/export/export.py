@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgetune.export.verify import Verification
+from edgetune.errors import CheckError, RunError
+from edgetune.export.architecture import check_architecture
+from edgetune.export.bundle import chat_format, context_length, grid_of
+from edgetune.export.decoder import build_decoder
+from edgetune.export.settings import write_settings
+from edgetune.export.verify import MOST_PROMPTS, Prompt, Verification, verify
+from edgetune.model.base import load_tokenizer
+from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.recipe import Recipe
-from edgetune.run_dir import RunDir
-from edgetune.runtime.bundle import Bundle
+from edgetune.run_dir import RunDir, atomic_folder, hash_tree, hash_values, provenance
+from edgetune.runtime.bundle import Bundle, write_manifest
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -28,15 +39,100 @@ class ExportResult:
 
 
 def export(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progress | None = None) -> ExportResult:
-    """Build runs/x/bundle from runs/x/merged, verify it, and put it in place only if it holds.
+    """Build runs/x/bundle from runs/x/merged, verify it on the recipe's rows, and put it in place only if it holds.
 
-    A bundle that fails is left as runs/x/bundle.failed, marked unverified. Raises CheckError (which names the checks that
-    failed), ModelError for an architecture that cannot be exported (before any work), RunError if there is no merged model
-    or a bundle is there and `force` is not given.
+    A bundle that fails is left as runs/x/bundle.failed, marked as not verified, and an older bundle stays as it is.
+    Raises CheckError, which names the checks that failed; ModelError for an architecture that cannot be exported,
+    before any work; RunError without a merged model, or with a bundle in place and no `force`.
     """
-    ...
+    if not (run_dir.merged / "config.json").is_file():
+        raise RunError(f"{run_dir.merged}: no merged model", cure="make it first: edgetune merge")
+    check_architecture(run_dir.merged)
+    if run_dir.bundle.exists() and not force:
+        raise RunError(f"{run_dir.bundle}: there is a bundle already", cure="replace it with --force")
+    from edgetune.data.prepare import examples
+
+    prompts = prompts_of(islice(examples(recipe, "eval"), MOST_PROMPTS))
+    return export_folder(run_dir.merged, run_dir.bundle, recipe, prompts=prompts, progress=progress)
 
 
-def export_folder(merged: Path, out: Path, recipe: Recipe, *, progress: Progress | None = None) -> Bundle:
-    """The bundle of a Hugging Face folder, not verified: graph, configuration, tokenizer, edgetune.json."""
-    ...
+def export_folder(
+    merged: Path, out: Path, recipe: Recipe, *, prompts: Sequence[Prompt], progress: Progress | None = None
+) -> ExportResult:
+    """The bundle `out` of any Hugging Face folder, verified on `prompts`. Raises as `export` does."""
+    tell = progress or (lambda _: None)
+    start_s = time.perf_counter()
+    reset_peak()
+    failed = out.with_name(f"{out.name}.failed")
+    with atomic_folder(out) as folder:
+        tell({"stage": "export", "message": f"building {recipe.export.precision}"})
+        bundle, tokenizer = build_bundle(merged, folder, recipe, is_chat=not any(isinstance(p, str) for p in prompts))
+        tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
+        verification = verify(bundle, merged, prompts, tokenizer=tokenizer)
+        bundle = write_manifest(dataclasses.replace(bundle, verified=verification.to_json()))
+        if not verification.passed:
+            shutil.rmtree(failed, ignore_errors=True)
+            shutil.copytree(folder, failed)
+            raise _refused(verification, failed)
+    shutil.rmtree(failed, ignore_errors=True)
+    bundle = dataclasses.replace(bundle, path=out)
+    return ExportResult(
+        bundle=bundle,
+        verification=verification,
+        size_bytes=bundle.size_bytes,
+        peak_bytes=peak_memory_bytes(),
+        wall_s=time.perf_counter() - start_s,
+    )
+
+
+def build_bundle(merged: Path, folder: Path, recipe: Recipe, *, is_chat: bool) -> tuple[Bundle, Any]:
+    """Write a bundle, not verified yet, into an empty folder; the bundle and the tokenizer of training."""
+    config = check_architecture(merged)
+    tokenizer = load_tokenizer(merged)
+    if is_chat and tokenizer.chat_template is None:
+        from edgetune.data.chat import ensure_chat_template
+
+        ensure_chat_template(tokenizer)
+    table = recipe.export
+    grid, length = grid_of(table), context_length(config, table)
+    build_decoder(merged, folder, precision=table.precision, grid=grid, max_length=table.max_length)
+    tokenizer.save_pretrained(folder)
+    chat = chat_format(tokenizer, merged, is_chat=is_chat, system=recipe.data.system)
+    write_settings(folder, chat=chat, context_length=length)
+    bundle = Bundle(
+        path=folder,
+        name=recipe.name,
+        precision=table.precision,
+        grid=grid,
+        chat=chat,
+        context_length=length,
+        provenance={
+            "base": recipe.model.base,
+            "merged_sha256": hash_tree(merged),
+            "recipe_sha256": hash_values(recipe),
+            **provenance(recipe.train.seed),
+        },
+    )
+    return write_manifest(bundle), tokenizer
+
+
+def prompts_of(examples: Iterable[Any]) -> list[Prompt]:
+    """Each example up to its last answer: messages, or the text where there are none."""
+    prompts: list[Prompt] = []
+    for example in examples:
+        messages = [{"role": message.role, "content": message.content} for message in example.messages]
+        if messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        if messages or example.text:
+            prompts.append(messages or str(example.text))
+    return prompts
+
+
+def _refused(verification: Verification, failed: Path) -> CheckError:
+    lines = [
+        f"{check.name}: {check.value:.4g}, limit {check.limit:.4g} ({check.detail})" for check in verification.failures
+    ]
+    return CheckError(
+        f"the bundle failed its verification and was left aside in {failed}: {'; '.join(lines)}",
+        cure="export again; if it fails again, report it with that folder",
+    )

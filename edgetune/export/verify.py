@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from edgetune.runtime.bundle import Bundle
+import torch
+
+from edgetune.export.bundle import end_ids
+from edgetune.export.compare import at_level_0, deviation
+from edgetune.export.decoder import GRAPH
+from edgetune.export.graph import read_parts
+from edgetune.export.weights import DeviceTensors, GraphWeights, WeightNode, device_model
+from edgetune.model.base import first_line
+from edgetune.model.quiet import quiet
+from edgetune.model.weights import Place, find_tensors
+from edgetune.quant.grid import quantize
+from edgetune.runtime.bundle import GENAI_CONFIG, Bundle
+from edgetune.runtime.decoder import Decoder
+from edgetune.runtime.prompt import Prompter
+from edgetune.runtime.session import genai_config, import_genai
+
+Prompt = Sequence[Mapping[str, str]] | str
+"""Messages up to where the answer starts, or plain text."""
+
+MOST_PROMPTS = 200
+MOST_TOKENS = 128
+"""Tokens of a prompt whose logits are compared."""
+LOGITS_LIMIT = {"fp32": 1e-3, "fp16": 5e-2, "int4": 1e-3, "int8": 1e-3}
+"""In standard deviations of the logits. float32 in another order of summation gives 1e-5, float16 throughout 1e-2."""
+KL_LIMIT = 0.1
+"""Nats; what int8 activations may cost. Sound models measure below 0.01, a broken kernel or scale whole nats."""
+GENERATED_PROMPTS = 4
+GENERATED_TOKENS = 48
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked."""
+    """One thing that was checked; it passed if value <= limit."""
 
     name: str
     passed: bool
     value: float
-    """What was measured."""
+    """What was measured, the less the better."""
     limit: float
-    """What it may be: at most this for deviations, at least this for agreement; `detail` says which."""
     detail: str
+    is_required: bool = True
+    """Whether the bundle is refused if this fails; else it is told only."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +61,173 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
+        """Whether every required check passed."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The required checks that failed."""
+        return tuple(check for check in self.checks if check.is_required and not check.passed)
+
+    def to_json(self) -> dict[str, Any]:
+        """For edgetune.json and --json."""
+        return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
 
 
-def verify(bundle: Bundle, merged: Path, prompts: Sequence[Sequence[dict[str, str]] | str]) -> Verification:
-    """Compare a bundle with the Hugging Face folder it was made from, on the user's prompts."""
-    ...
+def verify(bundle: Bundle, merged: Path, prompts: Sequence[Prompt], *, tokenizer: Any) -> Verification:
+    """Compare a bundle with the Hugging Face folder it was made from, on the user's prompts and with its tokenizer.
+
+    A check that cannot even be made counts as failed, with the reason in its detail.
+    """
+    prompts = prompts[:MOST_PROMPTS]
+    places = find_tensors(merged)
+    checks: list[Check] = []
+    for name, make in (
+        ("weights", lambda: _weights(bundle, places)),
+        ("logits", lambda: _logits(bundle, merged, places, _sequences(prompts, tokenizer, bundle))),
+        ("prompts", lambda: _prompts(bundle, prompts, tokenizer)),
+        ("token ids", lambda: _token_ids(bundle, prompts, tokenizer)),
+        ("end of turn", lambda: _end_of_turn(bundle, merged, tokenizer)),
+        ("generation", lambda: _generation(bundle, prompts, tokenizer)),
+    ):
+        checks += _made(name, make)
+    return Verification(tuple(checks))
+
+
+def _made(name: str, make: Callable[[], Iterator[Check]]) -> list[Check]:
+    try:
+        with quiet():
+            return list(make())
+    except Exception as error:  # whatever a broken graph or tokenizer makes the libraries raise
+        return [Check(name, False, math.inf, 0.0, f"cannot be checked: {first_line(error)}")]
+
+
+def _check(name: str, value: float, limit: float, detail: str, *, is_required: bool = True) -> Check:
+    return Check(name, bool(value <= limit), float(value), float(limit), detail, is_required)
+
+
+def _weights(bundle: Bundle, places: Mapping[str, Place]) -> Iterator[Check]:
+    """Every quantised tensor in the graph holds, byte for byte, what quant.grid makes of the checkpoint."""
+    if bundle.grid is None:
+        return
+    weights = GraphWeights(bundle.path / GRAPH, places)
+    wrong = [node.name for node in weights.nodes if not _is_ours(bundle, weights, node, places)]
+    detail = f"{len(weights.nodes)} weights compared byte for byte" + (f", differing: {wrong[0]}" if wrong else "")
+    yield _check("weight bytes", len(wrong) if weights.nodes else math.inf, 0, detail)
+    slow = weights.float_matmuls()
+    detail = f"{slow[0]} is not on the grid" if slow else "every matrix product takes the fast path"
+    yield _check("matrices off the grid", len(slow), 0, detail)
+
+
+def _is_ours(bundle: Bundle, weights: GraphWeights, node: WeightNode, places: Mapping[str, Place]) -> bool:
+    grid = bundle.grid
+    assert grid is not None
+    is_head = not node.sources[0].tensor.startswith("model.layers.")
+    bits = grid.head_bits if is_head else grid.bits
+    if (node.attributes["bits"], node.attributes["block_size"]) != (bits, grid.block_size):
+        return False
+    if node.attributes.get("accuracy_level", grid.accuracy_level) != grid.accuracy_level:
+        return False
+    ours = quantize(read_parts(places, node.sources), bits=bits, block_size=grid.block_size, symmetric=grid.symmetric)
+    theirs = weights.matrix(node)
+    if (ours.zero_points is None) != (theirs.zero_points is None):
+        return False
+    pairs = [(ours.packed, theirs.packed), (ours.scales, theirs.scales)]
+    if ours.zero_points is not None and theirs.zero_points is not None:
+        pairs.append((ours.zero_points, theirs.zero_points))
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+def _logits(
+    bundle: Bundle, merged: Path, places: Mapping[str, Place], sequences: Sequence[Sequence[int]]
+) -> Iterator[Check]:
+    """The graph computes what torch computes with the same numbers; with int8 activations, nearly."""
+    reference = device_model(merged, DeviceTensors(GraphWeights(bundle.path / GRAPH, places), places))
+    limit = LOGITS_LIMIT[bundle.precision]
+    if bundle.grid is None:
+        found = deviation(reference, bundle, sequences)
+        detail = f"{found.tokens} tokens, the likeliest next one is the same after {found.agreement:.2%}"
+        yield _check("logits against torch", found.relative, limit, detail)
+        return
+    with at_level_0(bundle) as exact:
+        found = deviation(reference, exact, sequences)
+    detail = f"{found.tokens} tokens against torch with the same dequantised integers, activations in float32"
+    yield _check("logits against torch", found.relative, limit, detail)
+    if bundle.grid.accuracy_level:
+        found = deviation(reference, bundle, sequences)
+        detail = f"nats a token at accuracy level {bundle.grid.accuracy_level}; same likeliest: {found.agreement:.2%}"
+        yield _check("int8 activations", found.kl, KL_LIMIT, detail)
+
+
+def _prompts(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Iterator[Check]:
+    """The device renders conversations as training did."""
+    conversations = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    if not conversations or bundle.chat.template is None:
+        return
+    prompter = Prompter(bundle)
+    wrong = [
+        messages
+        for messages in conversations
+        if prompter.render(messages) != training_text(messages, tokenizer, bundle)
+    ]
+    detail = f"{len(conversations)} conversations" + (f", differing: {wrong[0]}" if wrong else "")
+    yield _check("rendered prompts", len(wrong), 0, detail)
+
+
+def _token_ids(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Iterator[Check]:
+    """The device's tokenizer gives training's ids; plain onnxruntime-genai's own one too, which is told only."""
+    prompter = Prompter(bundle)
+    plain = import_genai().Tokenizer(genai_config(bundle))
+    wrong, plain_wrong = [], []
+    for prompt in prompts:
+        text = training_text(prompt, tokenizer, bundle)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if prompter.tokenizer.encode(text, add_special_tokens=False).ids != ids:
+            wrong.append(text)
+        plain_ids = [int(token) for token in plain.encode(text)]
+        if plain_ids not in (ids, [tokenizer.bos_token_id, *ids]):
+            plain_wrong.append(text)
+    detail = f"{len(prompts)} prompts" + (f", differing: {wrong[0]!r}" if wrong else "")
+    yield _check("token ids", len(wrong), 0, detail)
+    detail = f"{len(prompts)} prompts" + (f", differing: {plain_wrong[0]!r}" if plain_wrong else "")
+    yield _check("token ids of plain onnxruntime-genai", len(plain_wrong), 0, detail, is_required=False)
+
+
+def _end_of_turn(bundle: Bundle, merged: Path, tokenizer: Any) -> Iterator[Check]:
+    """Everything that may stop the device stops at what training put after an answer."""
+    wanted = set(end_ids(tokenizer, merged, is_chat=bundle.chat.template is not None))
+    model = json.loads((bundle.path / GENAI_CONFIG).read_text(encoding="utf-8"))["model"]
+    stated = model["eos_token_id"]
+    found = set(stated) if isinstance(stated, list) else {stated}
+    wrong = (wanted ^ found) | (wanted ^ set(bundle.chat.eos_ids))
+    yield _check("end-of-turn tokens", len(wrong), 0, f"ids {', '.join(map(str, sorted(wanted)))}")
+
+
+def _generation(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Iterator[Check]:
+    """Answers end at an end-of-turn token, which is not in them, or at the limit."""
+    decoder = Decoder(bundle)
+    ended = wrong = 0
+    chosen = [ids for ids in _sequences(prompts, tokenizer, bundle) if len(ids) < bundle.context_length]
+    for ids in chosen[:GENERATED_PROMPTS]:
+        answer = decoder.generate(ids, max_new_tokens=GENERATED_TOKENS)
+        ended += answer.stop_reason == "end"
+        wrong += bool(set(answer.token_ids) & set(bundle.chat.eos_ids)) or len(answer.token_ids) > GENERATED_TOKENS
+    detail = f"{ended} of {min(len(chosen), GENERATED_PROMPTS)} answers ended within {GENERATED_TOKENS} tokens"
+    yield _check("generation", wrong, 0, detail)
+
+
+def training_text(prompt: Prompt, tokenizer: Any, bundle: Bundle) -> str:
+    """A prompt as training saw it, the recipe's system message included."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = [dict(message) for message in prompt]
+    if bundle.chat.system is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": bundle.chat.system})
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _sequences(prompts: Sequence[Prompt], tokenizer: Any, bundle: Bundle) -> list[list[int]]:
+    """Token ids of the prompts, cut to MOST_TOKENS."""
+    texts = [training_text(prompt, tokenizer, bundle) for prompt in prompts]
+    found = [tokenizer(text, add_special_tokens=False)["input_ids"][:MOST_TOKENS] for text in texts]
+    return [ids for ids in found if ids] or [[bundle.chat.eos_ids[0]]]
