@@ -1,16 +1,17 @@
-"""A recipe through all stages on tiny objects: edgetune/pipeline.py, `edgetune run`, `edgetune evaluate`."""
+"""A recipe through all stages on tiny objects: edgetune/pipeline.py, `edgetune run` and `edgetune evaluate`."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import shutil
 
 import pytest
+from click.testing import CliRunner
 
-REPOSITORY = Path(__file__).parent.parent
+from edgetune.cli import main
+from edgetune.errors import CheckError
+from edgetune.run_dir import read_json
+
 RECIPE = """
 [model]
 base = "{base}"
@@ -23,44 +24,169 @@ r = 4
 max_steps = 20
 batch_size = 4
 gradient_accumulation_steps = 1
+learning_rate = 1e-2
 [evaluate]
 metric = "json"
 max_rows = 8
 max_new_tokens = 8
 bootstrap_samples = 100
 """
-
-
-def _edgetune(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "edgetune", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+STAGES = ["train", "evaluate-base", "evaluate-tuned", "merge", "evaluate-merged", "export", "evaluate-bundle"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_base, tiny_rows):
-    """A folder with tiny.toml, and the finished run of it in runs/tiny."""
+def finished(tmp_path_factory, tiny_base, tiny_rows):
+    """A folder with tiny.toml and the finished run of it, with what it printed."""
     path = tmp_path_factory.mktemp("pipeline")
     (path / "tiny.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
-    done = _edgetune("run", "tiny.toml", cwd=path)
-    assert done.returncode == 0, done.stderr
-    (path / "stdout.txt").write_text(done.stdout, encoding="utf-8")
-    (path / "stderr.txt").write_text(done.stderr, encoding="utf-8")
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        done = CliRunner().invoke(main, ["run", "tiny.toml"])
+    assert done.exit_code == 0, done.stderr
+    return path, done
 
 
-def test_the_table_is_all_that_stdout_holds(folder):
-    lines = (folder / "stdout.txt").read_text(encoding="utf-8").splitlines()
+@pytest.fixture
+def edgetune(finished, tmp_path, monkeypatch):
+    """A function that runs a verb in a copy of the finished run's folder."""
+    shutil.copytree(finished[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return lambda *arguments: CliRunner().invoke(main, list(arguments))
+
+
+def _summary(path, name="tiny"):
+    return read_json(path / "runs" / name / "results" / "summary.json")
+
+
+def test_the_table_is_all_that_stdout_holds(finished):
+    lines = finished[1].stdout.splitlines()
     assert lines[0].startswith("model")
     names = ["base", "fine-tuned (4-bit + adapter)", "merged", "int4 bundle"]
     assert [line.split("  ")[0] for line in lines[1:]] == names
 
 
-def test_stderr_says_where_the_bundle_is_and_what_comes_next(folder):
-    assert "edgetune chat runs/tiny/bundle" in (folder / "stderr.txt").read_text(encoding="utf-8")
+def test_stderr_says_where_the_bundle_is_and_what_comes_next(finished):
+    assert finished[1].stderr.splitlines()[-1].endswith("next: edgetune chat runs/tiny/bundle")
+
+
+def test_the_summary_holds_every_stage_and_measurement(finished):
+    summary = _summary(finished[0])
+    assert list(summary["stage_s"]) == STAGES
+    assert all(check["passed"] for check in summary["verification"])
+    assert summary["rows"] == read_json(finished[0] / "runs/tiny/results/bundle.json")["score"]["rows"]
+    base, tuned, merged, bundle = summary["table"]
+    assert tuned["loss"] < base["loss"]
+    assert merged["loss"] == pytest.approx(tuned["loss"], rel=0.01)  # the same weights but for bf16 rounding
+    assert bundle["peak_bytes"] < merged["peak_bytes"]
+    assert tuned["disk_bytes"] > base["disk_bytes"]
+
+
+def test_training_and_evaluation_agree_on_the_eval_loss(finished):
+    """Without data.test the eval rows serve, so both measured the same rows."""
+    results = finished[0] / "runs/tiny/results"
+    trained = read_json(results / "train.json")["eval_loss"]
+    assert read_json(results / "tuned.json")["score"]["loss"] == pytest.approx(trained, rel=1e-3)  # packed or padded
+
+
+def test_every_answer_is_kept(finished):
+    for name in ("base", "tuned", "merged", "bundle"):
+        text = (finished[0] / f"runs/tiny/results/{name}-answers.jsonl").read_text(encoding="utf-8")
+        answers = [json.loads(line) for line in text.splitlines()]
+        assert len(answers) == _summary(finished[0])["rows"]
+        assert {"prompt", "reference", "answer", "correct", "loss"} <= set(answers[0])
+
+
+def test_a_second_run_does_nothing_again(edgetune, tmp_path):
+    before = _summary(tmp_path / "copy")["stage_s"]
+    done = edgetune("run", "tiny.toml", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("up to date") == len(STAGES)
+    assert json.loads(done.stdout)["stage_s"] | {"train": 0} == before | {"train": 0}
+
+
+def test_only_what_depends_on_a_change_is_done_again(edgetune):
+    done = edgetune("run", "tiny.toml", "--set", "export.precision=fp32")
+    assert done.exit_code == 0, done.stderr
+    current = [line.partition(":")[0] for line in done.stderr.splitlines() if "up to date" in line]
+    assert current == STAGES[:5]
+    assert done.stdout.splitlines()[-1].startswith("fp32 bundle")
+
+
+def test_a_bundle_that_was_damaged_is_made_again(edgetune, tmp_path):
+    (tmp_path / "copy/runs/tiny/bundle/model.onnx.data").write_bytes(b"no weights")
+    done = edgetune("run", "tiny.toml")
+    assert done.exit_code == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("export: verifying")]
+
+
+def test_a_run_folder_of_another_recipe_is_refused(edgetune):
+    done = edgetune("run", "tiny.toml", "--set", "lora.r=8")
+    assert done.exit_code == 2
+    assert "lora.r" in done.stderr
+
+
+def test_a_plan_over_the_budget_stops_before_training(edgetune, tmp_path):
+    done = edgetune("run", "tiny.toml", "-o", "runs/small", "--set", "budget.memory=1 MiB")
+    assert done.exit_code == 4
+    assert "the budget is 1 MiB" in done.stderr
+    assert not (tmp_path / "copy/runs/small/adapter").exists()
+
+
+def test_a_failed_verification_is_exit_code_5_and_named(edgetune, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise CheckError("the bundle failed its verification: logits against torch", cure="export again")
+
+    monkeypatch.setattr("edgetune.export.export.export", refuse)
+    done = edgetune("run", "tiny.toml", "--set", "export.block_size=16")
+    assert done.exit_code == 5
+    assert "logits against torch" in done.stderr
+    assert "export" not in read_json(tmp_path / "copy/runs/tiny/run.json")["stages"]
+
+
+def test_evaluate_scores_a_whole_run_on_other_rows(edgetune, tiny_rows, tmp_path):
+    done = edgetune("evaluate", "runs/tiny", "--data", str(tiny_rows), "--max-rows", "3", "--json")
+    assert done.exit_code == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert [row["name"] for row in values["table"]][-1] == "int4 bundle"
+    assert len(values["table"]) == 4
+    assert values["rows"] == 3
+    assert (tmp_path / "copy/runs/tiny/results/evaluate/bundle-answers.jsonl").exists()
+
+
+def test_evaluate_repeats_the_bundle_s_score_of_the_run(edgetune, finished):
+    done = edgetune("evaluate", "runs/tiny/bundle", "--json")
+    assert done.exit_code == 0, done.stderr
+    again, first = json.loads(done.stdout)["table"][0], _summary(finished[0])["table"][3]
+    assert (again["score"], again["loss"]) == (first["score"], first["loss"])
+
+
+@pytest.mark.parametrize("kind", ["adapter", "bundle", "merged"])
+def test_what_was_taken_out_of_its_run_scores_the_same(edgetune, finished, tiny_rows, tmp_path, kind):
+    shutil.copytree(f"runs/tiny/{kind}", tmp_path / "elsewhere")
+    arguments = ("--data", str(tiny_rows), "--max-rows", "4", "--metric", "json", "--json")
+    inside = json.loads(edgetune("evaluate", f"runs/tiny/{kind}", *arguments).stdout)["table"][0]
+    done = edgetune("evaluate", str(tmp_path / "elsewhere"), *arguments, "--set", "evaluate.max_new_tokens=8")
+    assert done.exit_code == 0, done.stderr
+    outside = json.loads(done.stdout)["table"][0]
+    assert outside["score"] == inside["score"]
+    assert outside["loss"] == pytest.approx(inside["loss"], rel=1e-6)
+
+
+def test_evaluate_outside_a_run_needs_rows(edgetune, tiny_base):
+    done = edgetune("evaluate", str(tiny_base))
+    assert done.exit_code == 2
+    assert "--data" in done.stderr
+
+
+def test_evaluate_of_nothing_is_an_error(edgetune, tiny_rows):
+    done = edgetune("evaluate", "no-such-folder/x/y", "--data", str(tiny_rows))
+    assert done.exit_code == 2
+    assert "no-such-folder" in done.stderr
+
+
+def test_references_that_are_not_json_are_named_with_their_line(edgetune, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "{}"}\n{"prompt": "b", "completion": "no"}\n', encoding="utf-8")
+    done = edgetune("evaluate", "runs/tiny/bundle", "--data", str(rows))
+    assert done.exit_code == 2
+    assert "rows.jsonl:2" in done.stderr
