@@ -1,0 +1,303 @@
+"""Pretrain `edgetune:nano` from scratch on a CPU: tokenizer, batches, the loop, export.
+
+    python -m edgetune.assets.nano.pretrain train --work build/nano --decay-at-minutes 85
+    python -m edgetune.assets.nano.pretrain export --work build/nano
+
+Every batch is a function of its step number, so a killed run goes on from its last checkpoint as if nothing had been.
+The schedule is warm-up, stable, linear decay; the decay starts at a deadline or when the file `decay_now` appears in
+the work folder (its text: the decay's length in minutes) and follows the clock, not the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import LlamaForCausalLM
+
+from edgetune.assets.nano import export
+from edgetune.assets.nano.corpus import BOS, Document, find_data, read_documents, split_held_out
+from edgetune.assets.nano.tasks import Pool, make_pool, make_tasks
+from edgetune.assets.nano.tokenizer import save_tokenizer, train_tokenizer
+
+Optimizers = list[torch.optim.Optimizer]
+RowLosses = Callable[[LlamaForCausalLM, Tensor, Tensor], Tensor]
+
+SEED = 20
+CONTEXT = 512
+ROWS_PER_STEP, ROWS_PER_PASS = 16, 8
+SYNTHETIC_ROWS = 7  # of ROWS_PER_STEP
+STEP_TOKENS = ROWS_PER_STEP * CONTEXT
+WARMUP_STEPS = 40
+PROMPT_WEIGHT = 0.1  # of the loss in synthetic prompts: their random words teach little, their answers much
+MUON_LR, ADAMW_LR, WEIGHT_DECAY = 5e-3, 3e-3, 0.1
+CHECKPOINT_S, EVALUATE_S = 300.0, 600.0
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The tokenised documents and the pool for tasks; `rows(step)` gives the same rows whenever it is asked."""
+
+    tokenizer: Tokenizer
+    ids: np.ndarray  # all documents, each opened by <|endoftext|>, uint16
+    starts: np.ndarray  # where each document begins in ids, and the end
+    pool: Pool
+    shuffled: dict[int, np.ndarray] = field(default_factory=dict)  # the stream of the current epoch
+
+    def rows(self, step: int) -> Tensor:
+        """(ROWS_PER_STEP, CONTEXT + 1) int64; the synthetic rows come last."""
+        natural_tokens = (ROWS_PER_STEP - SYNTHETIC_ROWS) * (CONTEXT + 1)
+        natural = self._natural(step * natural_tokens, natural_tokens)
+        synthetic = pack_tasks(self.tokenizer, make_tasks(self.pool, SEED * 10**9 + step), SYNTHETIC_ROWS)
+        return torch.from_numpy(np.concatenate([natural.reshape(-1, CONTEXT + 1), synthetic]).astype(np.int64))
+
+    def _natural(self, start: int, count: int) -> np.ndarray:
+        epoch, offset = divmod(start, len(self.ids))
+        tail = self._epoch(epoch)[offset : offset + count]
+        return tail if len(tail) == count else np.concatenate([tail, self._epoch(epoch + 1)[: count - len(tail)]])
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if epoch not in self.shuffled:
+            self.shuffled.clear()
+            order = np.random.default_rng(SEED + epoch).permutation(len(self.starts) - 1)
+            self.shuffled[epoch] = np.concatenate([self.ids[self.starts[i] : self.starts[i + 1]] for i in order])
+        return self.shuffled[epoch]
+
+
+def pack_tasks(tokenizer: Tokenizer, tasks: Iterator[str], rows: int) -> np.ndarray:
+    """(rows, CONTEXT + 1) token ids of tasks one after another, the last one cut off."""
+    wanted, ids = rows * (CONTEXT + 1), list[int]()
+    while len(ids) < wanted:
+        for encoding in tokenizer.encode_batch(list(itertools.islice(tasks, 32))):
+            ids += encoding.ids
+    return np.array(ids[:wanted]).reshape(rows, CONTEXT + 1)
+
+
+def pack_documents(tokenizer: Tokenizer, documents: list[Document]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of all documents end to end (uint16) and where each begins."""
+    encodings = tokenizer.encode_batch([BOS + d.text for d in documents])
+    starts = np.cumsum([0, *(len(e.ids) for e in encodings)])
+    return np.concatenate([np.array(e.ids, dtype=np.uint16) for e in encodings]), starts
+
+
+def prepare(work: Path, data: Path) -> Batches:
+    """Read the texts, train the tokenizer (or load the one in the work folder), tokenise and keep the held-out part."""
+    train, held_out = split_held_out(read_documents(data))
+    pool = make_pool(train)
+    held_out_tasks = list(itertools.islice(make_tasks(make_pool(held_out), SEED), 1500))
+    if not (work / "tokenizer" / "tokenizer.json").exists():
+        texts = [d.text for d in train] + list(itertools.islice(make_tasks(pool, SEED), 40_000))
+        plain = [export.strip_special(t) for t in texts]
+        save_tokenizer(train_tokenizer(plain, [d.text for d in held_out] + held_out_tasks), work / "tokenizer")
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer" / "tokenizer.json"))
+    ids, starts = pack_documents(tokenizer, train)
+    np.savez(
+        work / "evaluation.npz",
+        natural=pack_documents(tokenizer, held_out)[0],
+        natural_bytes=sum(len(export.strip_special(d.text).encode()) for d in held_out),
+        synthetic=pack_tasks(tokenizer, iter(held_out_tasks), 96),
+        train=ids,
+    )
+    return Batches(tokenizer, ids, starts, pool)
+
+
+def make_model() -> LlamaForCausalLM:
+    """A fresh 6 M parameter Llama; the matrices that write to the residual stream start at zero."""
+    torch.manual_seed(SEED)
+    model = LlamaForCausalLM(export.make_config())
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            torch.nn.init.zeros_(parameter)
+    return model
+
+
+def make_optimizers(model: LlamaForCausalLM) -> Optimizers:
+    """Muon (arXiv:2502.16982, updates scaled to AdamW's size) for the layers' matrices, AdamW for the rest."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+    rest = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
+    muon = torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(rest, lr=ADAMW_LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+
+
+def row_losses(model: LlamaForCausalLM, rows: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean next-token loss of each row in nats: rows (n, CONTEXT + 1), weights (n, CONTEXT) -> (n,)."""
+    logits = model(input_ids=rows[:, :-1], use_cache=False).logits.float()
+    losses = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+    return (losses.view_as(weights) * weights).sum(1) / weights.sum(1)
+
+
+def loss_weights(rows: Tensor) -> Tensor:
+    """1 for every token of natural rows and of the answers in synthetic ones, PROMPT_WEIGHT for the rest."""
+    weights = torch.ones_like(rows[:, 1:], dtype=torch.float32)
+    weights[-SYNTHETIC_ROWS:] = PROMPT_WEIGHT + (1 - PROMPT_WEIGHT) * export.is_answer(rows[-SYNTHETIC_ROWS:]).float()
+    return weights
+
+
+class Clock:
+    """Training time in seconds over all restarts, and the learning-rate factor that follows it."""
+
+    def __init__(self, elapsed_s: float, decay_from_s: float | None, decay_s: float) -> None:
+        self.elapsed_s, self.decay_from_s, self.decay_s = elapsed_s, decay_from_s, decay_s
+
+    def check(self, work: Path, decay_at_s: float) -> None:
+        """Start the decay when its time has come or somebody asked for it."""
+        if self.decay_from_s is not None:
+            return
+        asked = work / "decay_now"
+        if asked.exists():
+            self.decay_s = 60 * float(asked.read_text().strip() or self.decay_s / 60)
+            self.decay_from_s = self.elapsed_s
+        elif self.elapsed_s >= decay_at_s:
+            self.decay_from_s = self.elapsed_s
+
+    def factor(self, step: int) -> float:
+        """1 in the stable phase, up from 0 in the warm-up, down to 0 in the decay."""
+        warm = min(1.0, (step + 1) / WARMUP_STEPS)
+        if self.decay_from_s is None:
+            return warm
+        return warm * max(0.0, 1 - (self.elapsed_s - self.decay_from_s) / self.decay_s)
+
+
+def train(work: Path, data: Path, out: Path, *, decay_at_minutes: float, decay_minutes: float) -> None:
+    """Train until the decay has ended, from the last checkpoint if there is one; then export."""
+    work.mkdir(parents=True, exist_ok=True)
+    batches, model = prepare(work, data), make_model()
+    optimizers = make_optimizers(model)
+    state = load_checkpoint(work, model, optimizers)
+    clock = Clock(state["elapsed_s"], state["decay_from_s"], state["decay_s"] or 60 * decay_minutes)
+    losses_of = torch.compile(row_losses)
+    step, saved_s, evaluated_s = state["step"], clock.elapsed_s, clock.elapsed_s
+    while True:
+        began = time.perf_counter()
+        clock.check(work, 60 * decay_at_minutes)
+        factor = clock.factor(step)
+        if factor == 0:
+            break
+        natural, synthetic = train_step(losses_of, model, optimizers, batches.rows(step), factor)
+        step += 1
+        took_s = time.perf_counter() - began
+        clock.elapsed_s += took_s
+        append_log(
+            work,
+            {
+                "step": step,
+                "tokens": step * STEP_TOKENS,
+                "elapsed_s": round(clock.elapsed_s, 1),
+                "factor": round(factor, 4),
+                "loss_natural": round(natural, 4),
+                "loss_synthetic": round(synthetic, 4),
+                "tokens_per_s": round(STEP_TOKENS / took_s),
+            },
+        )
+        if clock.elapsed_s - saved_s > CHECKPOINT_S:
+            save_checkpoint(work, model, optimizers, step, clock)
+            saved_s = clock.elapsed_s
+        if clock.elapsed_s - evaluated_s > EVALUATE_S:
+            append_log(work, {"step": step} | export.evaluate(model, work, max_rows=64))
+            evaluated_s = clock.elapsed_s
+    save_checkpoint(work, model, optimizers, step, clock)
+    export.export(work, out)
+    append_log(work, {"step": step, "done": True})
+
+
+def train_step(
+    losses_of: RowLosses, model: LlamaForCausalLM, optimizers: Optimizers, rows: Tensor, factor: float
+) -> tuple[float, float]:
+    """One optimizer step over all rows -> mean loss of the natural and of the synthetic rows, in nats a token."""
+    losses = []
+    for part, weights in zip(rows.split(ROWS_PER_PASS), loss_weights(rows).split(ROWS_PER_PASS), strict=True):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = losses_of(model, part, weights)
+        (loss.sum() / len(rows)).backward()
+        losses.append(loss.detach())
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, peak in zip(optimizers, (MUON_LR, ADAMW_LR), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * factor
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    all_losses = torch.cat(losses)
+    return all_losses[:-SYNTHETIC_ROWS].mean().item(), all_losses[-SYNTHETIC_ROWS:].mean().item()
+
+
+def save_checkpoint(work: Path, model: LlamaForCausalLM, optimizers: Optimizers, step: int, clock: Clock) -> None:
+    """Write checkpoint.pt with everything a restart needs, atomically."""
+    partial = work / "checkpoint.pt.part"
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimizers": [o.state_dict() for o in optimizers],
+            "step": step,
+            "elapsed_s": clock.elapsed_s,
+            "decay_from_s": clock.decay_from_s,
+            "decay_s": clock.decay_s,
+            "tokens": step * STEP_TOKENS,
+            "synthetic_share": SYNTHETIC_ROWS / ROWS_PER_STEP,
+        },
+        partial,
+    )
+    os.replace(partial, work / "checkpoint.pt")
+
+
+def load_checkpoint(work: Path, model: LlamaForCausalLM, optimizers: Optimizers) -> dict:
+    """Load the last checkpoint into model and optimizers; a state of zeros if there is none."""
+    if not (work / "checkpoint.pt").exists():
+        return {"step": 0, "elapsed_s": 0.0, "decay_from_s": None, "decay_s": None}
+    state = torch.load(work / "checkpoint.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state
+
+
+def append_log(work: Path, record: dict) -> None:
+    """One JSON line to log.jsonl."""
+    with (work / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(record) + "\n")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgetune.assets.nano.pretrain",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, text in (("train", "train (or go on training), then export"), ("export", "export the last checkpoint")):
+        sub = verbs.add_parser(verb, help=text)
+        sub.add_argument("--work", type=Path, required=True, help="folder for checkpoints, log and token caches")
+        sub.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the model (default: here)")
+        if verb == "train":
+            sub.add_argument("--data", type=Path, help="data folder (default: $EDGETUNE_DATA or ../shared/data)")
+            sub.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+            sub.add_argument("--decay-at-minutes", type=float, default=85.0, help="start of the decay")
+            sub.add_argument("--decay-minutes", type=float, default=20.0, help="length of the decay")
+    options = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if options.verb == "export":
+        export.export(options.work, options.out)
+        return
+    torch.set_num_threads(options.threads)
+    train(
+        options.work,
+        options.data or find_data(),
+        options.out,
+        decay_at_minutes=options.decay_at_minutes,
+        decay_minutes=options.decay_minutes,
+    )
+
+
+if __name__ == "__main__":
+    main()
