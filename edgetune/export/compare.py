@@ -24,8 +24,9 @@ BATCH_LOGITS = 1 << 22
 """Logits compared at a time: 16 MiB in float32, a few copies of which are alive."""
 BATCH_TOKENS = 1 << 11
 """Tokens at a time, for the memory of the layers."""
-ALL_LOGITS = 1 << 29
-"""Logits compared in all: with a vocabulary of 128,256 some 4,000 tokens, with a small one every token."""
+ALL_TOKENS = 1 << 13
+ALL_LOGITS = 1 << 28
+"""Logits compared in all: with a vocabulary of 128,256 some 2,000 tokens."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +42,42 @@ class Deviation:
     tokens: int
 
 
-def deviation(reference: Any, bundle: Bundle, sequences: Sequence[Sequence[int]]) -> Deviation:
-    """The bundle's logits against the torch model's, over all tokens of the sequences that fit ALL_LOGITS."""
-    device = Logits(bundle)
-    largest = divergence = agreed = 0.0
-    tokens, total, squares = 0, 0.0, 0.0
-    vocabulary = int(reference.config.vocab_size)
-    for batch in _batches(sequences, vocabulary):
-        found = device.batch_logits(batch)
-        for ours, theirs in zip(found, _torch_logits(reference, batch), strict=True):
-            largest = max(largest, float(np.abs(ours - theirs).max()))
-            agreed += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
-            truth, guess = _log_softmax(theirs), _log_softmax(ours)
-            divergence += float((np.exp(truth) * (truth - guess)).sum())
-            total, squares = total + float(theirs.sum(dtype=np.float64)), squares + float(np.square(theirs).sum())
-            tokens += len(ours)
-    if not np.isfinite(largest):
-        return Deviation(relative=float("inf"), kl=float("inf"), agreement=0.0, tokens=tokens)
-    count = max(1, tokens * vocabulary)
-    spread = float(np.sqrt(max(squares / count - (total / count) ** 2, 1e-12)))
-    return Deviation(largest / spread, divergence / max(1, tokens), agreed / max(1, tokens), tokens)
+def deviations(reference: Any, bundles: Sequence[Bundle], sequences: Sequence[Sequence[int]]) -> list[Deviation]:
+    """Each bundle's logits against the torch model's, over the tokens of the sequences that fit ALL_TOKENS."""
+    devices = [Logits(bundle) for bundle in bundles]
+    sums = [_Sums() for _ in bundles]
+    for batch in _batches(sequences, int(reference.config.vocab_size)):
+        wanted = _torch_logits(reference, batch)
+        for device, running in zip(devices, sums, strict=True):
+            for found, truth in zip(device.batch_logits(batch), wanted, strict=True):
+                running.add(found, truth)
+    return [running.deviation() for running in sums]
+
+
+class _Sums:
+    """What a Deviation is made of, token by token."""
+
+    def __init__(self) -> None:
+        self.largest = self.divergence = self.agreed = self.total = self.squares = 0.0
+        self.tokens = self.count = 0
+
+    def add(self, found: np.ndarray, truth: np.ndarray) -> None:
+        """Two arrays (T, V) float32 for the same tokens."""
+        self.largest = max(self.largest, float(np.nan_to_num(np.abs(found - truth), nan=np.inf).max()))
+        self.agreed += float((found.argmax(-1) == truth.argmax(-1)).sum())
+        log_truth, log_found = _log_softmax(truth), _log_softmax(found)
+        self.divergence += float((np.exp(log_truth) * (log_truth - log_found)).sum())
+        self.total += float(truth.sum(dtype=np.float64))
+        self.squares += float(np.square(truth).sum(dtype=np.float64))
+        self.tokens += len(truth)
+        self.count += truth.size
+
+    def deviation(self) -> Deviation:
+        """The whole of it; a model that answers NaN is infinitely far off."""
+        tokens, count = max(1, self.tokens), max(1, self.count)
+        spread = float(np.sqrt(max(self.squares / count - (self.total / count) ** 2, 1e-12)))
+        divergence = self.divergence / tokens if np.isfinite(self.divergence) else float("inf")
+        return Deviation(self.largest / spread, divergence, self.agreed / tokens, self.tokens)
 
 
 @contextmanager
@@ -88,7 +105,7 @@ def _link(source: Path, target: Path) -> None:
 def _batches(sequences: Sequence[Sequence[int]], vocabulary: int) -> Iterator[list[Sequence[int]]]:
     """Sequences of like length together, as many as the bounds allow when padded, at least one."""
     most_tokens = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary)
-    left = max(1, ALL_LOGITS // vocabulary)
+    left = max(1, min(ALL_TOKENS, ALL_LOGITS // vocabulary))
     chosen = []
     for sequence in sequences:
         if len(sequence) <= left:

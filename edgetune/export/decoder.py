@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from edgetune.errors import HardwareError, ModelError
-from edgetune.export.architecture import BUILDERS, check_architecture
+from edgetune.export.architecture import BUILDERS, MODEL_TYPES, check_architecture
 from edgetune.export.graph import write_graph
 from edgetune.export.silence import silenced
 from edgetune.model.base import empty_model
@@ -26,6 +26,8 @@ from edgetune.runtime.session import import_genai
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
 GRAPH = "model.onnx"
+OPTIONS = ["windowed_kv_cache=false"]
+"""The builder's options. A cache as long as the window only would have to be filled before the first token."""
 
 
 def build_decoder(
@@ -58,9 +60,10 @@ def _builder(merged: Path, out: Path, cache: Path, *, architecture: str, precisi
     builder, builders = _import_builder()
     float_precision = "fp16" if precision == "fp16" else "fp32"
     try:
-        options = builder.parse_extra_options("", str(merged), str(out), float_precision, "cpu", str(cache), [])
+        options = builder.parse_extra_options("", str(merged), str(out), float_precision, "cpu", str(cache), OPTIONS)
         options.pop("_effective_builder_config", None)
         config = options.pop("hf_details")["hf_config"]
+        _flatten_rope(config)
         dtype = builder.set_io_dtype(float_precision, "cpu", options)
         made = _adapted(getattr(builders, BUILDERS[architecture]))(config, dtype, dtype, "cpu", str(cache), options)
     except (AttributeError, KeyError, TypeError) as error:
@@ -68,7 +71,17 @@ def _builder(merged: Path, out: Path, cache: Path, *, architecture: str, precisi
             f"this version of onnxruntime-genai has another model builder: {error}",
             cure='install the tested one: pip install "onnxruntime-genai==0.18.*"',
         ) from None
+    made.model_type = MODEL_TYPES.get(architecture, made.model_type)
     return made, config
+
+
+def _flatten_rope(config: Any) -> None:
+    """Write rotary settings that transformers 5 keeps by kind of layer in the older way that the builder reads."""
+    kinds = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in kinds and "sliding_attention" in kinds:
+        config.rope_local_base_freq = kinds["sliding_attention"]["rope_theta"]
+        config.rope_theta = kinds["full_attention"]["rope_theta"]
+        config.rope_parameters = dict(kinds["full_attention"])
 
 
 def _adapted(builder_class: Any) -> Any:

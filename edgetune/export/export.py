@@ -38,8 +38,15 @@ class ExportResult:
     wall_s: float
 
 
-def export(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progress | None = None) -> ExportResult:
-    """Build runs/x/bundle from runs/x/merged, verify it on the recipe's rows, and put it in place only if it holds.
+def export(
+    recipe: Recipe,
+    run_dir: RunDir,
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Build runs/x/bundle (or `out`) from runs/x/merged, verify it on the recipe's rows, put it in place if it holds.
 
     A bundle that fails is left as runs/x/bundle.failed, marked as not verified, and an older bundle stays as it is.
     Raises CheckError, which names the checks that failed; ModelError for an architecture that cannot be exported,
@@ -48,12 +55,13 @@ def export(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Pr
     if not (run_dir.merged / "config.json").is_file():
         raise RunError(f"{run_dir.merged}: no merged model", cure="make it first: edgetune merge")
     check_architecture(run_dir.merged)
-    if run_dir.bundle.exists() and not force:
-        raise RunError(f"{run_dir.bundle}: there is a bundle already", cure="replace it with --force")
+    out = out or run_dir.bundle
+    if out.exists() and not force:
+        raise RunError(f"{out}: there is something already", cure="replace it with --force")
     from edgetune.data.prepare import examples
 
     prompts = prompts_of(islice(examples(recipe, "eval"), MOST_PROMPTS))
-    return export_folder(run_dir.merged, run_dir.bundle, recipe, prompts=prompts, progress=progress)
+    return export_folder(run_dir.merged, out, recipe, prompts=prompts, progress=progress)
 
 
 def export_folder(

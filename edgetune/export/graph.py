@@ -152,7 +152,7 @@ class _Writer:
             array = tensor.numpy()
         except (NotImplementedError, RuntimeError):
             raise ModelError(f"{value.name}: this part of the model cannot be exported") from None
-        if value.name in ("cos_cache", "sin_cache") and max_length:
+        if str(value.name).startswith(("cos_cache", "sin_cache")) and max_length:
             array = array[:max_length]
         if array.nbytes > INLINE_BYTES:
             self._write(value, np.ascontiguousarray(array), tensor.dtype)

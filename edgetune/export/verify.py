@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from edgetune.export.bundle import end_ids
-from edgetune.export.compare import at_level_0, deviation
+from edgetune.export.compare import at_level_0, deviations
 from edgetune.export.decoder import GRAPH
 from edgetune.export.graph import read_parts
 from edgetune.export.weights import DeviceTensors, GraphWeights, WeightNode, device_model
@@ -29,7 +29,7 @@ Prompt = Sequence[Mapping[str, str]] | str
 """Messages up to where the answer starts, or plain text."""
 
 MOST_PROMPTS = 200
-MOST_TOKENS = 128
+MOST_TOKENS = 64
 """Tokens of a prompt whose logits are compared."""
 LOGITS_LIMIT = {"fp32": 1e-3, "fp16": 5e-2, "int4": 1e-3, "int8": 1e-3}
 """In standard deviations of the logits. float32 in another order of summation gives 1e-5, float16 throughout 1e-2."""
@@ -145,18 +145,17 @@ def _logits(
     reference = device_model(merged, DeviceTensors(GraphWeights(bundle.path / GRAPH, places), places))
     limit = LOGITS_LIMIT[bundle.precision]
     if bundle.grid is None:
-        found = deviation(reference, bundle, sequences)
+        (found,) = deviations(reference, [bundle], sequences)
         detail = f"{found.tokens} tokens, the likeliest next one is the same after {found.agreement:.2%}"
         yield _check("logits against torch", found.relative, limit, detail)
         return
     with at_level_0(bundle) as exact:
-        found = deviation(reference, exact, sequences)
+        found, rounded = deviations(reference, [exact, bundle], sequences)
     detail = f"{found.tokens} tokens against torch with the same dequantised integers, activations in float32"
     yield _check("logits against torch", found.relative, limit, detail)
-    if bundle.grid.accuracy_level:
-        found = deviation(reference, bundle, sequences)
-        detail = f"nats a token at accuracy level {bundle.grid.accuracy_level}; same likeliest: {found.agreement:.2%}"
-        yield _check("int8 activations", found.kl, KL_LIMIT, detail)
+    level = bundle.grid.accuracy_level
+    detail = f"nats a token at accuracy level {level}; the same likeliest next one after {rounded.agreement:.2%}"
+    yield _check("rounded activations", rounded.kl, KL_LIMIT, detail)
 
 
 def _prompts(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Iterator[Check]:
@@ -180,13 +179,13 @@ def _token_ids(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Ite
     plain = import_genai().Tokenizer(genai_config(bundle))
     wrong, plain_wrong = [], []
     for prompt in prompts:
+        ids = training_ids(prompt, tokenizer, bundle)
+        if ids != (prompter.text_ids(prompt) if isinstance(prompt, str) else prompter.chat_ids(prompt)):
+            wrong.append(prompt)
         text = training_text(prompt, tokenizer, bundle)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if prompter.tokenizer.encode(text, add_special_tokens=False).ids != ids:
-            wrong.append(text)
-        plain_ids = [int(token) for token in plain.encode(text)]
-        if plain_ids not in (ids, [tokenizer.bos_token_id, *ids]):
-            plain_wrong.append(text)
+        bos = [tokenizer.bos_token_id]
+        if [int(token) for token in plain.encode(text)] not in (ids, bos + ids, ids[1:] if ids[:1] == bos else ids):
+            plain_wrong.append(prompt)
     detail = f"{len(prompts)} prompts" + (f", differing: {wrong[0]!r}" if wrong else "")
     yield _check("token ids", len(wrong), 0, detail)
     detail = f"{len(prompts)} prompts" + (f", differing: {plain_wrong[0]!r}" if plain_wrong else "")
@@ -226,8 +225,16 @@ def training_text(prompt: Prompt, tokenizer: Any, bundle: Bundle) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
+def training_ids(prompt: Prompt, tokenizer: Any, bundle: Bundle) -> list[int]:
+    """Token ids of a prompt as training made them, up to where the answer starts."""
+    if not isinstance(prompt, str):
+        return list(tokenizer(training_text(prompt, tokenizer, bundle), add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(prompt)["input_ids"])
+    return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
+
+
 def _sequences(prompts: Sequence[Prompt], tokenizer: Any, bundle: Bundle) -> list[list[int]]:
-    """Token ids of the prompts, cut to MOST_TOKENS."""
-    texts = [training_text(prompt, tokenizer, bundle) for prompt in prompts]
-    found = [tokenizer(text, add_special_tokens=False)["input_ids"][:MOST_TOKENS] for text in texts]
+    """Token ids of the prompts, cut to MOST_TOKENS and to the context."""
+    most = min(MOST_TOKENS, bundle.context_length)
+    found = [training_ids(prompt, tokenizer, bundle)[:most] for prompt in prompts]
     return [ids for ids in found if ids] or [[bundle.chat.eos_ids[0]]]
