@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetune.data import pack as packing
+from edgetune.data.pack import Batch, collate, pack
 
 Rows = list[list[int]]
 """One micro-batch: for each row the indices of the samples packed into it."""
@@ -60,7 +60,7 @@ def micro_batches(
     lengths = sample_lengths(tokens)
     order = np.arange(len(lengths)) if generator is None else generator.permutation(len(lengths))
     if is_packed:
-        packed = packing.pack([_Length(int(lengths[index])) for index in order], max_seq_len=max_seq_len)
+        packed = pack([_Length(int(lengths[index])) for index in order], max_seq_len=max_seq_len)
         rows = [[int(order[place]) for place in row] for row in packed]
     else:
         rows = [[int(index)] for index in order]
@@ -77,9 +77,9 @@ def sample_lengths(tokens: Any) -> np.ndarray:
     return np.array([len(tokens[index].input_ids) for index in range(len(tokens))], dtype=np.int64)
 
 
-def collate_rows(tokens: Any, rows: Rows, *, pad_id: int) -> Any:
+def collate_rows(tokens: Any, rows: Rows, *, pad_id: int) -> Batch:
     """The packed batch of these rows: input_ids, labels, position_ids, segment_ids, each (B, T)."""
-    return packing.collate([[tokens[index] for index in row] for row in rows], pad_id=pad_id)
+    return collate([[tokens[index] for index in row] for row in rows], pad_id=pad_id)
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def _make_step(parts: Parts, micro_batches: list[Rows], learning_rate: float, st
     for batch in batches:
         with autocast(parts.model):
             loss, _ = loss_sum(parts.model, batch.to(device))
-        loss = loss / trained
+        loss = loss / max(trained, 1)
         accelerator.backward(loss)
         total += loss.detach()
     if accelerator.num_processes > 1:

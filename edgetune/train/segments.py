@@ -29,6 +29,10 @@ SUPPORTED_TYPES = frozenset(
         "olmo",
         "olmo2",
         "ministral",
+        "gemma3_text",
+        "ernie4_5",
+        "olmo3",
+        "phi",
     }
 )
 """config.model_type of decoders whose attention is nothing but causal (and windowed) softmax attention."""
