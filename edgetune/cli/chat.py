@@ -28,8 +28,9 @@ def command(bundle: Path, system: str | None, **sampling: Any) -> None:
     Lines may also come from a pipe or a file. Needs no torch and no network.
     """
     from edgetune.runtime.conversation import Conversation
-    from edgetune.runtime.decoder import Decoder
+    from edgetune.runtime.decoder import Decoder, check_settings
 
+    check_settings(**sampling)
     decoder = Decoder(bundle)
     conversation = Conversation(decoder, system=system)
     if sys.stdin.isatty():
@@ -74,6 +75,6 @@ def _answer(conversation: Conversation, text: str, sampling: dict[str, Any]) -> 
         return
     console.say("")
     if conversation.dropped_turns > dropped:
-        console.note(f"chat: the context is full; forgot the {conversation.dropped_turns - dropped} oldest turns")
+        console.note(f"chat: the context is full; forgot {conversation.dropped_turns - dropped} of the oldest turns")
     if result.stop_reason == "length":
         console.note("chat: the answer was cut off; --max-new-tokens sets its length")

@@ -96,7 +96,7 @@ class Decoder:
 
         Everything is checked before the first piece is asked for. Raises as `generate` does.
         """
-        _check_settings(max_new_tokens, temperature, top_p, seed)
+        check_settings(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         ids = self.token_ids(prompt)
         room = self.bundle.context_length - len(ids)
         if room < 1:
@@ -171,8 +171,8 @@ class Decoder:
         return og.Generator(self._model, params)
 
 
-def _check_settings(max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:
-    """Raises PromptError for the first setting out of range."""
+def check_settings(*, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:
+    """Raises PromptError for the first setting of `Decoder.generate` that is out of range."""
     for name, value, is_good, wanted in (
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
         ("temperature", temperature, 0 <= temperature < float("inf"), "0 (always the likeliest token) or above"),
