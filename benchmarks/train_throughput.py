@@ -2,9 +2,9 @@
 
     EDGETUNE_DATA=... python -m benchmarks.train_throughput
 
-Each measurement is a fresh child process that trains on the same encoded rows of SNIPS for the same number of rows and
-reports trained tokens (those that count in the loss) a second, peak memory, and the loss on the same eval rows, computed
-for both by one function. The Trainer runs in the type that is faster for it, padding each batch to its longest row.
+Each measurement is a fresh child process that trains once on the same encoded rows of SNIPS and reports trained tokens
+(those that count in the loss) a second, peak memory, and the loss on the same eval rows, computed for both by one
+function. The Trainer runs in the type that is faster for it, padding each batch to its longest row.
 """
 
 from __future__ import annotations
