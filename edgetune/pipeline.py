@@ -58,6 +58,12 @@ class _Run:
         if self.progress:
             self.progress({"stage": stage, "message": message})
 
+    def report(self, result: Any) -> None:
+        """A target's numbers to events.jsonl."""
+        score = result.score
+        event = {"stage": "evaluate", "target": result.target.name, "score": score.score, "loss": score.loss}
+        self.run_dir.append_event(event)
+
     def stage(self, name: str, inputs: str, output: Path, work: Callable[[], Any]) -> str:
         """Do a stage unless it finished with these inputs and left this output; the output's hash."""
         record = self.run_dir.read().get("stages", {}).get(name, {})
@@ -144,7 +150,7 @@ def _evaluate(work: _Run, target: Any, inputs: str) -> Any:
         f"evaluate-{target.name}",
         inputs,
         results / f"{target.name}.json",
-        lambda: evaluate(target, results / EVAL_SET_FILE, results, progress=work.progress),
+        lambda: work.report(evaluate(target, results / EVAL_SET_FILE, results, progress=work.progress)),
     )
     result = read_result(read_json(results / f"{target.name}.json"))
     work.see_memory(resident_bytes() + result.scoring_peak_bytes)

@@ -143,31 +143,40 @@ def test_a_failed_verification_is_exit_code_5_and_named(edgetune, monkeypatch, t
     assert "export" not in read_json(tmp_path / "copy/runs/tiny/run.json")["stages"]
 
 
-def test_evaluate_scores_a_whole_run_on_other_rows(edgetune, tiny_rows, tmp_path):
+def test_evaluate_scores_all_that_a_run_holds_on_other_rows(edgetune, tiny_rows, tmp_path):
+    for folder in ("adapter", "merged"):
+        shutil.rmtree(f"runs/tiny/{folder}")
     done = edgetune("evaluate", "runs/tiny", "--data", str(tiny_rows), "--max-rows", "3", "--json")
     assert done.exit_code == 0, done.stderr
     values = json.loads(done.stdout)
-    assert [row["name"] for row in values["table"]][-1] == "int4 bundle"
-    assert len(values["table"]) == 4
+    assert [row["name"] for row in values["table"]] == ["base", "int4 bundle"]
     assert values["rows"] == 3
     assert (tmp_path / "copy/runs/tiny/results/evaluate/bundle-answers.jsonl").exists()
 
 
-def test_evaluate_repeats_the_bundle_s_score_of_the_run(edgetune, finished):
-    done = edgetune("evaluate", "runs/tiny/bundle", "--json")
+def test_evaluate_prints_field_scores_under_the_table(edgetune):
+    done = edgetune("evaluate", "runs/tiny/bundle")
     assert done.exit_code == 0, done.stderr
-    again, first = json.loads(done.stdout)["table"][0], _summary(finished[0])["table"][3]
-    assert (again["score"], again["loss"]) == (first["score"], first["loss"])
+    assert done.stdout.splitlines()[1].startswith("int4 bundle")
+    assert done.stdout.splitlines()[2].startswith("fields of bundle: F1")
 
 
-@pytest.mark.parametrize("kind", ["adapter", "bundle", "merged"])
-def test_what_was_taken_out_of_its_run_scores_the_same(edgetune, finished, tiny_rows, tmp_path, kind):
-    shutil.copytree(f"runs/tiny/{kind}", tmp_path / "elsewhere")
-    arguments = ("--data", str(tiny_rows), "--max-rows", "4", "--metric", "json", "--json")
-    inside = json.loads(edgetune("evaluate", f"runs/tiny/{kind}", *arguments).stdout)["table"][0]
-    done = edgetune("evaluate", str(tmp_path / "elsewhere"), *arguments, "--set", "evaluate.max_new_tokens=8")
+def test_evaluate_by_loss_generates_nothing(edgetune):
+    done = edgetune("evaluate", "runs/tiny/bundle", "--metric", "loss", "--json")
     assert done.exit_code == 0, done.stderr
-    outside = json.loads(done.stdout)["table"][0]
+    assert json.loads(done.stdout)["table"][0]["score"] is None
+
+
+@pytest.mark.parametrize(("kind", "place"), [("adapter", 1), ("merged", 2), ("bundle", 3)])
+def test_what_was_taken_out_of_its_run_scores_the_same(edgetune, tmp_path, kind, place):
+    shutil.move(f"runs/tiny/{kind}", tmp_path / "elsewhere")
+    rows = read_json(tmp_path / "copy/runs/tiny/results/rows.json")["rows"]
+    lines = [json.dumps({"prompt": row["messages"][0]["content"], "completion": row["reference"]}) for row in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    arguments = ("--data", str(tmp_path / "rows.jsonl"), "--metric", "json", "--set", "evaluate.max_new_tokens=8")
+    done = edgetune("evaluate", str(tmp_path / "elsewhere"), *arguments, "--json")
+    assert done.exit_code == 0, done.stderr
+    outside, inside = json.loads(done.stdout)["table"][0], _summary(tmp_path / "copy")["table"][place]
     assert outside["score"] == inside["score"]
     assert outside["loss"] == pytest.approx(inside["loss"], rel=1e-6)
 

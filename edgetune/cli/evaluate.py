@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -54,5 +55,20 @@ def command(
         console.say_json(result.summary)
     else:
         console.say(result.table)
+        for line in _field_lines(result.summary["results"]):
+            console.say(line)
     console.note(describe(result.summary["rows"], result.summary["confidence"]))
     console.note(f"answers: {result.out}")
+
+
+def _field_lines(results: list[dict[str, Any]]) -> list[str]:
+    """One line for each target that was scored as JSON, field by field."""
+    lines = []
+    for result in results:
+        if fields := result["score"]["fields"]:
+            low, high = fields["f1_interval"]
+            lines.append(
+                f"fields of {result['target']['name']}: F1 {fields['f1']:.1%} ({low:.1%} to {high:.1%}), "
+                f"precision {fields['precision']:.1%}, recall {fields['recall']:.1%}, valid JSON {fields['valid']:.1%}"
+            )
+    return lines

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgetune.errors import CheckError
-from edgetune.evaluate.rows import EvalRow
+from edgetune.evaluate.rows import EvalRow, Limits
 from edgetune.runtime.bundle import open_bundle
 from edgetune.runtime.decoder import Decoder, Generation
 from edgetune.runtime.logits import Logits
@@ -24,17 +24,16 @@ class BundleAnswerer:
         self,
         rows: Sequence[EvalRow],
         *,
-        max_new_tokens: int,
-        eos_ids: Sequence[int],
+        limits: Limits,
         on_done: Callable[[int], object] | None = None,
     ) -> list[str]:
         """Greedy answers, one by one. Raises CheckError if its prompts or end tokens are not the training's."""
-        self._check_ends(eos_ids)
+        self._check_ends(limits)
         for row in rows:
             self._check_prompt(row)
         texts = []
         for row in rows:
-            texts.append(self._answer(row, max_new_tokens).text)
+            texts.append(self._answer(row, limits).text)
             if on_done:
                 on_done(len(texts))
         return texts
@@ -52,14 +51,14 @@ class BundleAnswerer:
             results.append((float(sum(float(nats[index - 1]) for index in trained)), len(trained)))
         return results
 
-    def decode_speed(self, row: EvalRow, *, new_tokens: int, eos_ids: Sequence[int]) -> tuple[int, float]:
+    def decode_speed(self, row: EvalRow, *, limits: Limits) -> tuple[int, float]:
         """(tokens, seconds) of one prompt alone, its first token left out."""
-        self._check_ends(eos_ids)
-        answer = self._answer(row, new_tokens)
+        self._check_ends(limits)
+        answer = self._answer(row, limits)
         return max(len(answer.token_ids) - 1, 0), answer.decode_s
 
-    def _answer(self, row: EvalRow, max_new_tokens: int) -> Generation:
-        return self.decoder.generate(row.prompt_ids, max_new_tokens=max_new_tokens)
+    def _answer(self, row: EvalRow, limits: Limits) -> Generation:
+        return self.decoder.generate(row.prompt_ids, max_new_tokens=limits.max_new_tokens)
 
     def _check_prompt(self, row: EvalRow) -> None:
         ids = tuple(self.decoder.prompter.chat_ids(row.messages))
@@ -72,10 +71,12 @@ class BundleAnswerer:
             cure="export the bundle again from this run",
         )
 
-    def _check_ends(self, eos_ids: Sequence[int]) -> None:
-        own = sorted(self.bundle.chat.eos_ids)
-        if own != sorted(eos_ids):
+    def _check_ends(self, limits: Limits) -> None:
+        own = (sorted(self.bundle.chat.eos_ids), self.bundle.context_length)
+        wanted = (sorted(limits.eos_ids), limits.context_length)
+        if own != wanted:
             raise CheckError(
-                f"{self.bundle.path}: stops at tokens {own}, the training at {sorted(eos_ids)}",
+                f"{self.bundle.path}: stops at tokens {own[0]} or a length of {own[1]}, the training at {wanted[0]} or "
+                f"{wanted[1]}",
                 cure="export the bundle again from this run",
             )

@@ -121,9 +121,13 @@ def _score(values: Mapping[str, Any]) -> Score:
             **values,
             "interval": tuple(interval) if interval else None,
             "loss_interval": tuple(values["loss_interval"]),
-            "fields": FieldScore(**values["fields"]) if values["fields"] else None,
+            "fields": _fields(values["fields"]) if values["fields"] else None,
         }
     )
+
+
+def _fields(values: Mapping[str, Any]) -> FieldScore:
+    return FieldScore(**{**values, "f1_interval": tuple(values["f1_interval"])})
 
 
 def _measure_apart(target: Target, eval_set: Path, progress: Progress | None) -> dict[str, Any]:

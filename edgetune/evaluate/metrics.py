@@ -23,12 +23,23 @@ _RESAMPLED_VALUES = 4_000_000
 
 
 @dataclass(frozen=True)
+class FieldCounts:
+    """Fields of one answer: right ones, its own, the reference's."""
+
+    matched: int
+    answered: int
+    wanted: int
+    is_valid: bool
+
+
+@dataclass(frozen=True)
 class FieldScore:
     """How many fields of JSON answers are right, over all rows together (micro-average). Shares lie in 0..1."""
 
     precision: float
     recall: float
     f1: float
+    f1_interval: Interval
     valid: float
     """Share of answers that are JSON at all."""
     matched: int
@@ -75,29 +86,32 @@ def fields(value: Any, path: str = "") -> list[Leaf]:
     return [(path, "text", value) if isinstance(value, str) else (path, "null", "")]
 
 
-def score_fields(answers: Sequence[str], references: Sequence[str]) -> FieldScore:
-    """Precision, recall and F1 of the fields of JSON answers; an invalid answer holds no field.
+def count_fields(answer: str, reference: str) -> FieldCounts:
+    """The fields of one JSON answer against its reference; an invalid answer holds none.
 
-    Raises ValueError if a reference is not JSON.
+    Raises ValueError if the reference is not JSON.
     """
-    matched = answered = wanted = valid = 0
-    for answer, reference in zip(answers, references, strict=True):
-        is_valid, value = parse_json(answer)
-        reference_valid, reference_value = parse_json(reference)
-        if not reference_valid:
-            raise ValueError(f"reference is not JSON: {reference[:80]!r}")
-        got = Counter(fields(value)) if is_valid else Counter()
-        want = Counter(fields(reference_value))
-        valid += is_valid
-        matched += (got & want).total()
-        answered += got.total()
-        wanted += want.total()
-    precision, recall = _ratio(matched, answered), _ratio(matched, wanted)
+    is_valid, value = parse_json(answer)
+    reference_valid, reference_value = parse_json(reference)
+    if not reference_valid:
+        raise ValueError(f"reference is not JSON: {reference[:80]!r}")
+    got = Counter(fields(value)) if is_valid else Counter()
+    want = Counter(fields(reference_value))
+    return FieldCounts((got & want).total(), got.total(), want.total(), is_valid)
+
+
+def score_fields(rows: Sequence[FieldCounts], *, samples: int = 1000, confidence: float = 0.95) -> FieldScore:
+    """Precision, recall and F1 over the fields of all rows together. Raises ValueError without rows."""
+    matched, answered, wanted = (sum(getattr(row, name) for row in rows) for name in ("matched", "answered", "wanted"))
+    doubled = [2 * row.matched for row in rows]
     return FieldScore(
-        precision=precision,
-        recall=recall,
+        precision=_ratio(matched, answered),
+        recall=_ratio(matched, wanted),
         f1=_ratio(2 * matched, answered + wanted),
-        valid=_ratio(valid, len(answers)),
+        f1_interval=bootstrap_interval(
+            doubled, [row.answered + row.wanted for row in rows], samples=samples, confidence=confidence
+        ),
+        valid=_ratio(sum(row.is_valid for row in rows), len(rows)),
         matched=matched,
         answered=answered,
         wanted=wanted,

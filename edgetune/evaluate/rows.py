@@ -40,23 +40,31 @@ class EvalRow:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """When an answer ends: the same for every target."""
+
+    max_new_tokens: int
+    context_length: int
+    """Longest text in tokens, prompt and answer together."""
+    eos_ids: tuple[int, ...]
+    """Generation stops at any of these."""
+
+
+@dataclass(frozen=True)
 class EvalSet:
     """Rows and how they are scored."""
 
     rows: tuple[EvalRow, ...]
     metric: Metric
-    max_new_tokens: int
-    eos_ids: tuple[int, ...]
-    """Generation stops at any of these."""
+    limits: Limits
     bootstrap_samples: int
     confidence: float
-    context_length: int
-    """Longest text in tokens, prompt and answer together; longer rows were left out."""
     source: str
     """Where the rows come from."""
     source_rows: int
     """How many rows were there, of which these were drawn."""
     dropped_too_long: int
+    """Rows left out because they are longer than the context."""
 
     @property
     def fingerprint(self) -> str:
@@ -90,11 +98,9 @@ def make_eval_set(recipe: Recipe, tokenizer: Any, *, eos_ids: Sequence[int], con
     return EvalSet(
         rows=tuple(fitting),
         metric=settings.metric,
-        max_new_tokens=settings.max_new_tokens,
-        eos_ids=tuple(sorted(eos_ids)),
+        limits=Limits(settings.max_new_tokens, context_length, tuple(sorted(eos_ids))),
         bootstrap_samples=settings.bootstrap_samples,
         confidence=settings.confidence,
-        context_length=context_length,
         source=source,
         source_rows=len(found),
         dropped_too_long=len(rows) - len(fitting),
@@ -112,7 +118,8 @@ def read_eval_set(path: Path) -> EvalSet:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(EvalRow(**_tuples(row)) for row in values.pop("rows"))
-        return EvalSet(rows=rows, **_tuples(values))
+        limits = Limits(**_tuples(values.pop("limits")))
+        return EvalSet(rows=rows, limits=limits, **values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path}: cannot be read: {error}", cure="run the evaluation again") from None
 

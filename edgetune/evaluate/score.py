@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import statistics
@@ -15,11 +16,12 @@ from edgetune.evaluate.metrics import (
     Interval,
     Metric,
     bootstrap_interval,
+    count_fields,
     is_exact,
     is_same_json,
     score_fields,
 )
-from edgetune.evaluate.rows import EvalRow, EvalSet
+from edgetune.evaluate.rows import EvalRow, EvalSet, Limits
 
 Progress = Callable[[Mapping[str, Any]], None]
 OnDone = Callable[[int], object]
@@ -29,9 +31,7 @@ OnDone = Callable[[int], object]
 class Answerer(Protocol):
     """What can be measured: answers prompts greedily and tells losses."""
 
-    def generate(
-        self, rows: Sequence[EvalRow], *, max_new_tokens: int, eos_ids: Sequence[int], on_done: OnDone | None = None
-    ) -> list[str]:
+    def generate(self, rows: Sequence[EvalRow], *, limits: Limits, on_done: OnDone | None = None) -> list[str]:
         """The likeliest answer to each row's prompt, in order."""
         ...
 
@@ -39,7 +39,7 @@ class Answerer(Protocol):
         """(summed nats, trained tokens) of each row, in order."""
         ...
 
-    def decode_speed(self, row: EvalRow, *, new_tokens: int, eos_ids: Sequence[int]) -> tuple[int, float]:
+    def decode_speed(self, row: EvalRow, *, limits: Limits) -> tuple[int, float]:
         """(tokens, seconds) of decoding the answer to one prompt alone, its first token left out."""
         ...
 
@@ -74,6 +74,8 @@ class Score:
     loss_interval: Interval
     perplexity: float
     trained_tokens: int
+    exact: float | None
+    """Share of rows whose text is the reference's, whatever the metric; None when nothing was generated."""
     fields: FieldScore | None
     """Field-by-field scores when the metric is json."""
     confidence: float
@@ -98,12 +100,7 @@ def score(target: Answerer, eval_set: EvalSet, *, progress: Progress | None = No
     rows = eval_set.rows
     texts: list[str] | None = None
     if eval_set.metric != "loss":
-        texts = target.generate(
-            rows,
-            max_new_tokens=eval_set.max_new_tokens,
-            eos_ids=eval_set.eos_ids,
-            on_done=_reporter(progress, len(rows)),
-        )
+        texts = target.generate(rows, limits=eval_set.limits, on_done=_reporter(progress, len(rows)))
     answers = _compare(eval_set, texts, target.losses(rows))
     return _total(eval_set, answers, time.perf_counter() - started), answers
 
@@ -114,10 +111,11 @@ def measure_speed(target: Answerer, eval_set: EvalSet, *, prompts: int = 8, new_
     None if no row has a prompt or every answer ends at once.
     """
     rows = [row for row in eval_set.rows if row.prompt_ids][:prompts]
-    new_tokens = min(new_tokens, eval_set.max_new_tokens)
+    limits = eval_set.limits
+    limits = dataclasses.replace(limits, max_new_tokens=min(new_tokens, limits.max_new_tokens))
     for row in rows[:1]:
-        target.decode_speed(row, new_tokens=new_tokens, eos_ids=eval_set.eos_ids)
-    runs = [target.decode_speed(row, new_tokens=new_tokens, eos_ids=eval_set.eos_ids) for row in rows]
+        target.decode_speed(row, limits=limits)
+    runs = [target.decode_speed(row, limits=limits) for row in rows]
     rates = [tokens / seconds for tokens, seconds in runs if tokens and seconds > 0]
     if not rates:
         return None
@@ -145,12 +143,16 @@ def _compare(eval_set: EvalSet, texts: list[str] | None, losses: list[tuple[floa
 
 
 def _total(eval_set: EvalSet, answers: list[Answer], seconds: float) -> Score:
-    interval = functools.partial(bootstrap_interval, samples=eval_set.bootstrap_samples, confidence=eval_set.confidence)
+    samples, confidence = eval_set.bootstrap_samples, eval_set.confidence
+    interval = functools.partial(bootstrap_interval, samples=samples, confidence=confidence)
     right = [float(bool(answer.correct)) for answer in answers] if eval_set.metric != "loss" else []
+    texts = [(answer.answer or "", answer.reference or "") for answer in answers] if right else []
     sums = [answer.loss_sum for answer in answers]
     counts = [answer.trained_tokens for answer in answers]
     loss = sum(sums) / max(sum(counts), 1)
-    texts = [(answer.answer or "", answer.reference or "") for answer in answers]
+    fields = None
+    if eval_set.metric == "json":
+        fields = score_fields([count_fields(*pair) for pair in texts], samples=samples, confidence=confidence)
     return Score(
         metric=eval_set.metric,
         rows=len(answers),
@@ -160,8 +162,9 @@ def _total(eval_set: EvalSet, answers: list[Answer], seconds: float) -> Score:
         loss_interval=interval(sums, counts),
         perplexity=math.exp(min(loss, 700.0)),
         trained_tokens=sum(counts),
-        fields=score_fields(*zip(*texts, strict=True)) if eval_set.metric == "json" else None,
-        confidence=eval_set.confidence,
+        exact=sum(is_exact(*pair) for pair in texts) / len(texts) if texts else None,
+        fields=fields,
+        confidence=confidence,
         seconds=seconds,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgetune.evaluate.rows import EvalRow
+from edgetune.evaluate.rows import EvalRow, Limits
 from edgetune.lora import adapter
 from edgetune.model import base
 from edgetune.model.device import compute_dtype, device
@@ -48,8 +48,7 @@ class TorchAnswerer:
         self,
         rows: Sequence[EvalRow],
         *,
-        max_new_tokens: int,
-        eos_ids: Sequence[int],
+        limits: Limits,
         on_done: Callable[[int], object] | None = None,
     ) -> list[str]:
         """Greedy answers; batches of prompts of like length, longest first so that memory shows its peak at once."""
@@ -59,8 +58,7 @@ class TorchAnswerer:
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             prompts = [rows[index].prompt_ids for index in batch]
-            answers = greedy(self.model, prompts, max_new_tokens=max_new_tokens, eos_ids=eos_ids)
-            for index, ids in zip(batch, answers, strict=True):
+            for index, ids in zip(batch, greedy(self.model, prompts, limits=limits), strict=True):
                 texts[index] = self.tokenizer.decode(ids, skip_special_tokens=True)
             done += len(batch)
             if on_done:
@@ -77,16 +75,10 @@ class TorchAnswerer:
                 results[index] = (nats, count)
         return results
 
-    def decode_speed(self, row: EvalRow, *, new_tokens: int, eos_ids: Sequence[int]) -> tuple[int, float]:
+    def decode_speed(self, row: EvalRow, *, limits: Limits) -> tuple[int, float]:
         """(tokens, seconds) of one prompt alone, its first token left out."""
         times: list[float] = []
-        greedy(
-            self.model,
-            [row.prompt_ids],
-            max_new_tokens=new_tokens,
-            eos_ids=eos_ids,
-            on_token=lambda: times.append(time.perf_counter()),
-        )
+        greedy(self.model, [row.prompt_ids], limits=limits, on_token=lambda: times.append(time.perf_counter()))
         return len(times) - 1, times[-1] - times[0]
 
     def _loss_batches(self, rows: Sequence[EvalRow]) -> Iterator[list[int]]:
@@ -108,8 +100,7 @@ def greedy(
     model: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
-    eos_ids: Sequence[int],
+    limits: Limits,
     on_token: Callable[[], object] | None = None,
 ) -> list[list[int]]:
     """New token ids of each prompt, end token left out; one batch, padded on the left.
@@ -118,12 +109,13 @@ def greedy(
     """
     device = next(model.parameters()).device
     ids, mask = _pad_left(prompts, device)
-    ends = torch.tensor(list(eos_ids), device=device)
+    ends = torch.tensor(limits.eos_ids, device=device)
+    rooms = [min(limits.max_new_tokens, limits.context_length - len(prompt)) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
     places = list(range(len(prompts)))
     open_rows = torch.ones(len(prompts), dtype=torch.bool, device=device)
     cache = None
-    for _ in range(max_new_tokens):
+    for _ in range(max(rooms)):
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         with _autocast(model):
             output = model(
@@ -152,7 +144,7 @@ def greedy(
             places = [places[index] for index in kept.tolist()]
         ids = tokens.unsqueeze(1)
         mask = torch.cat([mask, mask.new_ones(len(places), 1)], dim=1)
-    return answers
+    return [ids[:room] for ids, room in zip(answers, rooms, strict=True)]
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.evaluate.rows import EvalRow, EvalSet, write_eval_set
+from edgetune.evaluate.rows import EvalRow, EvalSet, Limits, write_eval_set
 
 
 def _row(tokenizer, values, place):
@@ -36,11 +36,9 @@ def eval_set(tiny_base, tiny_rows) -> EvalSet:
     return EvalSet(
         rows=tuple(_row(tokenizer, row, f"rows.jsonl:{number}") for number, row in enumerate(rows, start=1)),
         metric="json",
-        max_new_tokens=12,
-        eos_ids=(tokenizer.eos_token_id,),
+        limits=Limits(max_new_tokens=12, context_length=512, eos_ids=(tokenizer.eos_token_id,)),
         bootstrap_samples=100,
         confidence=0.95,
-        context_length=512,
         source="rows.jsonl",
         source_rows=64,
         dropped_too_long=0,

@@ -7,7 +7,15 @@ import json
 import numpy as np
 import pytest
 
-from edgetune.evaluate.metrics import bootstrap_interval, fields, is_exact, is_same_json, parse_json, score_fields
+from edgetune.evaluate.metrics import (
+    bootstrap_interval,
+    count_fields,
+    fields,
+    is_exact,
+    is_same_json,
+    parse_json,
+    score_fields,
+)
 
 
 def test_exact_match_ignores_white_space_at_the_ends_only():
@@ -70,7 +78,7 @@ def test_fields_are_paths_with_their_leaves():
 def test_field_scores_count_over_all_rows():
     answers = ['{"a": 1, "b": 2, "c": 9}', "not json", '{"a": 1}']
     references = ['{"a": 1, "b": 3}', '{"a": 1}', '{"a": 1, "b": 2}']
-    scored = score_fields(answers, references)
+    scored = score_fields([count_fields(*pair) for pair in zip(answers, references, strict=True)])
     assert (scored.matched, scored.answered, scored.wanted) == (2, 4, 5)
     assert scored.precision == pytest.approx(2 / 4)
     assert scored.recall == pytest.approx(2 / 5)
@@ -80,7 +88,7 @@ def test_field_scores_count_over_all_rows():
 
 def test_a_reference_that_is_not_json_is_an_error():
     with pytest.raises(ValueError, match="reference is not JSON"):
-        score_fields(["{}"], ["{"])
+        count_fields("{}", "{")
 
 
 def test_the_same_rows_give_the_same_interval():
@@ -121,5 +129,11 @@ def test_no_rows_have_no_interval():
 
 
 def test_field_scores_survive_json():
-    scored = score_fields(['{"a": 1}'], ['{"a": 1}'])
+    scored = score_fields([count_fields('{"a": 1}', '{"a": 1}')])
     assert json.loads(json.dumps(vars(scored)))["f1"] == 1.0
+
+
+def test_the_f1_of_fields_has_an_interval_by_rows():
+    right, wrong = count_fields('{"a": 1}', '{"a": 1}'), count_fields("no", '{"a": 1, "b": 1, "c": 1}')
+    low, high = score_fields([right, wrong], samples=200).f1_interval
+    assert (low, high) == (0.0, 1.0)

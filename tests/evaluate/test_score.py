@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from edgetune.evaluate.rows import EvalRow, EvalSet, read_eval_set, write_eval_set
+from edgetune.evaluate.rows import EvalRow, EvalSet, Limits, read_eval_set, write_eval_set
 from edgetune.evaluate.score import measure_speed, score
 
 
@@ -43,11 +43,9 @@ def _eval_set(rows, metric="exact_match"):
     return EvalSet(
         rows=tuple(rows),
         metric=metric,
-        max_new_tokens=8,
-        eos_ids=(0,),
+        limits=Limits(max_new_tokens=8, context_length=64, eos_ids=(0,)),
         bootstrap_samples=100,
         confidence=0.9,
-        context_length=64,
         source="rows.jsonl",
         source_rows=len(rows),
         dropped_too_long=0,

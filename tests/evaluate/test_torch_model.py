@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from edgetune.evaluate.rows import EvalRow
+from edgetune.evaluate.rows import EvalRow, Limits
 from edgetune.evaluate.torch_model import TorchAnswerer, greedy
 
 PROMPTS = [[5, 9, 200, 31], [77], [12, 300, 44, 8, 90, 101, 7], [400, 401]]
@@ -20,6 +20,10 @@ def model(tiny_base):
 @pytest.fixture(scope="module")
 def tokenizer(tiny_base):
     return AutoTokenizer.from_pretrained(tiny_base)
+
+
+def _limits(max_new_tokens, *eos_ids, context_length=512):
+    return Limits(max_new_tokens, context_length, eos_ids)
 
 
 def _alone(model, prompt, count):
@@ -37,7 +41,7 @@ def _row(ids, trained):
 
 
 def test_a_padded_batch_answers_as_each_prompt_alone(model):
-    answers = greedy(model, PROMPTS, max_new_tokens=12, eos_ids=[])
+    answers = greedy(model, PROMPTS, limits=_limits(12))
     assert answers == [_alone(model, prompt, 12) for prompt in PROMPTS]
 
 
@@ -45,14 +49,19 @@ def test_rows_end_at_the_end_token_and_leave_the_batch_without_changing_others(m
     full = [_alone(model, prompt, 12) for prompt in PROMPTS]
     ends = [full[0][3], full[1][1], full[2][6]]
     wanted = [ids[: next((place for place, token in enumerate(ids) if token in ends), 12)] for ids in full]
-    assert greedy(model, PROMPTS, max_new_tokens=12, eos_ids=ends) == wanted
+    assert greedy(model, PROMPTS, limits=_limits(12, *ends)) == wanted
+
+
+def test_an_answer_ends_where_the_context_does(model):
+    answers = greedy(model, PROMPTS, limits=_limits(12, context_length=10))
+    assert answers == [_alone(model, prompt, 10 - len(prompt)) for prompt in PROMPTS]
 
 
 def test_answers_come_back_in_the_order_of_the_rows(model, tokenizer):
     rows = [EvalRow((), None, tuple(prompt), tuple(prompt), (-100,) * len(prompt), "x:1") for prompt in PROMPTS]
     done = []
     answerer = TorchAnswerer(model, tokenizer, batch_size=3)
-    texts = answerer.generate(rows, max_new_tokens=6, eos_ids=[], on_done=done.append)
+    texts = answerer.generate(rows, limits=_limits(6), on_done=done.append)
     assert texts == [tokenizer.decode(_alone(model, prompt, 6), skip_special_tokens=True) for prompt in PROMPTS]
     assert done == [3, 4]
 
@@ -74,6 +83,6 @@ def test_a_row_without_trained_tokens_has_no_loss(model, tokenizer):
 
 def test_decode_speed_leaves_the_first_token_out(model, tokenizer):
     row = EvalRow((), None, tuple(PROMPTS[0]), (), (), "x:1")
-    tokens, seconds = TorchAnswerer(model, tokenizer).decode_speed(row, new_tokens=5, eos_ids=[])
+    tokens, seconds = TorchAnswerer(model, tokenizer).decode_speed(row, limits=_limits(5))
     assert tokens == 4
     assert seconds > 0
