@@ -19,6 +19,7 @@ import torch
 from edgetune.errors import EdgeTuneError, ModelError, OutOfMemoryError
 from edgetune.model.device import compute_dtype
 from edgetune.model.device import device as default_device
+from edgetune.model.heap import give_back_freed
 from edgetune.model.nf4 import hold_layout
 from edgetune.model.quiet import quiet, silence_bitsandbytes
 from edgetune.model.weights import find_tensors, hash_files
@@ -119,7 +120,9 @@ def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:
             bnb_4bit_compute_dtype=dtype,
         )
     model = _load(path, dtype, device, trust_remote_code=table.trust_remote_code, **options)
-    hold_layout(model)
+    if options:
+        hold_layout(model)
+        _let_go_of_file(model)
     return model
 
 
@@ -176,6 +179,17 @@ def _load(path: Path, dtype: torch.dtype, device: torch.device, *, trust_remote_
         )
     model.requires_grad_(False)
     return model.eval()
+
+
+def _let_go_of_file(model: Any) -> None:
+    """Copy the parameters that still lie in the mapped file, and give the heap of the conversion back to the system.
+
+    One embedding that is a view of the file keeps the whole 16-bit base resident: 270 MB for 98 M parameters in NF4.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
+    give_back_freed()
 
 
 def _check_architecture(path: Path, config: dict[str, Any]) -> None:
