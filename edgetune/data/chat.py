@@ -41,4 +41,5 @@ def render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt))
     except Exception as error:  # jinja2 and templates raise what they like
-        raise DataError(f"the chat template refuses these messages: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the chat template refuses these messages: {reason}") from None

@@ -47,7 +47,7 @@ def encode_batch(
     chats = [example for example in examples if example.messages]
     texts, spans = [], []
     for example in chats:
-        text, answers = _render_with_spans(example, tokenizer)
+        text, answers = _render_with_spans(example, tokenizer, is_masked=loss_on == "completion")
         texts.append(text)
         spans.append(answers)
     encoded = iter(_tokenise(texts, spans, tokenizer) if chats else ())
@@ -67,37 +67,52 @@ def encode_batch(
 
 
 def _plain_text(text: str, tokenizer: Any) -> list[int]:
-    """The tokenizer's own start, the text, and the end-of-text token, all learned."""
-    ids = list(tokenizer(text)["input_ids"]) if text else []
+    """Start token if there is one, the text, and the end-of-text token: all learned."""
+    ids = list(tokenizer(text, verbose=False)["input_ids"]) if text else []
+    if ids and tokenizer.bos_token_id is not None and ids[0] != tokenizer.bos_token_id:
+        ids.insert(0, tokenizer.bos_token_id)
     if ids and tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
     return ids
 
 
-def _render_with_spans(example: Example, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """The whole conversation and the characters of each answer, its end-of-turn marker included.
+def _render_with_spans(
+    example: Example, tokenizer: Any, *, is_masked: bool = True
+) -> tuple[str, list[tuple[int, int]]]:
+    """The whole conversation and the characters of each answer, its end-of-turn marker included; none if not masked.
 
     The text up to an answer must start the text of the whole, or the model would be trained on other prompts than
-    it is asked with. Raises DataError where a template breaks that (some drop earlier reasoning, for instance).
+    it is asked with. Raises DataError where a template breaks that.
     """
     try:
         whole = render(tokenizer, example.messages)
-        spans = []
-        for number, message in enumerate(example.messages):
-            if message.role != "assistant":
-                continue
-            before = render(tokenizer, example.messages[:number], add_generation_prompt=True)
-            is_last = number + 1 == len(example.messages)
-            upto = whole if is_last else render(tokenizer, example.messages[: number + 1])
-            if not (whole.startswith(upto) and upto.startswith(before)):
-                raise DataError(
-                    "the chat template writes earlier turns differently once others follow",
-                    cure='split the row into single turns, or set data.loss_on = "all"',
-                )
-            spans.append((len(before), len(upto)))
+        answers = [n for n, message in enumerate(example.messages) if message.role == "assistant"] if is_masked else []
+        return whole, [_span(whole, example, number, tokenizer) for number in answers]
     except DataError as error:
         raise DataError(f"{example.place}: {error.message}", cure=error.cure) from None
-    return whole, spans
+
+
+def _span(whole: str, example: Example, number: int, tokenizer: Any) -> tuple[int, int]:
+    """First and last character (exclusive) of the answer that is message `number`."""
+    before = render(tokenizer, example.messages[:number], add_generation_prompt=True)
+    if not whole.startswith(before):
+        raise DataError(
+            f"the chat template writes what stands before message {number + 1} in another way than it asks for it",
+            cure='split the row into single turns, or set data.loss_on = "all"',
+        )
+    is_last = number + 1 == len(example.messages)
+    upto = whole if is_last else render(tokenizer, example.messages[: number + 1])
+    if whole.startswith(upto):
+        return len(before), len(upto)
+    # Some templates (Qwen3's) write the last answer with more around it than earlier ones: it ends at its end token.
+    # That the answer itself still stands there is checked: others cut its reasoning out once it is history.
+    end = whole.find(tokenizer.eos_token, len(before)) if tokenizer.eos_token else -1
+    if end < 0 or example.messages[number].content.strip() not in whole[len(before) : end]:
+        raise DataError(
+            f"the chat template writes message {number + 1} differently once others follow",
+            cure='split the row into single turns, or set data.loss_on = "all"',
+        )
+    return len(before), end + len(tokenizer.eos_token)
 
 
 def _tokenise(
@@ -106,7 +121,7 @@ def _tokenise(
     """Token ids and whether each belongs to an answer."""
     if not tokenizer.is_fast:
         return [_tokenise_in_parts(text, answers, tokenizer) for text, answers in zip(texts, spans, strict=True)]
-    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     rows = []
     for text, answers, ids, offsets in zip(texts, spans, batch["input_ids"], batch["offset_mapping"], strict=True):
         if any(start < edge < end for edge, _ in answers for start, end in offsets):
@@ -124,7 +139,7 @@ def _tokenise_in_parts(text: str, answers: list[tuple[int, int]], tokenizer: Any
     position = 0
     for first, last in [*answers, (len(text), len(text))]:
         for part, learned in ((text[position:first], False), (text[first:last], True)):
-            pieces = tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
+            pieces = tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] if part else []
             ids += pieces
             flags += [learned] * len(pieces)
         position = last

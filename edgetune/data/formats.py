@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgetune.data.read import Row
+from edgetune.data.files import Row
 from edgetune.errors import DataError
 
 Format = Literal["messages", "prompt-completion", "alpaca", "sharegpt", "text"]
@@ -84,9 +85,7 @@ def _from_prompt(row: Row) -> tuple[Message, ...]:
 
 def _from_alpaca(row: Row) -> tuple[Message, ...]:
     asked = _text(row, "instruction")
-    more = row.values.get("input")
-    if more is not None and not isinstance(more, str):
-        raise DataError(f"{row.place}: column 'input' must be a text")
+    more = _text(row, "input") if row.values.get("input") is not None else ""
     if more:
         asked = f"{asked}\n\n{more}"
     return Message("user", asked), Message("assistant", _text(row, "output"))
@@ -102,14 +101,27 @@ _READERS: dict[Format, Callable[[Row], tuple[Message, ...]]] = {
 
 
 def _text(row: Row, column: str) -> str:
-    value = row.values.get(column)
-    if value is None:
+    if column not in row.values:
         raise DataError(f"{row.place}: no column '{column}'", cure=f"columns found: {', '.join(row.values)}")
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    value = row.values[column]
+    if value is None:
+        raise DataError(f"{row.place}: column '{column}' is null", cure="fill it or leave the row out")
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
-        raise DataError(f"{row.place}: column '{column}' must be a text, not {type(value).__name__}")
-    return value
+        kind = value if isinstance(value, float) else type(value).__name__
+        raise DataError(f"{row.place}: column '{column}' must be a text, not {kind}", cure="write it as a text")
+    return _encodable(value, f"{row.place}: column '{column}'")
+
+
+def _encodable(text: str, where: str) -> str:
+    """The text, if UTF-8 can hold it: JSON can escape half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(text[error.start]):04x}"
+        raise DataError(f"{where}: holds {code}, half of a surrogate pair, which is no character") from None
+    return text
 
 
 def _turns(row: Row, column: str, *, role_key: str, content_key: str, roles: Mapping[str, str]) -> tuple[Message, ...]:
@@ -125,10 +137,12 @@ def _turn(turn: Any, where: str, role_key: str, content_key: str, roles: Mapping
     if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
         raise DataError(f"{where}: must have '{role_key}' and '{content_key}'")
     role, content = turn[role_key], turn[content_key]
-    if role not in roles:
+    if not isinstance(role, str) or role not in roles:
         raise DataError(f"{where}: unknown role {role!r}", cure=f"known: {', '.join(roles)}")
+    if turn.get("tool_calls") or turn.get("weight") == 0:
+        raise DataError(f"{where}: tool_calls and weights of messages are not handled", cure="write calls as text")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
         raise DataError(f"{where}: '{content_key}' must be a text; tool calls and pictures are not handled")
-    return Message(roles[role], content)
+    return Message(roles[role], _encodable(content, where))

@@ -7,11 +7,13 @@ semantic frame a completion in JSON.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from edgetune.data.files import not_utf8, open_text
 from edgetune.errors import DataError
 
 NAMES = ("seq.in", "seq.out", "label")
@@ -29,21 +31,41 @@ def files(folder: Path) -> tuple[Path, ...]:
 
 def read(folder: Path) -> Iterator[tuple[dict[str, str], str]]:
     """({"prompt", "completion"}, place) for each line. Raises DataError if the files do not fit one another."""
-    words_file, tags_file, label_file = files(folder)
-    with (
-        words_file.open(encoding="utf-8") as words,
-        tags_file.open(encoding="utf-8") as tags,
-        label_file.open(encoding="utf-8") as labels,
-    ):
-        for number, line in enumerate(zip_longest(words, tags, labels), start=1):
-            place = f"{words_file}:{number}"
-            if None in line:
-                raise DataError(f"{place}: {', '.join(NAMES)} have different numbers of lines")
-            texts, marks, label = (part.split() for part in line)
-            if len(texts) != len(marks):
-                raise DataError(f"{place}: {len(texts)} words but {len(marks)} tags")
-            completion = json.dumps(frame(texts, marks, " ".join(label)), ensure_ascii=False)
-            yield {"prompt": " ".join(texts), "completion": completion}, place
+    for number, line in enumerate(zip_longest(*map(_lines, files(folder))), start=1):
+        place = f"{folder / NAMES[0]}:{number}"
+        yield _row(line, place), place
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file without blank ones at its end. Raises DataError."""
+    blanks = 0
+    try:
+        with open_text(path) as file:
+            for line in file:
+                if not line.strip():
+                    blanks += 1
+                    continue
+                yield from [""] * blanks
+                blanks = 0
+                yield line
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def _row(line: tuple[str | None, ...], place: str) -> dict[str, str]:
+    if None in line:
+        raise DataError(f"{place}: {', '.join(NAMES)} have different numbers of lines")
+    words, tags, label = (str(part).split() for part in line)
+    if len(words) != len(tags):
+        raise DataError(f"{place}: {len(words)} words but {len(tags)} tags")
+    if not label:
+        raise DataError(f"{place}: has no label")
+    if strange := [tag for tag in tags if not re.fullmatch("O|[BI]-.+", tag)]:
+        raise DataError(f"{place}: {strange[0]!r} is no IOB tag", cure="tags are O, B-slot and I-slot")
+    completion = json.dumps(frame(words, tags, " ".join(label)), ensure_ascii=False)
+    return {"prompt": " ".join(words), "completion": completion}
 
 
 def frame(words: list[str], tags: list[str], intent: str) -> dict[str, Any]:

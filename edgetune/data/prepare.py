@@ -16,46 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from edgetune.data.chat import ensure_chat_template
-from edgetune.data.encode import NOT_TRAINED, Encoded, encode_batch
+from edgetune.data.encode import Encoded, encode_batch
 from edgetune.data.formats import Example, Format, detect, to_example
-from edgetune.data.read import Split, content_files, hub_fingerprint, is_hub_id, rows, splits
+from edgetune.data.read import Split, content_hashes, describe, rows, splits
+from edgetune.data.tokens import Tokens, open_tokens, write_tokens
 from edgetune.errors import DataError
 from edgetune.recipe import DataTable, Recipe
-from edgetune.run_dir import atomic_folder, hash_file, hash_values, read_json, write_json
+from edgetune.run_dir import atomic_folder, hash_values, read_json, write_json
 
 BATCH_ROWS = 256
-CACHE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Tokenised rows, read from disk as they are asked for. len() rows; each is an Encoded."""
-
-    ids: np.ndarray
-    """int32 (all tokens,)."""
-    labels: np.ndarray
-    """int32 (all tokens,), -100 where the loss does not count."""
-    offsets: np.ndarray
-    """int64 (rows + 1,)."""
-    fingerprint: str
-    """Equal for equal rows."""
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> Encoded:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        start, stop = self.offsets[index], self.offsets[index + 1]
-        return Encoded(self.ids[start:stop].tolist(), self.labels[start:stop].tolist(), f"row {index}")
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row, int64 (rows,)."""
-        return np.diff(self.offsets)
+CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -66,12 +37,16 @@ class DataReport:
     format_reason: str
     train_rows: int
     eval_rows: int
+    train_source: str
     eval_source: str
-    """Where the eval rows come from."""
+    """Where the rows come from, with the names of a folder's files."""
     dropped_too_long: int
+    """Of the train rows, as the next two."""
     truncated: int
     dropped_untrainable: int
-    """Rows in which no token counts in the loss, e.g. empty answers."""
+    """Rows whose answers are all empty, or in which no token counts in the loss."""
+    eval_dropped: int
+    """Eval rows left out for either reason."""
     tokens: int
     """Of the train rows."""
     trained_tokens: int
@@ -79,6 +54,22 @@ class DataReport:
     """Tokens of the longest row read, also of one that was dropped."""
     has_default_template: bool
     """The tokenizer has no chat template; EdgeTune's default is used."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line for each thing that a user may not expect: rows left out or cut, a foreign template."""
+        longest = f"the longest has {self.longest:,}"
+        lines = (
+            (
+                self.dropped_too_long,
+                f"{self.dropped_too_long:,} rows longer than max_seq_len left out; {longest} tokens",
+            ),
+            (self.truncated, f"{self.truncated:,} rows cut to max_seq_len; {longest} tokens"),
+            (self.dropped_untrainable, f"{self.dropped_untrainable:,} rows with nothing to learn left out"),
+            (self.eval_dropped, f"{self.eval_dropped:,} eval rows left out, too long or with nothing to learn"),
+            (self.has_default_template, "the tokenizer has no chat template; EdgeTune's default is used"),
+        )
+        return tuple(line for applies, line in lines if applies)
 
 
 @dataclass(frozen=True)
@@ -102,7 +93,7 @@ def prepare(recipe: Recipe, tokenizer: Any, *, cache: Path) -> Prepared:
         with atomic_folder(folder) as temporary:
             _write(recipe, tokenizer, temporary, has_default_template)
     report = DataReport(**read_json(folder / "report.json"))
-    return Prepared(_open(folder, "train", key), _open(folder, "eval", key), report)
+    return Prepared(open_tokens(folder / "train", key), open_tokens(folder / "eval", key), report)
 
 
 def examples(recipe: Recipe, which: Split) -> Iterator[Example]:
@@ -177,12 +168,7 @@ def _cache_key(recipe: Recipe, tokenizer: Any) -> str:
     parts: tuple[Split, ...] = ("train", "eval")
     for which in parts:
         source, split, part = _locate(data, which)
-        identity = (
-            [hub_fingerprint(source, split)]
-            if is_hub_id(source)
-            else [hash_file(path) for path in content_files(source, split)]
-        )
-        content.append((identity, part))
+        content.append((content_hashes(source, split), part))
     settings = {
         name: getattr(data, name)
         for name in (
@@ -197,17 +183,18 @@ def _cache_key(recipe: Recipe, tokenizer: Any) -> str:
         )
     }
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
-    return hash_values(CACHE_VERSION, content, settings, backend, tokenizer.chat_template, tokenizer.eos_token)
+    return hash_values(CACHE_VERSION, content, settings, backend, tokenizer.chat_template, tokenizer.special_tokens_map)
 
 
 def _write(recipe: Recipe, tokenizer: Any, folder: Path, has_default_template: bool) -> None:
     """Encode both splits into `folder` and say what became of the rows."""
     data = recipe.data
     counts: Counter[str] = Counter()
+    eval_counts: Counter[str] = Counter()
     train = itertools.islice(examples(recipe, "train"), data.max_train_rows)
     kept = {
-        "train": _encode_to_disk(train, tokenizer, data, folder / "train", counts),
-        "eval": _encode_to_disk(examples(recipe, "eval"), tokenizer, data, folder / "eval", Counter()),
+        "train": write_tokens(_kept(train, tokenizer, data, counts), folder / "train"),
+        "eval": write_tokens(_kept(examples(recipe, "eval"), tokenizer, data, eval_counts), folder / "eval"),
     }
     if not kept["train"]:
         raise DataError(_why_nothing_is_left(data, counts), cure=_cure(counts))
@@ -216,17 +203,20 @@ def _write(recipe: Recipe, tokenizer: Any, folder: Path, has_default_template: b
             f"{data.eval or data.train}: no eval row can be used",
             cure="give rows in data.eval or raise data.max_seq_len",
         )
-    form, reason = _format_of(data, *_locate(data, "train")[:2])
+    train_source, train_split, _ = _locate(data, "train")
     source, split, part = _locate(data, "eval")
+    form, reason = _format_of(data, train_source, train_split)
     report = DataReport(
         format=form,
         format_reason=reason,
         train_rows=kept["train"],
         eval_rows=kept["eval"],
-        eval_source=f"{data.eval_fraction:.0%} of {source}" if part else f"{source}" + (f" ({split})" if split else ""),
+        train_source=describe(train_source, train_split),
+        eval_source=f"{data.eval_fraction:.0%} of {source}" if part else describe(source, split),
         dropped_too_long=counts["too_long"],
         truncated=counts["truncated"],
         dropped_untrainable=counts["untrainable"],
+        eval_dropped=eval_counts["too_long"] + eval_counts["untrainable"],
         tokens=counts["tokens"],
         trained_tokens=counts["trained_tokens"],
         longest=counts["longest"],
@@ -235,27 +225,17 @@ def _write(recipe: Recipe, tokenizer: Any, folder: Path, has_default_template: b
     write_json(folder / "report.json", dataclasses.asdict(report))
 
 
-def _encode_to_disk(
-    stream: Iterator[Example], tokenizer: Any, data: DataTable, path: Path, counts: Counter[str]
-) -> int:
-    """Write <path>-ids.npy, -labels.npy, -offsets.npy; how many rows were kept."""
-    offsets = [0]
-    with (
-        path.with_name(f"{path.name}-ids.bin").open("wb") as ids,
-        path.with_name(f"{path.name}-labels.bin").open("wb") as labels,
-    ):
-        while batch := list(itertools.islice(stream, BATCH_ROWS)):
-            for whole in encode_batch(batch, tokenizer, loss_on=data.loss_on):
-                row = _fit(whole, data, counts)
-                if row is not None:
-                    ids.write(np.asarray(row.input_ids, dtype=np.int32).tobytes())
-                    labels.write(np.asarray(row.labels, dtype=np.int32).tobytes())
-                    offsets.append(offsets[-1] + len(row.input_ids))
-    np.save(path.with_name(f"{path.name}-offsets.npy"), np.asarray(offsets, dtype=np.int64))
-    return len(offsets) - 1
+def _kept(stream: Iterator[Example], tokenizer: Any, data: DataTable, counts: Counter[str]) -> Iterator[Encoded]:
+    """The rows that are trained or evaluated on; all others are counted."""
+    while batch := list(itertools.islice(stream, BATCH_ROWS)):
+        encoded = encode_batch(batch, tokenizer, loss_on=data.loss_on)
+        for example, whole in zip(batch, encoded, strict=True):
+            row = _fit(whole, data, counts, is_empty=_is_empty(example, data))
+            if row is not None:
+                yield row
 
 
-def _fit(row: Encoded, data: DataTable, counts: Counter[str]) -> Encoded | None:
+def _fit(row: Encoded, data: DataTable, counts: Counter[str], *, is_empty: bool) -> Encoded | None:
     """The row as it is trained on, or None if it is left out; either way it is counted."""
     counts["longest"] = max(counts["longest"], len(row.input_ids))
     if len(row.input_ids) > data.max_seq_len:
@@ -267,25 +247,27 @@ def _fit(row: Encoded, data: DataTable, counts: Counter[str]) -> Encoded | None:
         if data.too_long == "drop":
             counts["too_long"] += 1
             return None
-        counts["truncated"] += 1
-        row = row.cut(data.max_seq_len)
-    trained = row.trained_tokens
-    if trained == 0 or _has_empty_answer(row):
+    kept = row.cut(data.max_seq_len)
+    if is_empty or kept.trained_tokens == 0:
         counts["untrainable"] += 1
         return None
-    counts["tokens"] += len(row.input_ids)
-    counts["trained_tokens"] += trained
-    return row
+    counts["truncated"] += kept is not row
+    counts["tokens"] += len(kept.input_ids)
+    counts["trained_tokens"] += kept.trained_tokens
+    return kept
 
 
-def _has_empty_answer(row: Encoded) -> bool:
-    """Whether all that would be learned is to end the turn at once."""
-    return len(row.labels) > 1 and sum(label != NOT_TRAINED for label in row.labels) <= 1
+def _is_empty(example: Example, data: DataTable) -> bool:
+    """Whether all that would be learned is to say nothing."""
+    if not example.messages:
+        return not (example.text or "").strip()
+    answers = (message.content for message in example.messages if message.role == "assistant")
+    return data.loss_on == "completion" and not any(answer.strip() for answer in answers)
 
 
 def _why_nothing_is_left(data: DataTable, counts: Counter[str]) -> str:
     if not counts:
-        return f"{data.train}: holds no rows"
+        return f"{data.train}: all rows are alike, so none is left once eval rows are set apart"
     return (
         f"{data.train}: no row can be trained on: {counts['too_long']} longer than {data.max_seq_len} tokens, "
         f"{counts['untrainable']} without a token to learn"
@@ -293,16 +275,8 @@ def _why_nothing_is_left(data: DataTable, counts: Counter[str]) -> str:
 
 
 def _cure(counts: Counter[str]) -> str:
+    if not counts:
+        return "name rows in data.eval"
     if counts["too_long"]:
         return f"raise data.max_seq_len; the longest row has {counts['longest']} tokens"
     return "fill the answers, or set data.loss_on"
-
-
-def _open(folder: Path, name: str, key: str) -> Tokens:
-    offsets = np.load(folder / f"{name}-offsets.npy")
-    arrays = []
-    for part in ("ids", "labels"):
-        path = folder / f"{name}-{part}.bin"
-        is_empty = offsets[-1] == 0
-        arrays.append(np.empty(0, np.int32) if is_empty else np.memmap(path, dtype=np.int32, mode="r"))
-    return Tokens(arrays[0], arrays[1], offsets, hash_values(key, name))

@@ -5,20 +5,17 @@ Rows are streamed; every row knows its place, so that a complaint about it can n
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from edgetune.data import iob
+from edgetune.data.files import EXTENSIONS, Row, extension, file_rows
 from edgetune.errors import DataError
+from edgetune.run_dir import hash_file
 
 Split = Literal["train", "eval", "test"]
 
@@ -32,16 +29,8 @@ SPLIT_NAMES: dict[str, Split] = {
     "val": "eval",
     "test": "test",
 }
-EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SPLITS: tuple[Split, ...] = ("train", "eval", "test")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row as it stands in its source. `place` is "file:line", or "file:row" where lines mean nothing."""
-
-    values: dict[str, Any]
-    place: str
 
 
 def rows(source: str, *, split: Split | None = None, columns: Mapping[str, str] | None = None) -> Iterator[Row]:
@@ -57,27 +46,37 @@ def splits(source: str) -> tuple[Split, ...]:
     """The splits a source has under names of their own; empty for a single file. Raises DataError if there is none."""
     if is_hub_id(source):
         found = _hub_split_names(source)
-        return tuple(split for split in ("train", "eval", "test") if any(SPLIT_NAMES.get(n) == split for n in found))
+        return tuple(split for split in SPLITS if any(SPLIT_NAMES.get(n) == split for n in found))
     path = find(source)
     return tuple(_folder_splits(path)) if path.is_dir() else ()
 
 
-def content_files(source: str, split: Split | None) -> tuple[Path, ...]:
-    """The files whose bytes make up a split, for hashing; empty for a hub id."""
+def content_hashes(source: str, split: Split | None) -> tuple[str, ...]:
+    """What identifies the content of a split: SHA-256 of its files, or the hub data set's own fingerprint."""
     if is_hub_id(source):
-        return ()
+        return (str(_load_hub(source, split)._fingerprint),)
+    try:
+        return tuple(hash_file(path) for path in _files(source, split))
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error}") from None
+
+
+def describe(source: str, split: Split | None) -> str:
+    """Where a split's rows come from, with the names of a folder's files: "gsm8k (train: train.jsonl)"."""
+    wanted = split or "train"
+    if is_hub_id(source):
+        return f"{source} ({wanted})"
     path = find(source)
-    return tuple(_folder_splits(path).get(split or "train", ())) if path.is_dir() else (path,)
-
-
-def hub_fingerprint(source: str, split: Split | None) -> str:
-    """What identifies the content of a hub data set's split."""
-    return str(_load_hub(source, split)._fingerprint)
+    if path.is_file():
+        return source
+    names = [str(item.relative_to(path)) for item in _files(source, split)]
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{source} ({wanted}: {shown})"
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source names a data set on the hub: it looks like org/name and nothing of that name is on disk."""
-    return bool(HUB_ID.fullmatch(source)) and not Path(source).exists()
+    """Whether a source names a data set on the hub: it looks like org/name, not like a file, and is not on disk."""
+    return bool(HUB_ID.fullmatch(source)) and extension(Path(source)) not in EXTENSIONS and not Path(source).exists()
 
 
 def find(source: str) -> Path:
@@ -90,7 +89,7 @@ def find(source: str) -> Path:
     path = Path(expanded)
     if not path.exists():
         raise DataError(f"{source}: no such file or folder", cure=f"give a data file, a folder, a hub id, or {HOME}")
-    if path.is_file() and _extension(path) not in EXTENSIONS:
+    if path.is_file() and extension(path) not in EXTENSIONS:
         raise DataError(f"{source}: unknown kind of file", cure=f"known: {', '.join(EXTENSIONS)}, also with .gz")
     return path
 
@@ -99,135 +98,76 @@ def _raw_rows(source: str, split: Split | None) -> Iterator[Row]:
     if is_hub_id(source):
         yield from (Row(dict(values), f"{source}:{n}") for n, values in enumerate(_load_hub(source, split), start=1))
         return
+    files = _files(source, split)
+    if files[0].name in iob.NAMES:
+        for folder in dict.fromkeys(file.parent for file in files):
+            yield from (Row(values, place) for values, place in iob.read(folder))
+        return
+    for file in files:
+        yield from file_rows(file)
+
+
+def _files(source: str, split: Split | None) -> tuple[Path, ...]:
+    """The files that make up a split, at least one. Raises DataError."""
     path = find(source)
     if path.is_file():
-        yield from _file_rows(path)
-        return
+        return (path,)
     wanted = split or "train"
     found = _folder_splits(path)
     if wanted not in found:
         raise DataError(f"{source}: has no {wanted} split", cure=f"found: {', '.join(found)}")
-    if iob.is_iob(found[wanted][0].parent):
-        yield from (Row(values, place) for values, place in iob.read(found[wanted][0].parent))
-        return
-    for file in found[wanted]:
-        yield from _file_rows(file)
+    return found[wanted]
 
 
 def _folder_splits(folder: Path) -> dict[Split, tuple[Path, ...]]:
-    """The files of a folder by split. A folder whose names say nothing of splits is all train."""
-    files = sorted(item for item in folder.rglob("*") if item.is_file() and _extension(item) in EXTENSIONS)
-    files = [item for item in files if not any(part.startswith(".") for part in item.relative_to(folder).parts)]
-    for item in sorted(folder.iterdir()):
-        if item.is_dir() and iob.is_iob(item):
-            files += iob.files(item)
-    if not files:
+    """The files of a folder by split. A folder whose names say nothing of splits is all train.
+
+    Where files are named exactly like a split (train.jsonl, test-00000-of-00002.parquet, train/x.csv) only those count,
+    else a word of the name decides (gsm8k_train.jsonl): so test_socratic.jsonl beside test.jsonl is left alone.
+    """
+    if iob.is_iob(folder):
+        return {"train": iob.files(folder)}
+    named = {item.name: iob.files(item) for item in sorted(folder.iterdir()) if item.is_dir() and iob.is_iob(item)}
+    if named:
+        return _by_split({name: files for name, files in named.items() if name in SPLIT_NAMES}) or {
+            "train": tuple(file for files in named.values() for file in files)
+        }
+    names = [item.relative_to(folder) for item in sorted(folder.rglob("*")) if item.is_file()]
+    names = [name for name in names if extension(name) in EXTENSIONS and not _is_hidden(name)]
+    if not names:
         raise DataError(f"{folder}: holds no data files", cure=f"known: {', '.join(EXTENSIONS)}")
-    named: dict[Split, tuple[Path, ...]] = {}
-    for file in files:
-        if split := _split_of(file.relative_to(folder)):
-            named[split] = (*named.get(split, ()), file)
-    return {split: named[split] for split in ("train", "eval", "test") if split in named} or {"train": tuple(files)}
+    exact = [(_exact_split(name), folder / name) for name in names]
+    loose = [(_split_in_words(name), folder / name) for name in names]
+    return _grouped(exact) or _grouped(loose) or {"train": tuple(folder / name for name in names)}
 
 
-def _split_of(path: Path) -> Split | None:
-    for part in path.parts:
-        word = re.split(r"[-_.]", part)[0].lower()
-        if word in SPLIT_NAMES:
-            return SPLIT_NAMES[word]
-    return None
+def _by_split(named: Mapping[str, tuple[Path, ...]]) -> dict[Split, tuple[Path, ...]]:
+    return _grouped([(SPLIT_NAMES[name], file) for name, files in named.items() for file in files])
 
 
-def _extension(path: Path) -> str:
-    return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+def _grouped(files: Iterable[tuple[Split | None, Path]]) -> dict[Split, tuple[Path, ...]]:
+    """Files by split, splits in their order; files of none are left out."""
+    files = list(files)
+    groups = {split: tuple(path for of, path in files if of == split) for split in SPLITS}
+    return {split: group for split, group in groups.items() if group}
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
-    extension = _extension(path)
-    if extension == ".parquet":
-        yield from _parquet_rows(path)
-        return
-    read = {".jsonl": _json_lines, ".json": _json_rows, ".csv": _separated_rows, ".tsv": _separated_rows}[extension]
-    try:
-        with _open_text(path) as file:
-            yield from read(file, path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 ({error.reason})", cure="save it as UTF-8") from None
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
-def _open_text(path: Path) -> IO[str]:
-    """UTF-8 text, a byte order mark skipped, newlines as they are."""
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+def _exact_split(name: Path) -> Split | None:
+    """The split that a folder in the path is called, or that the file is called, a shard number aside."""
+    stem = re.sub(r"([-_.]\d+)?([-_]of[-_]\d+)?$", "", name.name.split(".")[0])
+    found = [SPLIT_NAMES[word.lower()] for word in (*name.parts[:-1], stem) if word.lower() in SPLIT_NAMES]
+    return found[0] if found else None
 
 
-def _json_lines(file: IO[str], path: Path) -> Iterator[Row]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            place = f"{path}:{number}"
-            yield Row(_object(_parse_json(line.rstrip(), place), place), place)
-
-
-def _json_rows(file: IO[str], path: Path) -> Iterator[Row]:
-    """A list of objects, or an object that holds one list of objects (as {"data": [...]} does)."""
-    value = _parse_json(file.read(), str(path))
-    if isinstance(value, dict):
-        lists = [item for item in value.values() if isinstance(item, list)]
-        value = lists[0] if len(lists) == 1 else [value]
-    for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
-        place = f"{path}: row {number}"
-        yield Row(_object(item, place), place)
-
-
-def _parse_json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = place if error.lineno == 1 else f"{place}:{error.lineno}"
-        raise DataError(f"{where}: not valid JSON: {error.msg} (column {error.colno})") from None
-    except RecursionError:
-        raise DataError(f"{place}: not valid JSON: nested too deeply") from None
-
-
-def _object(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: a row must be a JSON object, not {type(value).__name__}")
-    return value
-
-
-def _separated_rows(file: IO[str], path: Path) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)
-    is_tsv = _extension(path) == ".tsv"
-    reader = csv.DictReader(file, delimiter="\t" if is_tsv else ",", strict=True)
-    try:
-        for values in reader:
-            place = f"{path}:{reader.line_num}"
-            if None in values or None in values.values():
-                raise DataError(
-                    f"{place}: has another number of columns than the header", cure="quote texts that hold it"
-                )
-            yield Row(dict(values), place)
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not valid {'TSV' if is_tsv else 'CSV'}: {error}") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with path.open("rb") as raw:
-            file: Any = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(values, f"{path}: row {number}")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}") from None
+def _split_in_words(name: Path) -> Split | None:
+    """The only split among the words of a path; None if there is none or more than one."""
+    words = re.split(r"[-_./\\ ]", str(name).lower())
+    found = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    return found.pop() if len(found) == 1 else None
 
 
 def _rename(row: Row, columns: Mapping[str, str]) -> Row:

@@ -19,6 +19,11 @@ FORGETFUL = (
     "<|end|>{% endfor %}"
 )
 
+THINKING = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ '(think)' if m.role == 'assistant' and loop.last }}{{ m.content }}"
+    "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
 
 @pytest.fixture
 def tokenizer(tiny_base):
@@ -72,13 +77,44 @@ def test_an_answer_that_also_stands_in_the_question_is_learned_once(tokenizer):
 def test_plain_text_is_learned_whole_and_ends(tokenizer):
     row = encode(Example((), "once upon", "a:1"), tokenizer, max_seq_len=512, loss_on="completion")
     assert row.input_ids[-1] == tokenizer.eos_token_id
+    assert row.input_ids[0] == tokenizer.bos_token_id
     assert list(row.labels) == list(row.input_ids)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_place(tokenizer):
     tokenizer.chat_template = FORGETFUL
-    with pytest.raises(DataError, match="a:1: the chat template writes earlier turns differently"):
+    with pytest.raises(DataError, match="a:1: the chat template writes message 2 differently once others follow"):
         encode(chat("one", "two", "three", "four"), tokenizer, max_seq_len=512, loss_on="completion")
+
+
+def test_loss_on_all_needs_nothing_of_the_template(tokenizer):
+    tokenizer.chat_template = FORGETFUL
+    row = encode(chat("one", "two", "three", "four"), tokenizer, max_seq_len=512, loss_on="all")
+    assert tokenizer.decode(row.input_ids) == "one<|end|>(cut)<|end|>three<|end|>four<|end|>"
+
+
+def test_more_around_the_last_answer_than_around_earlier_ones_is_learned_with_it(tokenizer):
+    tokenizer.chat_template = THINKING
+    row = encode(chat("one", "two", "three", "four"), tokenizer, max_seq_len=512, loss_on="completion")
+    assert learned(row, tokenizer) == ["two<|end|>", "(think)four<|end|>"]
+
+
+def test_a_template_that_asks_otherwise_than_it_writes_is_refused(tokenizer):
+    tokenizer.chat_template = CHATML.replace("<|assistant|>{% endif", "<|assistant|>(think){% endif")
+    with pytest.raises(DataError, match="a:1: the chat template writes what stands before message 2 in another way"):
+        encode(chat("one", "two"), tokenizer, max_seq_len=512, loss_on="completion")
+
+
+def test_a_template_that_refuses_a_conversation_is_an_error_with_the_place(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DataError, match="a:1: the chat template refuses these messages: roles must alternate"):
+        encode(chat("one", "two"), tokenizer, max_seq_len=512, loss_on="completion")
+
+
+def test_an_answer_that_melts_into_the_prompt_is_tokenised_apart_from_it(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token if messages[1] }}"
+    row = encode(chat("turn o", "n the lamp"), tokenizer, max_seq_len=512, loss_on="completion")
+    assert learned(row, tokenizer) == ["n the lamp<|end|>"]
 
 
 def test_a_tokenizer_without_template_gets_the_default_and_one_with_keeps_its_own(tokenizer):

@@ -9,8 +9,9 @@ import json
 import datasets
 import pytest
 
+from edgetune.data import files
 from edgetune.data.iob import frame
-from edgetune.data.read import rows, splits
+from edgetune.data.read import describe, rows, splits
 from edgetune.errors import DataError
 
 ROWS = [{"prompt": "wie heißt du", "completion": "ada"}, {"prompt": "a, b", "completion": "c\nd"}]
@@ -43,6 +44,24 @@ def test_every_kind_of_file_gives_the_same_rows_also_compressed(tmp_path, kind):
     assert [row.values for row in rows(str(packed))] == ROWS
 
 
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_json_that_comes_in_pieces_reads_the_same_with_the_lines_of_its_rows(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(files, "CHUNK_CHARACTERS", size)
+    table = [{"a": '\u00e4\\n"' * n, "b": [n, True, None]} for n in range(9)]
+    (tmp_path / "a.json").write_text(json.dumps(table, indent=1))
+    found = list(rows(str(tmp_path / "a.json")))
+    assert [row.values for row in found] == table
+    lines = (tmp_path / "a.json").read_text().splitlines()
+    assert all(lines[int(row.place.rpartition(":")[2]) - 1] == " {" for row in found)
+
+
+def test_a_json_file_may_hold_one_object_a_line(tmp_path):
+    (tmp_path / "a.json").write_text("\n".join(json.dumps(row) for row in ROWS))
+    assert [row.values for row in rows(str(tmp_path / "a.json"))] == ROWS
+    (tmp_path / "b.json").write_text(json.dumps({"messages": [{"role": "user"}]}))
+    assert [list(row.values) for row in rows(str(tmp_path / "b.json"))] == [["messages"]]
+
+
 def test_windows_line_ends_and_byte_order_marks_do_not_matter(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(row).encode() for row in ROWS))
@@ -54,7 +73,14 @@ def test_windows_line_ends_and_byte_order_marks_do_not_matter(tmp_path):
     [
         ("a.jsonl", b'{"a": 1}\n{"a": \n', r"a\.jsonl:2: not valid JSON"),
         ("a.jsonl", b'{"a": 1}\n\n[1]\n', r"a\.jsonl:3: a row must be a JSON object, not list"),
-        ("a.jsonl", b'{"a": "\xff"}\n', "is not UTF-8"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"a\.jsonl:2: is not UTF-8"),
+        ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}", r"a\.jsonl:1: not valid JSON: a number of"),
+        ("a.jsonl", b'{"a": ' + b"[" * 100_000, r"a\.jsonl:1: not valid JSON: nested too deeply"),
+        ("a.json", b'[{"a": 1}\n{"a": 2}]', r"a\.json:2: not valid JSON: expecting ','"),
+        ("a.json", b'[{"a": 1},\n{"a": "x', r"a\.json:2: not valid JSON: Unterminated string"),
+        ("a.json", b'[{"a": 1}]\n[', r"a\.json:2: not valid JSON: more text after the list"),
+        ("a.json", b"[1]", r"a\.json:1: a row must be a JSON object"),
+        ("a.csv", b"a,a\n1,2\n", r"a\.csv:1: column 'a' occurs twice"),
         ("a.json", b'[\n{"a": 1},\n]', r"a\.json:\d+: not valid JSON|a\.json: not valid JSON"),
         ("a.csv", b"a,b\n1\n", r"a\.csv:2: has another number of columns"),
         ("a.csv", b'a,b\n"1,2\n', r"a\.csv:\d: not valid CSV"),
@@ -83,6 +109,29 @@ def test_a_folder_without_split_names_is_all_train(tmp_path):
     assert len(list(rows(str(tmp_path)))) == 2 * len(ROWS)
 
 
+def test_a_file_named_exactly_like_a_split_hides_those_that_only_hold_the_word(tmp_path):
+    for name in ("train.jsonl", "test.jsonl", "test_socratic.jsonl", "solutions.jsonl"):
+        write(tmp_path / name, "jsonl")
+    assert len(list(rows(str(tmp_path), split="test"))) == len(ROWS)
+    assert describe(str(tmp_path), "test") == f"{tmp_path} (test: test.jsonl)"
+    with pytest.raises(DataError, match="has no eval split; found: train, test"):
+        list(rows(str(tmp_path), split="eval"))
+
+
+def test_files_with_a_split_among_the_words_of_their_name_are_told_apart(tmp_path):
+    for name in ("my-train.jsonl", "my-test.jsonl"):
+        write(tmp_path / name, "jsonl")
+    assert splits(str(tmp_path)) == ("train", "test")
+    assert len(list(rows(str(tmp_path)))) == len(ROWS)
+
+
+def test_a_folder_in_a_folder_may_name_the_split(tmp_path):
+    for name in ("train", "validation"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "part-1.parquet", "parquet")
+    assert splits(str(tmp_path)) == ("train", "eval")
+
+
 def test_an_environment_variable_in_a_path_is_expanded_and_an_unset_one_named(tmp_path, monkeypatch):
     write(tmp_path / "a.jsonl", "jsonl")
     monkeypatch.setenv("MY_ROWS", str(tmp_path))
@@ -95,6 +144,8 @@ def test_an_environment_variable_in_a_path_is_expanded_and_an_unset_one_named(tm
 def test_a_missing_file_is_named():
     with pytest.raises(DataError, match="no such file or folder"):
         list(rows("nothing.jsonl"))
+    with pytest.raises(DataError, match=r"folder/nothing\.jsonl: no such file or folder; give a data file"):
+        list(rows("folder/nothing.jsonl"))
 
 
 def test_columns_are_renamed_and_a_missing_one_is_named(tmp_path):
@@ -147,9 +198,28 @@ def test_snips_reads_as_prompts_and_frames(data_dir):
     assert sum(1 for _ in rows(source, split="train")) == 13084
 
 
-def test_an_iob_folder_whose_files_do_not_fit_is_named_with_the_line(tmp_path):
-    for name, text in (("seq.in", "a b\nc\n"), ("seq.out", "O O\nO O\n"), ("label", "X\nX\n")):
-        (tmp_path / "train").mkdir(exist_ok=True)
-        (tmp_path / "train" / name).write_text(text)
-    with pytest.raises(DataError, match=r"seq\.in:2: 1 words but 2 tags"):
-        list(rows(str(tmp_path)))
+def iob_folder(folder, words, tags, labels):
+    folder.mkdir(exist_ok=True)
+    for name, content in (("seq.in", words), ("seq.out", tags), ("label", labels)):
+        (folder / name).write_bytes(content)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "tags", "labels", "complaint"),
+    [
+        (b"a b\nc\n", b"O O\nO O\n", b"X\nX\n", r"seq\.in:2: 1 words but 2 tags"),
+        (b"a\nb\n", b"O\nO\n", b"X\n", r"seq\.in:2: seq\.in, seq\.out, label have different numbers of lines"),
+        (b"a\nb\n", b"O\nsong\n", b"X\nX\n", r"seq\.in:2: 'song' is no IOB tag"),
+        (b"a\nb\n", b"O\nO\n", b"X\n\xff\n", r"label:2: is not UTF-8"),
+    ],
+)
+def test_an_iob_folder_that_cannot_be_read_is_named_with_the_line(tmp_path, words, tags, labels, complaint):
+    with pytest.raises(DataError, match=complaint):
+        list(rows(iob_folder(tmp_path / "train", words, tags, labels)))
+
+
+def test_an_iob_folder_may_be_named_itself_and_end_in_blank_lines(tmp_path):
+    source = iob_folder(tmp_path / "test", b"a b \n\n", b"O B-x \n\n", b"X\n\n")
+    assert [row.values["completion"] for row in rows(source)] == ['{"intent": "X", "slots": {"x": "b"}}']
+    assert splits(str(tmp_path)) == ("test",)
