@@ -47,7 +47,8 @@ def run_table(summary: dict[str, Any]) -> str:
     return (
         f"{summary['markdown']}\n\n"
         f"{summary['rows']} test rows, {summary['confidence']:.0%} bootstrap intervals; "
-        f"{summary['wall_s'] / 60:.1f} minutes and {summary['peak_bytes'] / 1024**3:.2f} GiB at the peak on {machine['cores']} cores of {machine['processor']}."
+        f"{summary['wall_s'] / 60:.1f} minutes and {summary['peak_bytes'] / 1024**3:.2f} GiB at the peak "
+        f"on {machine['cores']} cores of {machine['processor']}."
     )
 
 
@@ -86,7 +87,8 @@ def decode_table(report: dict[str, Any]) -> str:
     lines.append("")
     lines.append(
         f"Batch 1, prompt {report['prompt_tokens']}, {report['new_tokens']} new tokens, median of "
-        f"{report['rounds']} rounds in turn, {report['threads']} threads of {report['provenance']['processor']}; memory read at "
+        f"{report['rounds']} rounds in turn, {report['threads']} threads of "
+        f"{report['provenance']['processor']}; memory read at "
         f"{report['read_bandwidth_bytes_per_s']['best'] / 1e9:.1f} GB/s."
     )
     return "\n".join(lines)
