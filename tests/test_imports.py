@@ -73,7 +73,7 @@ for verb in main.commands:
 
 
 def test_help_answers_in_150_ms() -> None:
-    """The best of ten, the interpreter's start included; on a machine too busy for that, 2.5 times click's own start."""
+    """The best of ten, with the interpreter's start; on a machine too busy for that, 2.5 times click's own start."""
     best_s = min(start_s("-m", "edgetune", "--help") for _ in range(10))
     if best_s >= 0.15:
         click_s = min(start_s("-c", "import click") for _ in range(10))
