@@ -23,7 +23,7 @@ BUILDERS = {
     "Qwen3ForCausalLM": "Qwen3Model",
     "SmolLM3ForCausalLM": "SmolLM3Model",
 }
-"""Architecture in config.json -> class of onnxruntime-genai's builder. Tests build and verify each; OLMo failed that."""
+"""Architecture in config.json -> class of the builder. Tests build and verify each; OLMo failed that."""
 
 MODEL_TYPES = {"Gemma3ForCausalLM": "gemma3_text"}
 """Where onnxruntime-genai wants another name than the one it makes of the architecture."""

@@ -24,7 +24,9 @@ BATCH_LOGITS = 1 << 22
 """Logits compared at a time: 16 MiB in float32, a few copies of which are alive."""
 BATCH_TOKENS = 1 << 11
 """Tokens at a time, for the memory of the layers."""
-ALL_TOKENS = 1 << 13
+MOST_TOKENS, LEAST_TOKENS = 1 << 13, 1 << 9
+ALL_PRODUCTS = 1 << 37
+"""Weights times tokens: some 1,200 tokens of 110 million weights. A minute on two cores is proof enough."""
 ALL_LOGITS = 1 << 28
 """Logits compared in all: with a vocabulary of 128,256 some 2,000 tokens."""
 
@@ -43,10 +45,13 @@ class Deviation:
 
 
 def deviations(reference: Any, bundles: Sequence[Bundle], sequences: Sequence[Sequence[int]]) -> list[Deviation]:
-    """Each bundle's logits against the torch model's, over the tokens of the sequences that fit ALL_TOKENS."""
+    """Each bundle's logits against the torch model's, over as many tokens as the model's size allows."""
     devices = [Logits(bundle) for bundle in bundles]
     sums = [_Sums() for _ in bundles]
-    for batch in _batches(sequences, int(reference.config.vocab_size)):
+    vocabulary = int(reference.config.vocab_size)
+    weights = sum(parameter.numel() for parameter in reference.parameters())
+    affordable = min(MOST_TOKENS, ALL_LOGITS // vocabulary, max(LEAST_TOKENS, ALL_PRODUCTS // weights))
+    for batch in _batches(sequences, vocabulary, affordable):
         wanted = _torch_logits(reference, batch)
         for device, running in zip(devices, sums, strict=True):
             for found, truth in zip(device.batch_logits(batch), wanted, strict=True):
@@ -102,15 +107,13 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _batches(sequences: Sequence[Sequence[int]], vocabulary: int) -> Iterator[list[Sequence[int]]]:
+def _batches(sequences: Sequence[Sequence[int]], vocabulary: int, affordable: int) -> Iterator[list[Sequence[int]]]:
     """Sequences of like length together, as many as the bounds allow when padded, at least one."""
     most_tokens = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary)
-    left = max(1, min(ALL_TOKENS, ALL_LOGITS // vocabulary))
-    chosen = []
+    chosen: list[Sequence[int]] = []
     for sequence in sequences:
-        if len(sequence) <= left:
+        if not chosen or sum(map(len, chosen)) + len(sequence) <= affordable:
             chosen.append(sequence)
-            left -= len(sequence)
     batch: list[Sequence[int]] = []
     for sequence in sorted(chosen, key=len):
         if batch and (len(batch) + 1) * len(sequence) > most_tokens:
