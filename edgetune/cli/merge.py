@@ -1,8 +1,89 @@
-"""`edgetune merge`."""
+"""`edgetune merge`: fold an adapter into its base. The work is in lora/merge.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal, cast
 
 import click
 
+from edgetune.cli import console
+from edgetune.cli.options import force_option, json_option
 
-@click.command("merge")
-def command() -> None:
-    """merge."""
+
+@click.command("merge", epilog="Example: edgetune merge runs/quickstart --base original --out quickstart-merged")
+@click.argument("target", metavar="RUN_OR_ADAPTER", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of the merged model.  [default: RUN/merged, or ADAPTER-merged]",
+)
+@click.option(
+    "--base",
+    "merge_base",
+    type=click.Choice(["trained", "original"]),
+    help="Merge on the dequantised 4-bit base that was trained, or on the 16-bit original.  [default: the recipe's; "
+    "original for an adapter made elsewhere]",
+)
+@force_option
+@json_option
+def command(target: Path, out: Path | None, merge_base: str | None, force: bool, as_json: bool) -> None:
+    """Fold the adapter of RUN_OR_ADAPTER into its base: a plain Hugging Face folder.
+
+    The adapter may come from EdgeTune, PEFT, TRL or Unsloth. Memory: a few times the largest weight.
+    """
+    from edgetune.errors import RunError
+    from edgetune.lora.merge import merge
+
+    adapter, base, default_base = _find(target)
+    out = out or (target / "merged" if adapter != target else target.with_name(f"{target.resolve().name}-merged"))
+    if out.exists() and not force:
+        raise RunError(f"{out}: is there already", cure="choose another folder with --out, or replace it with --force")
+    progress = console.ProgressLine()
+    try:
+        result = merge(
+            adapter,
+            base,
+            out,
+            merge_base=cast(Literal["trained", "original"], merge_base or default_base),
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    if as_json:
+        console.say_json({**dataclasses.asdict(result), "path": str(result.path), "wall_s": round(result.wall_s, 3)})
+        return
+    console.say(
+        f"{result.path}  {result.merged_tensors} weights merged on the {result.merge_base} base, {result.dtype},"
+        f" {result.size_bytes / 1024**2:,.1f} MiB"
+        f"  (peak memory {result.peak_bytes / 1024**2:,.0f} MiB, {result.wall_s:.1f} s)"
+    )
+
+
+def _find(target: Path) -> tuple[Path, Path, str]:
+    """Adapter folder, base folder, and the base to merge on where none was asked for."""
+    from edgetune.errors import ModelError
+    from edgetune.lora.read import is_adapter, read_adapter_config, read_record
+    from edgetune.model.base import resolve_base
+    from edgetune.recipe import load_recipe
+    from edgetune.run_dir import RunDir
+
+    run_dir = RunDir(target)
+    if run_dir.recipe.is_file():
+        recipe = load_recipe(run_dir.recipe)
+        model = recipe.model
+        if not is_adapter(run_dir.adapter):
+            raise ModelError(f"{target}: no adapter yet", cure=f"train one: edgetune train RECIPE --out {target}")
+        base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)
+        return run_dir.adapter, base, recipe.export.merge_base
+    if not target.is_dir():
+        raise ModelError(f"{target}: no such folder", cure="give a run folder or an adapter folder")
+    config, record = read_adapter_config(target), read_record(target)
+    name = record.get("base") or config.get("base_model_name_or_path")
+    if not name:
+        raise ModelError(f"{target}: it does not name its base", cure="set base_model_name_or_path in its config")
+    base = resolve_base(name, record.get("revision") or config.get("revision"))
+    return target, base, "trained" if record else "original"
