@@ -1,0 +1,134 @@
+"""export/export.py: a bundle takes its place only if it holds."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from edgetune.errors import CheckError, ModelError, RunError
+from edgetune.export import export as stage
+from edgetune.export import verify as verification_module
+from edgetune.export.export import export, prompts_of
+from edgetune.recipe import DataTable
+from edgetune.run_dir import RunDir
+from edgetune.runtime.bundle import check_hashes, open_bundle
+from edgetune.runtime.decoder import Decoder
+
+
+@pytest.fixture
+def run(tiny_base, tiny_rows, a_recipe, tmp_path):
+    """(recipe, run folder) with a merged model in it."""
+    run_dir = RunDir(tmp_path / "run").create()
+    run_dir.merged.symlink_to(tiny_base, target_is_directory=True)
+    return dataclasses.replace(a_recipe(), data=DataTable(train=str(tiny_rows), eval_fraction=0.3)), run_dir
+
+
+def test_the_bundle_opens_answers_and_carries_its_proof(run):
+    recipe, run_dir = run
+    events = []
+    result = export(recipe, run_dir, progress=events.append)
+    bundle = open_bundle(run_dir.bundle)
+    check_hashes(bundle)
+    assert bundle.verified["passed"] is True
+    assert bundle.verified == result.verification.to_json()
+    assert bundle.grid is not None
+    assert result.size_bytes == bundle.size_bytes == sum(f.stat().st_size for f in files_of(run_dir.bundle))
+    assert result.peak_bytes > 0
+    assert {"base", "merged_sha256", "recipe_sha256", "packages"} <= set(bundle.provenance)
+    assert [event["stage"] for event in events] == ["export", "export"]
+    assert Decoder(bundle).generate("turn on the lamp", max_new_tokens=4).token_ids
+
+
+def test_plain_onnxruntime_genai_opens_the_folder_with_threads_counted_where_it_is_loaded(run):
+    recipe, run_dir = run
+    export(recipe, run_dir)
+    options = json.loads((run_dir.bundle / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
+    assert options["intra_op_num_threads"] == 0
+    assert options["session.intra_op.allow_spinning"] == "1"
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime_genai as og
+
+    model = og.Model(str(run_dir.bundle))
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=8)
+    generator = og.Generator(model, params)
+    generator.append_tokens([5, 6, 7])
+    generator.generate_next_token()
+    assert len(generator.get_sequence(0)) == 4
+
+
+def test_two_exports_give_the_same_bytes(run, tmp_path):
+    recipe, run_dir = run
+    first, second = export(recipe, run_dir), export(recipe, run_dir, out=tmp_path / "again")
+    names = ["model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"]
+    assert [first.bundle.files[name] for name in names] == [second.bundle.files[name] for name in names]
+
+
+def test_a_bundle_that_fails_is_left_aside_and_the_old_one_stays(run, monkeypatch):
+    recipe, run_dir = run
+    old = export(recipe, run_dir).bundle
+    monkeypatch.setitem(verification_module.LOGITS_LIMIT, "int8", -1.0)
+    recipe = dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, precision="int8"))
+    with pytest.raises(CheckError, match=r"logits against torch") as caught:
+        export(recipe, run_dir, force=True)
+    assert caught.value.exit_code == 5
+    assert open_bundle(run_dir.bundle).files == old.files
+    failed = open_bundle(run_dir.path / "bundle.failed")
+    assert failed.verified["passed"] is False
+    assert failed.precision == "int8"
+    assert sorted(item.name for item in run_dir.path.iterdir()) == ["bundle", "bundle.failed", "merged"]
+
+
+def test_a_bundle_is_not_replaced_without_force(run):
+    recipe, run_dir = run
+    run_dir.bundle.mkdir()
+    with pytest.raises(RunError, match="--force"):
+        export(recipe, run_dir)
+
+
+def test_without_a_merged_model_the_cure_is_named(a_recipe, tmp_path):
+    with pytest.raises(RunError, match="edgetune merge"):
+        export(a_recipe(), RunDir(tmp_path))
+
+
+def test_an_unknown_architecture_stops_the_stage_before_the_data_is_read(a_recipe, tmp_path):
+    run_dir = RunDir(tmp_path)
+    run_dir.merged.mkdir()
+    (run_dir.merged / "config.json").write_text('{"architectures": ["FooForCausalLM"]}')
+    with pytest.raises(ModelError, match="FooForCausalLM"):
+        export(a_recipe(), run_dir)
+
+
+def test_an_interrupted_export_leaves_nothing_behind(run, monkeypatch):
+    recipe, run_dir = run
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "verify", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export(recipe, run_dir)
+    assert [item.name for item in run_dir.path.iterdir()] == ["merged"]
+
+
+def test_prompts_end_where_the_answer_starts():
+    @dataclasses.dataclass
+    class Example:
+        messages: tuple
+        text: str | None = None
+
+    @dataclasses.dataclass
+    class Message:
+        role: str
+        content: str
+
+    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
+    assert prompts_of([Example(turns), Example((), "plain"), Example((), "")]) == [
+        [{"role": m.role, "content": m.content} for m in turns[:3]],
+        "plain",
+    ]
+
+
+def files_of(folder):
+    return [item for item in folder.rglob("*") if item.is_file() and item.name != "edgetune.json"]
