@@ -53,22 +53,33 @@ def main(merged: Path | None, rounds: int, block_sizes: tuple[int, ...], out: Pa
 
 def _build(merged: Path, folder: Path, block_sizes: tuple[int, ...]) -> dict[str, tuple[str, Path]]:
     """Every contestant's files: name -> (kind, path)."""
-    from edgetune.export.decoder import build_bundle
-
     from benchmarks.gguf_model import quantize, write_gguf
-    from edgetune.recipe import ExportTable
 
     source = write_gguf(merged, folder / "model.gguf")
     contestants = {}
     for size in block_sizes:
-        settings = dataclasses.replace(ExportTable(), block_size=size)
-        contestants[f"edgetune int4 block {size}"] = (
-            "edgetune",
-            build_bundle(merged, folder / f"int4-{size}", settings),
-        )
+        contestants[f"edgetune int4 block {size}"] = ("edgetune", _bundle(merged, folder / f"int4-{size}", size))
     for kind in PEERS:
         contestants[f"llama.cpp {kind}"] = ("llama.cpp", quantize(source, folder / f"{kind}.gguf", kind))
     return contestants
+
+
+def _bundle(merged: Path, out: Path, block_size: int) -> Path:
+    """The graph and settings that `edgetune export` writes, without verification: random weights answer nothing."""
+    from edgetune.export.bundle import grid_of
+    from edgetune.export.decoder import build_decoder
+    from edgetune.export.settings import write_settings
+    from edgetune.recipe import ExportTable
+    from edgetune.runtime.bundle import ChatFormat
+
+    out.mkdir()
+    table = dataclasses.replace(ExportTable(), block_size=block_size)
+    build_decoder(merged, out, precision=table.precision, grid=grid_of(table))
+    chat = ChatFormat(template=None, bos_token=None, eos_token=None, bos_id=None, eos_ids=(0,))
+    write_settings(
+        out, chat=chat, context_length=json.loads((merged / "config.json").read_text())["max_position_embeddings"]
+    )
+    return out
 
 
 def _measure_in_child(kind: str, path: Path) -> dict:
@@ -139,9 +150,13 @@ def _weight_bytes(path: Path) -> int:
 
 
 def _random_llama(folder: Path) -> Path:
-    """A 125 M-parameter Llama shape with seeded random weights; speed does not depend on their values."""
+    """A 125 M-parameter Llama shape with seeded random weights, and some tokenizer: speed depends on neither."""
+    import shutil
+
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from edgetune.model.base import resolve_base
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -157,6 +172,8 @@ def _random_llama(folder: Path) -> Path:
         eos_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    for path in resolve_base("edgetune:nano").glob("tokenizer*.json"):
+        shutil.copy(path, folder)
     return folder
 
 

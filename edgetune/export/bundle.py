@@ -37,8 +37,6 @@ def chat_format(tokenizer: Any, merged: Path, *, is_chat: bool, system: str | No
 
     Raises ModelError if nothing says when to stop.
     """
-    bos_id = tokenizer.bos_token_id
-    puts_bos = bos_id is not None and tokenizer("a")["input_ids"][:1] == [bos_id]
     eos_ids = end_ids(tokenizer, merged, is_chat=is_chat)
     if not eos_ids:
         raise ModelError(f"{merged}: no end-of-text token is known", cure="set eos_token in tokenizer_config.json")
@@ -46,7 +44,7 @@ def chat_format(tokenizer: Any, merged: Path, *, is_chat: bool, system: str | No
         template=tokenizer.chat_template if is_chat else None,
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
-        bos_id=bos_id if puts_bos else None,
+        bos_id=tokenizer.bos_token_id,
         eos_ids=eos_ids,
         system=system if is_chat else None,
     )

@@ -1,0 +1,19 @@
+"""Every measured number in the pages comes from benchmarks/results."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.readme import PAGES, PARTS, RESULTS, fill
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.parent.name))
+def test_a_page_holds_exactly_what_its_results_say(page):
+    text = page.read_text(encoding="utf-8")
+    assert fill(text) == text
+
+
+def test_every_result_is_shown_on_some_page():
+    shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [path.stem for path in RESULTS.glob("*.json") if f"<!-- begin {path.stem} -->" not in shown] == []
+    assert {path.stem for path in RESULTS.glob("*.json")} <= set(PARTS)
