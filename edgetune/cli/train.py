@@ -22,6 +22,7 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
     A run that was stopped or killed goes on where it was when the same command is given again. --force starts anew.
     """
     import dataclasses
+    import os
 
     from edgetune.recipe import load_recipe
     from edgetune.run_dir import RunDir, claim
@@ -37,6 +38,8 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
         result = train(loaded, run_dir, progress=progress)
     finally:
         progress.close()
+    if os.environ.get("RANK", "0") != "0":  # under torchrun or accelerate launch the first process speaks for all
+        return
     if as_json:
         console.say_json({"run": str(run_dir.path), "adapter": str(run_dir.adapter), **dataclasses.asdict(result)})
         return

@@ -80,10 +80,12 @@ def find(run_dir: RunDir) -> list[Path]:
     return sorted(run_dir.checkpoints.glob("step-*"), reverse=True)
 
 
-def restore(run_dir: RunDir, model: Any, optimizer: Any, *, inputs: str, scaler: Any = None) -> State | None:
-    """Put the newest readable checkpoint into model, optimizer, adapter/ and generators; its state, None without one.
+def restore(
+    run_dir: RunDir, model: Any, optimizer: Any, *, inputs: str, scaler: Any = None
+) -> tuple[State, Path] | None:
+    """Put the newest readable checkpoint into model, optimizer and random generators; its state and folder.
 
-    Raises RunError if it was made from other inputs or if no checkpoint there can be read.
+    None without one. Raises RunError if it was made from other inputs or if no checkpoint there can be read.
     """
     folders = find(run_dir)
     problems = []
@@ -99,12 +101,20 @@ def restore(run_dir: RunDir, model: Any, optimizer: Any, *, inputs: str, scaler:
         optimizer.load_state_dict(parts["optimizer"])
         if scaler is not None:
             scaler.load_state_dict(parts["scaler"])
-        _restore_best(run_dir, folder)
         _set_generators(record["generators"], parts["torch"])
-        return State(**record["state"])
+        return State(**record["state"]), folder
     if problems:
         raise RunError(problems[0], cure="start the run anew with --force")
     return None
+
+
+def restore_best(run_dir: RunDir, folder: Path | None) -> None:
+    """adapter/ as it was at a checkpoint, or not there: a later best, written before the process died, comes again."""
+    if folder is not None and (folder / "best").is_dir():
+        with atomic_folder(run_dir.adapter) as temporary:
+            shutil.copytree(folder / "best", temporary, dirs_exist_ok=True)
+    elif run_dir.adapter.exists():
+        shutil.rmtree(run_dir.adapter)
 
 
 def changed_inputs(run_dir: RunDir) -> RunError:
@@ -117,7 +127,7 @@ def changed_inputs(run_dir: RunDir) -> RunError:
 
 def sweep(run_dir: RunDir) -> None:
     """Remove what a killed process left half written."""
-    for folder in (run_dir.path, run_dir.checkpoints):
+    for folder in (run_dir.path, run_dir.checkpoints, run_dir.cache):
         for rest in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
             if rest.is_dir():
                 shutil.rmtree(rest, ignore_errors=True)
@@ -142,15 +152,6 @@ def _put(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(weights[name])
-
-
-def _restore_best(run_dir: RunDir, folder: Path) -> None:
-    """adapter/ as it was at the checkpoint: a later best, written before the process died, is made again."""
-    if (folder / "best").is_dir():
-        with atomic_folder(run_dir.adapter) as temporary:
-            shutil.copytree(folder / "best", temporary, dirs_exist_ok=True)
-    elif run_dir.adapter.exists():
-        shutil.rmtree(run_dir.adapter)
 
 
 def _torch_generators() -> list[torch.Tensor]:

@@ -86,12 +86,13 @@ class _LoraLinear(torch.autograd.Function):
         dtype = rows.dtype
         weight = frozen_weight(base, dtype)
         low_a, low_b = a.to(dtype), b.to(dtype)
-        dropped, kept = torch.native_dropout(rows, rate, True) if rate else (rows, None)
-        inner = dropped @ low_a.t()
+        kept, share = _draw(rows, rate) if rate else (None, 1.0)
+        scale = scaling / share
+        inner = _masked(rows, kept) @ low_a.t()
         y = rows @ weight.t() if base.bias is None else torch.addmm(base.bias.to(dtype), rows, weight.t())
-        y.addmm_(inner, low_b.t(), alpha=scaling)
+        y.addmm_(inner, low_b.t(), alpha=scale)
         ctx.save_for_backward(rows, kept, inner, low_a, low_b)
-        ctx.base, ctx.scaling, ctx.rate = base, scaling, rate
+        ctx.base, ctx.scale = base, scale
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -99,17 +100,38 @@ class _LoraLinear(torch.autograd.Function):
         rows, kept, inner, low_a, low_b = ctx.saved_tensors
         shape = gradients[0].shape
         gradient = gradients[0].reshape(-1, shape[-1])
-        grow = 1.0 / (1.0 - ctx.rate)
-        grad_b = torch.mm(gradient.t(), inner).float().mul_(ctx.scaling)
-        grad_inner = torch.mm(gradient, low_b).mul_(ctx.scaling)
-        dropped = rows if kept is None else rows * kept * grow
-        grad_a = torch.mm(grad_inner.t(), dropped).float()
+        grad_b = torch.mm(gradient.t(), inner).float().mul_(ctx.scale)
+        grad_inner = torch.mm(gradient, low_b).mul_(ctx.scale)
+        grad_a = torch.mm(grad_inner.t(), _masked(rows, kept)).float()
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = gradient @ frozen_weight(ctx.base, gradient.dtype)
             if kept is None:
                 grad_x.addmm_(grad_inner, low_a)
             else:
-                grad_x.addcmul_(torch.mm(grad_inner, low_a), kept.to(grad_x.dtype), value=grow)
+                grad_x += _masked(torch.mm(grad_inner, low_a), kept)
             grad_x = grad_x.view(*shape[:-1], -1)
         return grad_x, grad_a, grad_b, None, None, None
+
+
+def _draw(like: Tensor, rate: float) -> tuple[Tensor, float]:
+    """Which elements dropout keeps, bool in the shape of `like`, and the share that is kept on average.
+
+    On a CPU torch draws a whole random number an element; here one 64-bit draw serves four, so that the share is exact
+    to 1/65536. Measured for 1024 x 704 in bfloat16: 1.1 ms with the masking, torch's dropout 4.7 ms.
+    """
+    if like.device.type != "cpu":
+        return torch.empty_like(like, dtype=torch.bool).bernoulli_(1.0 - rate), 1.0 - rate
+    dropped = min(round(rate * 65536), 65535)
+    draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), 2**63 - 1).view(torch.int16)
+    return (draws[: like.numel()] >= dropped - 32768).view(like.shape), 1.0 - dropped / 65536
+
+
+def _masked(x: Tensor, kept: Tensor | None) -> Tensor:
+    """x where kept, else zero; None keeps all. On a CPU by its bits, several times faster than by its values."""
+    if kept is None:
+        return x
+    if x.device.type != "cpu" or not x.is_contiguous():
+        return x * kept
+    bits = torch.int16 if x.itemsize == 2 else torch.int32
+    return (x.view(bits) & kept.view(torch.int8).to(bits).neg_()).view(x.dtype)

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -76,13 +77,12 @@ def train(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None) 
     Raises Stopped after SIGINT or SIGTERM (a checkpoint was saved), RunError for a folder of another recipe or a full
     disk, DataError for data without a trainable token, HardwareError for an optimizer this machine cannot run.
     """
-    notify = progress or (lambda _: None)
+    notify = progress or _say_nothing
     claim(run_dir, recipe.to_toml())
     inputs = find_inputs(recipe, run_dir)
     if finished := _read_result(run_dir, inputs):
         notify({"stage": "train", "message": f"up to date: {run_dir.adapter}"})
         return finished
-    checkpoint.sweep(run_dir)
     reset_peak()
     try:
         return _train(recipe, run_dir, inputs, notify)
@@ -117,14 +117,17 @@ def _read_result(run_dir: RunDir, inputs: str) -> TrainResult | None:
 
 def _train(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Progress) -> TrainResult:
     parts = set_up(recipe, run_dir, inputs, notify)
+    if not parts.is_main:
+        notify = _say_nothing
     if parts.is_main:
+        checkpoint.sweep(run_dir)
         write_text(run_dir.recipe, parts.recipe.to_toml())
-    state = checkpoint.restore(run_dir, parts.model, parts.optimizer, inputs=parts.inputs, scaler=parts.scaler)
-    if state is None:
-        state = State()
-    else:
+    found = checkpoint.restore(run_dir, parts.model, parts.optimizer, inputs=parts.inputs, scaler=parts.scaler)
+    state, best = found or (State(), None)
+    if found:
         notify({"stage": "train", "message": f"goes on after step {state.step} of {parts.steps}"})
     if parts.is_main:
+        checkpoint.restore_best(run_dir, best)
         events.forget_after(run_dir, state.step)
     with listen_for_stop() as request:
         _run_steps(parts, run_dir, state, notify, request)
@@ -162,16 +165,28 @@ def _run_steps(parts: Parts, run_dir: RunDir, state: State, notify: Progress, re
         if step % parts.eval_steps == 0 or is_last:
             _evaluate(parts, run_dir, state, notify)
         state.wall_s += time.perf_counter() - start_s
-        is_stopping = request.signal_number is not None
+        is_stopping = _is_stopping(parts, request)
         if parts.is_main and (step % parts.checkpoint_steps == 0 or is_last or state.is_over or is_stopping):
             checkpoint.save(run_dir, state, parts.model, parts.optimizer, inputs=parts.inputs, scaler=parts.scaler)
         if is_stopping and not (is_last or state.is_over):
-            assert request.signal_number is not None
             raise Stopped(
                 f"stopped after step {step} of {parts.steps}; everything is saved in {run_dir.path}",
-                signal_number=request.signal_number,
+                signal_number=request.signal_number or signal.SIGTERM,
                 cure="the same command goes on from there",
             )
+
+
+def _say_nothing(event: Mapping[str, Any]) -> None:
+    """Progress of a process that nobody watches."""
+
+
+def _is_stopping(parts: Parts, request: StopRequest) -> bool:
+    """Whether a signal came; all processes agree, though it may have reached them in different steps."""
+    is_asked = request.signal_number is not None
+    if parts.accelerator.num_processes == 1:
+        return is_asked
+    asked = torch.tensor(int(is_asked), device=parts.model.device)
+    return bool(parts.accelerator.reduce(asked, "sum"))
 
 
 def _next_micro_batches(parts: Parts, stream: Iterator[tuple[int, int, Rows]], state: State, step: int) -> list[Rows]:

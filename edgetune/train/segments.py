@@ -8,6 +8,7 @@ same length stand side by side, right-padded. Causal attention never looks to th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -145,11 +146,7 @@ def _attend(
     is_plain = not is_windowed and softcap is None
     if is_plain and not (q.device.type == "cpu" and length <= MATRIX_LENGTH):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout)
-    hidden = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    if is_windowed:
-        assert window is not None
-        hidden |= torch.ones_like(hidden).tril(-window)
-    mask = torch.zeros(length, length, dtype=q.dtype, device=q.device).masked_fill_(hidden, float("-inf"))
+    mask = _mask(length, window if is_windowed else None, q.dtype, q.device)
     q3, k3, v3 = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
     if softcap is None:
         scores = torch.baddbmm(mask, q3, k3.transpose(1, 2), alpha=scale)
@@ -159,6 +156,15 @@ def _attend(
     if dropout:
         shares = F.dropout(shares, dropout)
     return torch.bmm(shares.to(v3.dtype), v3).view(q.shape)
+
+
+@lru_cache(maxsize=32)
+def _mask(length: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(L, L): 0 where a token may look, minus infinity to its right and before its window."""
+    hidden = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+    if window is not None:
+        hidden |= torch.ones_like(hidden).tril(-window)
+    return torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
 
 
 class _Move(torch.autograd.Function):

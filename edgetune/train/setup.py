@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from edgetune.data.prepare import prepare
-from edgetune.errors import DataError
 from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base, load_tokenizer, resolve_base
 from edgetune.recipe import Recipe
@@ -64,15 +63,14 @@ class Parts:
 def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mapping[str, Any]], None]) -> Parts:
     """Parts of the recipe's training; the same recipe and seed give the same parts. `inputs` is the hash of its files.
 
-    Raises DataError if there is nothing to train on, and what data, model and lora raise.
+    Raises what data, model and lora raise.
     """
     check_trackers(recipe.train.trackers)
     path = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
-    prepared = prepare(recipe, tokenizer, cache=run_dir.cache)
-    if not len(prepared.train):
-        raise DataError(f"{recipe.data.train}: no row to train on", cure="see data.max_seq_len and data.too_long")
     accelerator = _accelerator(recipe, run_dir)
+    with accelerator.main_process_first():
+        prepared = prepare(recipe, tokenizer, cache=run_dir.cache)
     model = _adapted_base(recipe, accelerator.device)
     learning_rate = recipe.train.learning_rate
     if learning_rate == "auto":
@@ -80,19 +78,11 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mappi
     optimizer = accelerator.prepare(make_optimizer(model, recipe.train, learning_rate))
     order = Order(recipe.data.max_seq_len, recipe.train.batch_size, recipe.data.packing, recipe.train.seed)
     counts = _counts(recipe, len(order.epoch(prepared.train, 0)), accelerator.num_processes)
-    resolved = dataclasses.replace(
-        recipe,
-        train=dataclasses.replace(
-            recipe.train,
-            learning_rate=learning_rate,
-            eval_steps=counts["eval_steps"],
-            checkpoint_steps=counts["checkpoint_steps"],
-        ),
-    )
-    report = prepared.report
-    notify({"stage": "train", "message": _summary(report, counts["steps"], learning_rate)})
+    for message in _messages(prepared.report, counts["steps"], learning_rate):
+        if accelerator.is_main_process:
+            notify({"stage": "train", "message": message})
     return Parts(
-        recipe=resolved,
+        recipe=_resolve(recipe, learning_rate, counts),
         accelerator=accelerator,
         model=model,
         trained=[parameter for parameter in model.parameters() if parameter.requires_grad],
@@ -100,7 +90,7 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mappi
         scaler=accelerator.scaler,
         train=prepared.train,
         eval=prepared.eval,
-        report=report,
+        report=prepared.report,
         order=order,
         pad_id=tokenizer.pad_token_id or 0,
         inputs=hash_values(inputs, prepared.train.fingerprint, prepared.eval.fingerprint, accelerator.num_processes),
@@ -108,6 +98,17 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mappi
         dtype=str(find_causal_lm(model).get_input_embeddings().weight.dtype).removeprefix("torch."),
         **counts,
     )
+
+
+def _resolve(recipe: Recipe, learning_rate: float, counts: Mapping[str, int]) -> Recipe:
+    """The recipe with what "auto" became."""
+    table = dataclasses.replace(
+        recipe.train,
+        learning_rate=learning_rate,
+        eval_steps=counts["eval_steps"],
+        checkpoint_steps=counts["checkpoint_steps"],
+    )
+    return dataclasses.replace(recipe, train=table)
 
 
 def _accelerator(recipe: Recipe, run_dir: RunDir) -> Any:
@@ -165,8 +166,18 @@ def _counts(recipe: Recipe, epoch_micro_batches: int, processes: int) -> dict[st
     }
 
 
-def _summary(report: Any, steps: int, learning_rate: float) -> str:
-    return (
-        f"{report.train_rows:,} rows ({report.format}), {report.trained_tokens:,} trained tokens, "
-        f"{report.eval_rows:,} rows to evaluate on; {steps:,} steps, learning rate {learning_rate:.2e}"
-    )
+def _messages(report: Any, steps: int, learning_rate: float) -> list[str]:
+    """What the user is told before the first step: what was read, what was left out, what "auto" became."""
+    told = [
+        f"{report.train_rows:,} rows ({report.format}: {report.format_reason}), {report.tokens:,} tokens, "
+        f"{report.trained_tokens:,} of them trained; {report.eval_rows:,} eval rows: {report.eval_source}"
+    ]
+    outcomes = {
+        "longer than data.max_seq_len, left out": report.dropped_too_long,
+        "longer than data.max_seq_len, truncated": report.truncated,
+        "without a token to learn, left out": report.dropped_untrainable,
+    }
+    told += [f"{count:,} rows {outcome}" for outcome, count in outcomes.items() if count]
+    if report.has_default_template:
+        told.append("the base has no chat template; EdgeTune's default is used")
+    return [*told, f"{steps:,} steps, learning rate {learning_rate:.2e}"]

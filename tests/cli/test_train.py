@@ -42,7 +42,7 @@ def test_json_is_one_document_on_stdout_and_progress_goes_to_stderr(recipe, tmp_
     document = json.loads(result.stdout)
     assert document["adapter"] == str(tmp_path / "r" / "adapter")
     assert document["steps"] == 2
-    assert "rows (prompt-completion)" in result.stderr
+    assert "rows (prompt-completion: " in result.stderr
 
 
 def test_the_same_command_again_is_up_to_date(recipe, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base
 from edgetune.recipe import LoraTable, ModelTable
-from edgetune.train.fused import frozen_weight, fuse
+from edgetune.train.fused import _draw, _masked, frozen_weight, fuse
 
 
 def adapted(base, *, quantization="nf4", dtype="float32", **lora):
@@ -94,3 +94,15 @@ def test_the_weight_is_what_bitsandbytes_dequantises(tiny_base, double):
     linear = model.model.layers[1].mlp.down_proj
     expected = bnb.dequantize_4bit(linear.weight.data, linear.weight.quant_state).float()
     assert torch.equal(frozen_weight(linear, torch.float32), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_its_share_and_only_that(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(501, 333).to(dtype)
+    kept, share = _draw(x, 0.3)
+    assert share == pytest.approx(0.7, abs=1e-5)
+    assert float(kept.float().mean()) == pytest.approx(0.7, abs=0.005)  # 4 standard deviations
+    assert torch.equal(_masked(x, kept), x * kept)
+    again, _ = _draw(x, 0.3)
+    assert not torch.equal(kept, again)
