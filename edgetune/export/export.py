@@ -60,6 +60,8 @@ def export(
         raise RunError(f"{out}: there is something already", cure="replace it with --force")
     from edgetune.data.prepare import examples
 
+    if out == run_dir.bundle and run_dir.run_json.exists():
+        run_dir.forget("export")  # what the pipeline knows of the bundle ends here
     prompts = prompts_of(islice(examples(recipe, "eval"), MOST_PROMPTS))
     return export_folder(run_dir.merged, out, recipe, prompts=prompts, progress=progress)
 

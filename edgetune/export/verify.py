@@ -229,7 +229,9 @@ def training_ids(prompt: Prompt, tokenizer: Any, bundle: Bundle) -> list[int]:
     """Token ids of a prompt as training made them, up to where the answer starts."""
     if not isinstance(prompt, str):
         return list(tokenizer(training_text(prompt, tokenizer, bundle), add_special_tokens=False)["input_ids"])
-    ids = list(tokenizer(prompt)["input_ids"])
+    ids = list(tokenizer(prompt, verbose=False)["input_ids"])
+    if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
+        ids.insert(0, tokenizer.bos_token_id)
     return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
 
 

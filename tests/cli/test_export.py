@@ -1,0 +1,68 @@
+"""`edgetune export`: a verified bundle, or exit code 5."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgetune.cli import main
+from edgetune.export import verify
+from edgetune.recipe import DataTable, ModelTable, Recipe
+from edgetune.run_dir import RunDir
+from edgetune.runtime.bundle import open_bundle
+
+
+@pytest.fixture
+def run_dir(tiny_base: Path, tiny_rows: Path, tmp_path: Path) -> RunDir:
+    run_dir = RunDir(tmp_path / "run").create()
+    recipe = Recipe(ModelTable(base=str(tiny_base)), DataTable(train=str(tiny_rows), eval_fraction=0.3))
+    run_dir.recipe.write_text(recipe.to_toml(), encoding="utf-8")
+    run_dir.merged.symlink_to(tiny_base, target_is_directory=True)
+    return run_dir
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["export", *map(str, arguments)])
+
+
+def test_json_is_one_document_with_the_proof(run_dir: RunDir) -> None:
+    result = invoke(run_dir.path, "--precision", "int8", "--block-size", "64", "--json")
+    assert result.exit_code == 0, result.stderr
+    values = json.loads(result.stdout)
+    assert values["verified"]["passed"] is True
+    assert values["precision"] == "int8"
+    grid = open_bundle(run_dir.bundle).grid
+    assert grid is not None
+    assert (grid.bits, grid.block_size) == (8, 64)
+
+
+def test_each_check_is_a_line_and_another_folder_can_be_named(run_dir: RunDir, tmp_path: Path) -> None:
+    result = invoke(run_dir.path, "-o", tmp_path / "elsewhere")
+    assert result.exit_code == 0, result.stderr
+    assert "ok   weight bytes: 0, limit 0" in result.stdout
+    assert open_bundle(tmp_path / "elsewhere").verified["passed"] is True
+    assert not run_dir.bundle.exists()
+
+
+def test_a_failed_verification_exits_5_and_leaves_no_bundle(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(verify.LOGITS_LIMIT, "int4", -1.0)
+    result = invoke(run_dir.path)
+    assert (result.exit_code, result.stdout) == (5, "")
+    assert "failed its verification" in result.stderr
+    assert not run_dir.bundle.exists()
+    assert (run_dir.path / "bundle.failed").is_dir()
+
+
+def test_an_existing_bundle_needs_force(run_dir: RunDir) -> None:
+    run_dir.bundle.mkdir()
+    assert invoke(run_dir.path).exit_code == 2
+    assert invoke(run_dir.path, "--force").exit_code == 0
+
+
+def test_a_folder_that_is_no_run_exits_2(tmp_path: Path) -> None:
+    result = invoke(tmp_path)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.stderr
