@@ -48,11 +48,11 @@ def _edgetune(recipe: Recipe, work: Path) -> dict:
     result = train(recipe, run_dir)
     assert result.eval_loss is not None
     return {
-        "trained_tokens_per_s": result.trained_tokens / result.wall_s,
+        "trained_tokens_per_s": result.trained_tokens / result.train_s,
         "peak_bytes": result.peak_bytes,
         "eval_loss": result.eval_loss,
         "steps": result.steps,
-        "train_s": result.wall_s,
+        "train_s": result.train_s,
         "trained_tokens": result.trained_tokens,
     }
 
