@@ -130,7 +130,7 @@ class ExportTable:
     accuracy_level: Literal[0, 1, 2, 3, 4] = 4
     """MatMulNBits: 4 multiplies in int8 (fast), 0 in the type of the activations."""
     head_bits: Literal[4, 8] = 8
-    """Bits of the output head and, where tied, the embedding."""
+    """Bits of the output head and the embedding, never fewer than the rest has."""
     max_length: int | None = _at(None, least=8)
     """Longest text, prompt and answer, in tokens; without it the base's context."""
 
