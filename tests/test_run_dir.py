@@ -67,7 +67,7 @@ def test_the_hash_of_a_folder_sees_names_and_bytes(tmp_path):
 
 
 TRAIN = '[train]\nseed = 1\nlearning_rate = "auto"\n'
-ASKED = '[model]\nbase = "b"\n[data]\ntrain = "t"\n' + TRAIN + '[export]\nblock_size = 32\n'
+ASKED = '[model]\nbase = "b"\n[data]\ntrain = "t"\n' + TRAIN + "[export]\nblock_size = 32\n"
 
 
 def test_a_folder_of_another_recipe_is_refused_with_the_keys_that_differ(tmp_path):

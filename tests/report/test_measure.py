@@ -29,4 +29,5 @@ def test_the_peak_stays_when_memory_is_given_back():
 
 
 def test_this_process_has_a_peak():
-    assert peak_memory_bytes() >= resident_bytes() > 0
+    # Linux keeps both counters per thread and sums them loosely; they may be some pages apart.
+    assert peak_memory_bytes() >= resident_bytes() - 2**20 > 0
