@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,19 +27,24 @@ from edgetune.run_dir import provenance, write_json
 PROMPT_TOKENS = 128
 NEW_TOKENS = 128
 PEERS = ("Q4_0", "Q4_K_M")
+OURS: dict[str, dict[str, Any]] = {
+    "edgetune int4 block 32": {},
+    "edgetune int4 block 128": {"block_size": 128},
+    "edgetune int4 block 256 symmetric, int4 head": {"block_size": 256, "symmetric": True, "head_bits": 4},
+}
+"""[export] settings that are measured, the first being the default."""
 
 
 @click.command()
 @click.option("--merged", type=click.Path(exists=True, path_type=Path), help="Merged Llama folder of a run.")
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--block-size", "block_sizes", multiple=True, type=int, default=(32, 128), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/decode.json"))
-def main(merged: Path | None, rounds: int, block_sizes: tuple[int, ...], out: Path) -> None:
+def main(merged: Path | None, rounds: int, out: Path) -> None:
     """Measure and write JSON."""
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         merged = merged or _random_llama(folder / "random-125m")
-        contestants = _build(merged, folder, block_sizes)
+        contestants = _build(merged, folder)
         results: dict[str, list[dict]] = {name: [] for name in contestants}
         for round_number in range(rounds):
             for name, (kind, path) in contestants.items():
@@ -46,25 +52,26 @@ def main(merged: Path | None, rounds: int, block_sizes: tuple[int, ...], out: Pa
                 click.echo(f"round {round_number + 1} {name}: {results[name][-1]}", err=True)
         bandwidth = _in_child("bandwidth", "-")
         sizes = {name: _weight_bytes(path) for name, (_, path) in contestants.items()}
-    report = _summary(results, sizes, bandwidth, merged)
+        shape = json.loads((merged / "config.json").read_text(encoding="utf-8"))
+    report = _summary(results, sizes, bandwidth, shape)
     write_json(out, report)
     _print(report)
 
 
-def _build(merged: Path, folder: Path, block_sizes: tuple[int, ...]) -> dict[str, tuple[str, Path]]:
+def _build(merged: Path, folder: Path) -> dict[str, tuple[str, Path]]:
     """Every contestant's files: name -> (kind, path)."""
     from benchmarks.gguf_model import quantize, write_gguf
 
     source = write_gguf(merged, folder / "model.gguf")
     contestants = {}
-    for size in block_sizes:
-        contestants[f"edgetune int4 block {size}"] = ("edgetune", _bundle(merged, folder / f"int4-{size}", size))
+    for number, (name, settings) in enumerate(OURS.items()):
+        contestants[name] = ("edgetune", _bundle(merged, folder / f"bundle-{number}", settings))
     for kind in PEERS:
         contestants[f"llama.cpp {kind}"] = ("llama.cpp", quantize(source, folder / f"{kind}.gguf", kind))
     return contestants
 
 
-def _bundle(merged: Path, out: Path, block_size: int) -> Path:
+def _bundle(merged: Path, out: Path, settings: dict[str, Any]) -> Path:
     """The graph and settings that `edgetune export` writes, without verification: random weights answer nothing."""
     from edgetune.export.bundle import grid_of
     from edgetune.export.decoder import build_decoder
@@ -73,7 +80,7 @@ def _bundle(merged: Path, out: Path, block_size: int) -> Path:
     from edgetune.runtime.bundle import ChatFormat
 
     out.mkdir()
-    table = dataclasses.replace(ExportTable(), block_size=block_size)
+    table = dataclasses.replace(ExportTable(), **settings)
     build_decoder(merged, out, precision=table.precision, grid=grid_of(table))
     chat = ChatFormat(template=None, bos_token=None, eos_token=None, bos_id=None, eos_ids=(0,))
     write_settings(
@@ -95,7 +102,7 @@ def _in_child(kind: str, path: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _summary(results: dict, sizes: dict, bandwidth: dict, merged: Path) -> dict:
+def _summary(results: dict, sizes: dict, bandwidth: dict, shape: dict) -> dict:
     rows = {}
     for name, rounds in results.items():
         decode = [item["decode_tokens_per_s"] for item in rounds]
@@ -116,7 +123,7 @@ def _summary(results: dict, sizes: dict, bandwidth: dict, merged: Path) -> dict:
     }
     return {
         "what": "decode and prefill tokens/s, batch 1, same weights, contestants in turn, each in a fresh process",
-        "model": json.loads((merged / "config.json").read_text()),
+        "model": shape,
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
         "threads": len(os.sched_getaffinity(0)),
@@ -137,7 +144,7 @@ def _print(report: dict) -> None:
     for name, row in report["rows"].items():
         ratio = report["decode_ratio_to_q4_k_m"][name]["median"]
         click.echo(
-            f"{name:28} decode {row['decode_tokens_per_s']['median']:8.1f} tok/s ({ratio:.2f} x Q4_K_M)  "
+            f"{name:44} decode {row['decode_tokens_per_s']['median']:8.1f} tok/s ({ratio:.2f} x Q4_K_M)  "
             f"prefill {row['prefill_tokens_per_s']['median']:8.1f}  peak {row['peak_bytes'] / 2**20:6.0f} MiB  "
             f"file {row['file_bytes'] / 2**20:6.1f} MiB  {row['share_of_bandwidth']:.0%} of bandwidth"
         )

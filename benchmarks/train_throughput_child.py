@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import torch
-from edgetune.data.prepare import prepare
 
 from benchmarks.train_throughput import RECIPE
+from edgetune.data.prepare import prepare
 from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base, load_tokenizer, resolve_base
 from edgetune.model.memory import peak_memory_bytes
