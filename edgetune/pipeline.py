@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgetune.errors import OutOfMemoryError
 from edgetune.recipe import Recipe, load_recipe, parse_size
 from edgetune.run_dir import (
     RunDir,
@@ -124,19 +123,15 @@ def _write_recipe(work: _Run) -> None:
 
 
 def _plan(work: _Run) -> Any:
-    """The estimate, held against the budget."""
-    from edgetune.model.memory import estimate
+    """The estimate, once the recipe fits the real files and its budget: what would stop a late stage stops here."""
+    from edgetune.plan import plan, refuse_over_budget
 
-    planned = estimate(work.recipe)
-    allowed = parse_size(work.recipe.budget.memory)
-    gib = planned.peak_bytes / 1024**3
-    if allowed is not None and planned.peak_bytes > allowed:
-        raise OutOfMemoryError(
-            f"training needs about {gib:.2f} GiB, the budget is {work.recipe.budget.memory}",
-            cure="lower train.batch_size or data.max_seq_len, or raise budget.memory",
-        )
-    work.say("plan", f"about {gib:.2f} GiB at the peak of training, {planned.trainable_parameters:,} weights to train")
-    return planned
+    planned = plan(work.recipe)
+    refuse_over_budget(work.recipe, planned)
+    estimate = planned.estimate
+    gib = estimate.peak_bytes / 1024**3
+    work.say("plan", f"about {gib:.2f} GiB at the peak of training, {estimate.trainable_parameters:,} weights to train")
+    return estimate
 
 
 def _evaluate(work: _Run, target: Any, inputs: str) -> Any:
@@ -202,11 +197,24 @@ def _finish(work: _Run, results: list[Any], facts: Mapping[str, Any]) -> RunResu
         "wall_s": round(sum(work.stage_s.values()), 3),
         "stage_s": work.stage_s,
         "budget": dataclasses.asdict(work.recipe.budget),
+        "over_budget": _over_budget(work),
         **facts,
         "provenance": provenance(work.recipe.train.seed),
     }
     write_json(work.run_dir.results / "summary.json", summary)
     return RunResult(work.run_dir, plain(rows, metric=metric), summary)
+
+
+def _over_budget(work: _Run) -> list[str]:
+    """One line for each promise of [budget] that the run, as measured, did not keep."""
+    budget, minutes = work.recipe.budget, sum(work.stage_s.values()) / 60
+    allowed = parse_size(budget.memory)
+    broken = []
+    if allowed is not None and work.peak_bytes > allowed:
+        broken.append(f"{work.peak_bytes / 1024**2:,.0f} MiB at the peak, budget.memory is {budget.memory}")
+    if budget.minutes is not None and minutes > budget.minutes:
+        broken.append(f"{minutes:.1f} minutes, budget.minutes is {budget.minutes:g}")
+    return broken
 
 
 def _hash(path: Path) -> str:

@@ -6,7 +6,7 @@
 | 1 device | runtime | numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quant, evaluate.metrics, assets | and torch, transformers, peft, safetensors | 0 to 2 |
 | 3 stages | train, tune, export, evaluate, report | and accelerate, onnx, optuna | 0 to 3; of a stage its public part |
-| 4 shell | pipeline, cli | click | 0 at module top, the rest inside a function |
+| 4 shell | pipeline, plan, cli | click | 0 at module top, the rest inside a function |
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LAYERS = {
     1: ("runtime",),
     2: ("data", "model", "lora", "quant", "evaluate.metrics", "assets"),
     3: ("train", "tune", "export", "evaluate", "report"),
-    4: ("pipeline", "cli", "__main__"),
+    4: ("pipeline", "plan", "cli", "__main__"),
 }
 DEVICE = {"numpy", "onnxruntime", "tokenizers"}
 PARTS = DEVICE | {"torch", "transformers", "peft", "safetensors"}

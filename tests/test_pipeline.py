@@ -128,8 +128,15 @@ def test_a_run_folder_of_another_recipe_is_refused(edgetune):
 def test_a_plan_over_the_budget_stops_before_training(edgetune, tmp_path):
     done = edgetune("run", "tiny.toml", "-o", "runs/small", "--set", "budget.memory=1 MiB")
     assert done.exit_code == 4
-    assert "the budget is 1 MiB" in done.stderr
+    assert "budget.memory is 1 MiB" in done.stderr
     assert not (tmp_path / "copy/runs/small/adapter").exists()
+
+
+def test_a_run_that_cost_more_than_its_budget_says_so(edgetune, tmp_path):
+    done = edgetune("run", "tiny.toml", "--set", "budget.minutes=1e-6")
+    assert done.exit_code == 0, done.stderr
+    assert "over budget: " in done.stderr
+    assert "budget.minutes is 1e-06" in _summary(tmp_path / "copy")["over_budget"][0]
 
 
 def test_a_failed_verification_is_exit_code_5_and_named(edgetune, monkeypatch, tmp_path):
@@ -159,6 +166,16 @@ def test_evaluate_prints_field_scores_under_the_table(edgetune):
     assert done.exit_code == 0, done.stderr
     assert done.stdout.splitlines()[1].startswith("int4 bundle")
     assert done.stdout.splitlines()[2].startswith("fields of bundle: F1")
+
+
+def test_a_bundle_whose_bytes_changed_gets_no_score(edgetune, tmp_path):
+    data = tmp_path / "copy/runs/tiny/bundle/model.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[1000] ^= 1
+    data.write_bytes(content)
+    done = edgetune("evaluate", "runs/tiny/bundle")
+    assert done.exit_code == 2
+    assert "model.onnx.data: not the bytes that were exported" in done.stderr
 
 
 def test_evaluate_by_loss_generates_nothing(edgetune):

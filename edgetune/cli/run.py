@@ -37,6 +37,8 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
     else:
         console.say(result.table)
     console.note(describe(result.summary["rows"], result.summary["confidence"]))
+    for line in result.summary["over_budget"]:
+        console.note(f"over budget: {line}")
     minutes, seconds = divmod(round(result.summary["wall_s"]), 60)
     console.note(
         f"{minutes}:{seconds:02d} minutes, at most {result.summary['peak_bytes'] / 1024**2:,.0f} MiB; "

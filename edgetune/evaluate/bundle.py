@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgetune.errors import CheckError
 from edgetune.evaluate.rows import EvalRow, Limits
-from edgetune.runtime.bundle import open_bundle
+from edgetune.runtime.bundle import check_hashes, open_bundle
 from edgetune.runtime.decoder import Decoder, Generation
 from edgetune.runtime.logits import Logits
 
@@ -16,8 +16,9 @@ class BundleAnswerer:
     """A decoder bundle, with its own renderer and tokenizer: prompts must come out as the very ids of the eval set."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BundleError."""
+        """Raises BundleError, also if the files are not the bytes that were exported: a score is of these."""
         self.bundle = open_bundle(path)
+        check_hashes(self.bundle)
         self.decoder = Decoder(self.bundle)
 
     def generate(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,6 @@ def test_all_problems_with_the_files_are_told_at_once(recipe: Path) -> None:
 def test_bad_rows_an_adapter_of_nowhere_and_broken_weights_are_found_without_loading(
     recipe: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     base = Path(shutil.copytree(tiny_base, tmp_path / "broken"))
     weights = (base / "model.safetensors").read_bytes()
     (base / "model.safetensors").write_bytes(weights[:-10])
@@ -80,3 +79,17 @@ def test_an_unknown_key_is_found_before_any_file(recipe: Path) -> None:
     result = plan(recipe, "--set", "lora.rnak=4")
     assert result.exit_code == 2
     assert "lora.rnak" in result.stderr
+
+
+def test_a_base_that_could_not_be_exported_is_named_before_the_training(
+    recipe: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "gpt"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "architectures": ["StableLmForCausalLM"]}))
+    for verb in (["plan"], ["run", "-o", str(tmp_path / "run")]):
+        result = CliRunner().invoke(main, [verb[0], str(recipe), "--set", f"model.base='{base}'", *verb[1:]])
+        assert result.exit_code == 2
+        assert "StableLmForCausalLM cannot be exported" in result.stderr
+        assert "LlamaForCausalLM" in result.stderr
+    assert not (tmp_path / "run" / "adapter").exists()
