@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgetune.cli import console
 from edgetune.cli.options import force_option, json_option, set_option
 
+if TYPE_CHECKING:
+    from edgetune.export.export import ExportResult
+
 
 @click.command("export", epilog="Example: edgetune export runs/quickstart --precision int4 --block-size 128")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN_OR_MERGED", type=click.Path(path_type=Path))
+@click.option("--data", help="Rows to verify a merged folder on; a run has its own.")
 @click.option("--precision", type=click.Choice(["int4", "int8", "fp16", "fp32"]), help="In place of the recipe's.")
 @click.option("--block-size", type=click.Choice(["16", "32", "64", "128", "256"]), help="In place of the recipe's.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Bundle folder.  [default: RUN/bundle]")
+@click.option(
+    "-o",
+    "--out",
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    help="Bundle folder.  [default: RUN/bundle, or MERGED-bundle]",
+)
 @set_option
 @force_option
 @json_option
 def command(
     run: Path,
+    data: str | None,
     precision: str | None,
     block_size: str | None,
     out: Path | None,
@@ -28,22 +41,19 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Export the merged model in RUN as an ONNX bundle and verify it on the recipe's rows.
+    """Export the merged model of a run as an ONNX bundle and verify it on the recipe's rows.
 
-    Exits 5 if the verification fails; what was built is then left aside as RUN/bundle.failed.
+    A folder that `edgetune merge` made of an adapter from elsewhere needs --data. Exits 5 if the verification fails;
+    what was built is then left aside as <bundle>.failed.
     """
-    from edgetune.export.export import export
-    from edgetune.recipe import load_recipe
-    from edgetune.run_dir import RunDir
-
     changes = list(overrides)
     changes += [f"export.precision={precision!r}"] if precision else []
     changes += [f"export.block_size={block_size}"] if block_size else []
-    run_dir = RunDir(run)
-    recipe = load_recipe(run_dir.recipe, changes)
     progress = console.ProgressLine()
-    result = export(recipe, run_dir, out=out, force=force, progress=progress)
-    progress.close()
+    try:
+        result = _export(run, data, changes, out=out, force=force, progress=progress)
+    finally:
+        progress.close()
     if as_json:
         console.say_json(
             {
@@ -66,3 +76,32 @@ def command(
         f"{result.bundle.path}  {result.bundle.precision}  {result.size_bytes / 1024**2:,.1f} MiB"
         f"  (peak memory {result.peak_bytes / 1024**2:,.0f} MiB, {result.wall_s:.1f} s)"
     )
+
+
+def _export(
+    source: Path, data: str | None, changes: list[str], *, out: Path | None, force: bool, progress: Any
+) -> ExportResult:
+    """Export a run as its recipe says, or a merged folder that lies in none with the rows in `data`."""
+    from itertools import islice
+
+    from edgetune.data.prepare import examples
+    from edgetune.errors import RecipeError, RunError
+    from edgetune.export.export import export, export_folder, prompts_of
+    from edgetune.export.verify import MOST_PROMPTS
+    from edgetune.recipe import load_recipe, parse_recipe
+    from edgetune.run_dir import RunDir
+
+    run_dir = RunDir(source)
+    if run_dir.recipe.is_file() or not (source / "config.json").is_file():
+        if data is not None:
+            raise RecipeError(f"--data: {source} is verified on the rows of its own recipe", cure="leave it out")
+        return export(load_recipe(run_dir.recipe, changes), run_dir, out=out, force=force, progress=progress)
+    if data is None:
+        raise RecipeError(f"{source}: has no recipe that names rows to verify on", cure="give rows with --data")
+    out = out or source.with_name(f"{source.resolve().name}-bundle")
+    if out.exists() and not force:
+        raise RunError(f"{out}: is there already", cure="choose another folder with --out, or replace it with --force")
+    text = f"[model]\nbase = {json.dumps(str(source))}\n[data]\ntrain = {json.dumps(data)}\n"
+    recipe = parse_recipe(text, source=str(source), name=source.resolve().name, overrides=changes)
+    prompts = prompts_of(islice(examples(recipe, "train"), MOST_PROMPTS))
+    return export_folder(source, out, recipe, prompts=prompts, progress=progress)

@@ -66,3 +66,24 @@ def test_a_folder_that_is_no_run_exits_2(tmp_path: Path) -> None:
     result = invoke(tmp_path)
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr
+
+
+def test_a_merged_folder_outside_any_run_is_exported_with_rows_of_ones_own(
+    tiny_base: Path, tiny_rows: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    asked = invoke(tiny_base, "-o", out)
+    assert (asked.exit_code, out.exists()) == (2, False)
+    assert "give rows with --data" in asked.stderr
+    result = invoke(tiny_base, "--data", tiny_rows, "-o", out)
+    assert result.exit_code == 0, result.stderr
+    assert open_bundle(out).verified["passed"] is True
+    again = invoke(tiny_base, "--data", tiny_rows, "-o", out)
+    assert again.exit_code == 2
+    assert "--force" in again.stderr
+
+
+def test_a_run_takes_no_rows_but_its_own(run_dir: RunDir, tiny_rows: Path) -> None:
+    result = invoke(run_dir.path, "--data", tiny_rows)
+    assert result.exit_code == 2
+    assert not run_dir.bundle.exists()
