@@ -95,9 +95,10 @@ def train(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None) 
 
 
 def find_inputs(recipe: Recipe, run_dir: RunDir) -> str:
-    """Hash of what the adapter is made from: the recipe as claimed, the base's weights, the bytes of local data."""
+    """Hash of what the adapter is made from: the recipe as claimed, the base, local data, the adapter it goes on from."""
     base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
-    sources = [Path(os.path.expandvars(name)).expanduser() for name in (recipe.data.train, recipe.data.eval) if name]
+    named = (recipe.data.train, recipe.data.eval, recipe.lora.init_from)
+    sources = [Path(os.path.expandvars(name)).expanduser() for name in named if name]
     contents = [hash_tree(path) if path.is_dir() else hash_file(path) for path in sources if path.exists()]
     return hash_values(run_dir.read()["asked"], hash_base(base), contents)
 

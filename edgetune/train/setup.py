@@ -168,16 +168,8 @@ def _counts(recipe: Recipe, epoch_micro_batches: int, processes: int) -> dict[st
 
 def _messages(report: Any, steps: int, learning_rate: float) -> list[str]:
     """What the user is told before the first step: what was read, what was left out, what "auto" became."""
-    told = [
+    told = (
         f"{report.train_rows:,} rows ({report.format}: {report.format_reason}), {report.tokens:,} tokens, "
         f"{report.trained_tokens:,} of them trained; {report.eval_rows:,} eval rows: {report.eval_source}"
-    ]
-    outcomes = {
-        "longer than data.max_seq_len, left out": report.dropped_too_long,
-        "longer than data.max_seq_len, truncated": report.truncated,
-        "without a token to learn, left out": report.dropped_untrainable,
-    }
-    told += [f"{count:,} rows {outcome}" for outcome, count in outcomes.items() if count]
-    if report.has_default_template:
-        told.append("the base has no chat template; EdgeTune's default is used")
-    return [*told, f"{steps:,} steps, learning rate {learning_rate:.2e}"]
+    )
+    return [told, *report.notes, f"{steps:,} steps, learning rate {learning_rate:.2e}"]

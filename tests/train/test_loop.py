@@ -143,6 +143,24 @@ def test_a_finished_run_whose_data_changed_is_refused(make_recipe, tiny_rows, tm
         train(recipe, RunDir(tmp_path / "r"))
 
 
+def test_a_finished_run_whose_first_adapter_changed_is_refused(make_recipe, tmp_path):
+    first = RunDir(tmp_path / "first")
+    train(make_recipe("train.max_steps=1"), first)
+    recipe = make_recipe(f'lora.init_from="{first.adapter}"', "train.max_steps=1")
+    train(recipe, RunDir(tmp_path / "r"))
+    train(make_recipe("train.max_steps=1", "train.seed=1"), RunDir(tmp_path / "second"))
+    (tmp_path / "second/adapter/adapter_model.safetensors").replace(first.adapter / "adapter_model.safetensors")
+    with pytest.raises(RunError, match="have changed"):
+        train(recipe, RunDir(tmp_path / "r"))
+
+
+def test_what_was_left_out_of_the_data_is_said_before_the_first_step(make_recipe, tmp_path):
+    seen = []
+    train(make_recipe("data.max_seq_len=40", "train.max_steps=1"), RunDir(tmp_path / "r"), progress=seen.append)
+    messages = " ".join(event.get("message", "") for event in seen)
+    assert "rows longer than max_seq_len left out" in messages
+
+
 def test_two_runs_of_one_recipe_give_the_same_bytes_and_another_seed_others(make_recipe, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(make_recipe(f"train.seed={seed}", "train.max_steps=2"), RunDir(tmp_path / name))
