@@ -10,7 +10,7 @@ import click
 from edgetune import __version__
 from edgetune.cli import chat, console, evaluate, export, generate, merge, plan, run, train
 from edgetune.cli.extras import missing_extra
-from edgetune.errors import EdgeTuneError
+from edgetune.errors import EdgeTuneError, OutOfMemoryError
 
 
 def _accept_underscores(name: str) -> str:
@@ -42,6 +42,10 @@ class _Group(click.Group):
         except ModuleNotFoundError as error:
             missing = missing_extra(error)
             code = console.report_error(missing) if missing else console.report_bug(error)
+        except MemoryError:
+            code = console.report_error(
+                OutOfMemoryError("memory ran out", cure="close other programs, or ask for less")
+            )
         except Exception as error:  # the one place where everything unforeseen ends
             code = console.report_bug(error)
         sys.exit(code if isinstance(code, int) else 0)

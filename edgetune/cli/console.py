@@ -40,11 +40,6 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def uses_colour(stream: Any = sys.stderr) -> bool:
-    """Colour only on a terminal and without NO_COLOR."""
-    return stream.isatty() and "NO_COLOR" not in os.environ
-
-
 class ProgressLine:
     """Shows events on stderr: on a terminal one line that rewrites itself, else a line at most every ten seconds.
 

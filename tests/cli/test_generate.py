@@ -108,7 +108,3 @@ def test_a_reader_that_stops_listening_is_no_error(tiny_bundle: Path) -> None:
     finished = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=True)
     assert finished.stderr == b""
     assert len(finished.stdout) == 1
-
-
-def test_help_shows_an_example() -> None:
-    assert "Example: edgetune generate runs/quickstart/bundle" in run("--help").stdout
