@@ -87,6 +87,14 @@ def test_sizes_are_read_in_binary_units(text, size):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_in_the_folder_is_estimated_to_fit_its_budget(path):
+    from edgetune.model.memory import estimate
+
+    recipe = load_recipe(path)
+    assert estimate(recipe).peak_bytes <= parse_size(recipe.budget.memory)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_in_the_folder_reads_and_states_a_budget(path):
     recipe = load_recipe(path)
     assert recipe.budget.memory
