@@ -1,1 +1,1 @@
-""""""
+"""Scores of torch models and bundles by the same code: rows, answers, metrics, intervals."""

@@ -1,1 +1,1 @@
-""""""
+"""The deployment grid: one quantiser for training, export and tests."""

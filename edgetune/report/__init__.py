@@ -1,1 +1,1 @@
-""""""
+"""What a run is worth: measuring memory and size, and the one table."""

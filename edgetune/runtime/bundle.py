@@ -194,9 +194,7 @@ def _check_files(bundle: Bundle) -> None:
 def _not_a_bundle(path: Path) -> BundleError:
     """The error for a path without edgetune.json: says what is there instead and which verb makes a bundle of it."""
     if not path.exists():
-        return BundleError(
-            f"{path}: no such bundle", cure="`edgetune export RECIPE` writes one into runs/<name>/bundle"
-        )
+        return BundleError(f"{path}: no such bundle", cure="`edgetune export RUN` writes one into RUN/bundle")
     if not path.is_dir():
         return BundleError(f"{path}: is a file, not a bundle", cure="give the folder that holds edgetune.json")
     if (path / "bundle" / MANIFEST).is_file():

@@ -1,1 +1,1 @@
-""""""
+"""The loop, its loss, optimizers and schedules, checkpoints and trackers."""
