@@ -95,7 +95,7 @@ def train(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None) 
 
 
 def find_inputs(recipe: Recipe, run_dir: RunDir) -> str:
-    """Hash of what the adapter is made from: the recipe as claimed, the base, local data, the adapter it goes on from."""
+    """Hash of what the adapter is made from: the recipe as claimed, the base, local data, the adapter to go on from."""
     base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
     named = (recipe.data.train, recipe.data.eval, recipe.lora.init_from)
     sources = [Path(os.path.expandvars(name)).expanduser() for name in named if name]
