@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -195,13 +196,14 @@ def _empty(run_dir: RunDir) -> None:
 
 
 def provenance(seed: int | None = None) -> dict[str, Any]:
-    """What a result must carry to be repeated: versions, platform, cores, memory, seed, command."""
+    """What a result must carry to be repeated: versions, commit, platform, processor, cores, seed, command."""
     versions = {}
     for name in RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
         "edgetune": __version__,
+        "commit": _commit(),
         "python": platform.python_version(),
         "packages": versions,
         "platform": platform.platform(),
@@ -326,6 +328,19 @@ def _sync(path: Path) -> None:
 def _write_error(path: Path, error: OSError) -> RunError:
     reason = error.strerror or str(error)
     return RunError(f"{path}: cannot be written: {reason}", cure="free some space or choose another folder with --out")
+
+
+def _commit() -> str | None:
+    """The commit of the clone that this package runs from, "+" after it if files differ; None for an installed one."""
+    clone = Path(__file__).parent.parent
+    if not (clone / ".git").exists():
+        return None
+    git = ["git", "-C", str(clone)]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False, timeout=10)
+        return found.stdout.strip() + ("+" if changed.returncode else "")
+    return None
 
 
 def _processor() -> str:

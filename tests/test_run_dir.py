@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
 from edgetune.errors import RunError
-from edgetune.run_dir import RunDir, atomic_file, atomic_folder, claim, hash_tree, hash_values, read_json, write_json
+from edgetune.run_dir import (
+    RunDir,
+    atomic_file,
+    atomic_folder,
+    claim,
+    hash_tree,
+    hash_values,
+    provenance,
+    read_json,
+    write_json,
+)
 
 
 def _fail_inside(block, *, write):
@@ -94,3 +105,16 @@ def test_force_empties_the_folder_of_a_run_but_keeps_the_cache_and_what_is_not_o
     claim(run_dir, ASKED.replace("seed = 1", "seed = 2"), force=True)
     assert sorted(os.listdir(run_dir.path)) == ["cache", "notes.txt", "recipe.toml", "run.json"]
     assert run_dir.read()["asked"]["train"]["seed"] == 2
+
+
+def test_a_result_names_the_commit_of_the_clone_it_was_made_in(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgetune.run_dir.__file__", str(tmp_path / "edgetune" / "run_dir.py"))
+    assert provenance()["commit"] is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "file").write_text("one")
+    subprocess.run([*git, "add", "file"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
+    assert len(provenance()["commit"]) == 40
+    (tmp_path / "file").write_text("two")
+    assert provenance()["commit"].endswith("+")
