@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -48,7 +49,7 @@ def _edgetune(path: str, prompt: list[int], new_tokens: int) -> dict:
             generator.generate_next_token()
         return middle - start, time.perf_counter() - middle
 
-    return _best_of(run, prompt, new_tokens)
+    return _median_of(run, prompt, new_tokens)
 
 
 def _llama_cpp(path: str, prompt: list[int], new_tokens: int) -> dict:
@@ -81,7 +82,7 @@ def _llama_cpp(path: str, prompt: list[int], new_tokens: int) -> dict:
             token = decode([token])
         return middle - start, time.perf_counter() - middle
 
-    return _best_of(run, prompt, new_tokens)
+    return _median_of(run, prompt, new_tokens)
 
 
 def _QUIET(llama_cpp):  # noqa: N802
@@ -93,12 +94,12 @@ def _QUIET(llama_cpp):  # noqa: N802
 _KEPT: list = []
 
 
-def _best_of(run, prompt: list[int], new_tokens: int, *, repeats: int = 4) -> dict:
-    """One warm-up, then the median of the repeats inside this process."""
+def _median_of(run, prompt: list[int], new_tokens: int, *, repeats: int = 5) -> dict:
+    """One warm-up, then the medians of the repeats inside this process."""
     run()
-    timings = sorted(run() for _ in range(repeats))
-    prefill = sorted(first for first, _ in timings)[repeats // 2]
-    decode = sorted(second for _, second in timings)[repeats // 2]
+    timings = [run() for _ in range(repeats)]
+    prefill = statistics.median(first for first, _ in timings)
+    decode = statistics.median(second for _, second in timings)
     return {"prefill_tokens_per_s": len(prompt) / prefill, "decode_tokens_per_s": new_tokens / decode}
 
 

@@ -94,12 +94,31 @@ def decode_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def int4_loss_table(report: dict[str, Any]) -> str:
+    """Loss rise of published weights on each grid."""
+    names = list(report["models"])
+    head = [f"{name}, {method}" for name in names for method in ("rtn", "search")]
+    lines = [f"| grid | {' | '.join(head)} |", "| --- |" + " ---: |" * len(head)]
+    rises: dict[str, dict[str, str]] = {}
+    for name, model in report["models"].items():
+        for grid in model["grids"]:
+            symmetry = "symmetric" if grid["symmetric"] else "asymmetric"
+            label = f"int{grid['bits']} block {grid['block_size']} {symmetry}"
+            rise = grid["loss"] - model["float32_loss"]
+            rises.setdefault(label, {})[f"{name}, {grid['method']}"] = f"{rise:+.4f}"
+    lines += [f"| {label} | {' | '.join(row[column] for column in head)} |" for label, row in rises.items()]
+    whole = ", ".join(f"{name} {model['float32_loss']:.4f}" for name, model in report["models"].items())
+    lines += ["", f"Nats per token over {report['tokens']:,} tokens, against float32: {whole}."]
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "quickstart": run_table,
     "nano-snips": run_table,
     "train_throughput": train_table,
     "decode": decode_table,
     "decode_nano": decode_table,
+    "int4_loss": int4_loss_table,
 }
 
 if __name__ == "__main__":
