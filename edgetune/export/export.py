@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ def export(
 
     if out == run_dir.bundle and run_dir.run_json.exists():
         run_dir.forget("export")  # what the pipeline knows of the bundle ends here
-    prompts = prompts_of(islice(examples(recipe, "eval"), MOST_PROMPTS))
+    rows = chain(examples(recipe, "eval"), examples(recipe, "train"))
+    prompts = prompts_of(islice(rows, MOST_PROMPTS))
     return export_folder(run_dir.merged, out, recipe, prompts=prompts, progress=progress)
 
 
