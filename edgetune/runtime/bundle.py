@@ -142,7 +142,11 @@ def _parse(path: Path, text: str) -> Bundle:
         values = json.loads(text)
     except ValueError as error:
         raise BundleError(f"{where}: damaged: {error}", cure="copy or export it again") from None
-    version = values.get("format") if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        raise BundleError(f"{where}: damaged: holds no JSON object", cure="copy or export it again")
+    version = values.get("format")
+    if version is None and not (path / GENAI_CONFIG).is_file():
+        raise _not_a_bundle(path)  # adapters and merged models have an edgetune.json of their own
     if version != FORMAT_VERSION:
         raise BundleError(
             f"{where}: format version {version}, this EdgeTune reads version {FORMAT_VERSION}",
@@ -164,6 +168,9 @@ def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             raise ValueError(f"file name {name!r} leaves the folder")
     chat = ChatFormat(**{**values["chat"], "eos_ids": tuple(values["chat"]["eos_ids"])})
+    _check_chat(chat)
+    if values["context_length"] < 1:
+        raise ValueError(f"context_length is {values['context_length']}")
     return Bundle(
         path=path,
         name=str(values["name"]),
@@ -176,6 +183,16 @@ def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
         provenance=dict(values.get("provenance", {})),
         verified=dict(values.get("verified", {})),
     )
+
+
+def _check_chat(chat: ChatFormat) -> None:
+    """Raises ValueError for a value of the wrong kind: eos_ids as text, say, would stop no answer and say nothing."""
+    texts = {name: getattr(chat, name) for name in ("template", "bos_token", "eos_token", "system")}
+    wrong = [name for name, value in texts.items() if not isinstance(value, str | None)]
+    wrong += ["bos_id"] if not isinstance(chat.bos_id, int | None) else []
+    wrong += ["eos_ids"] if not all(isinstance(item, int) for item in chat.eos_ids) else []
+    if wrong:
+        raise ValueError(f"chat.{wrong[0]} is {getattr(chat, wrong[0])!r}")
 
 
 def _check_files(bundle: Bundle) -> None:
@@ -201,7 +218,12 @@ def _not_a_bundle(path: Path) -> BundleError:
         return BundleError(f"{path}: is a run folder", cure=f"its bundle is {path / 'bundle'}")
     for name, kind in _OTHER_FOLDERS.items():
         if (path / name).is_file():
-            return BundleError(f"{path}: is {kind}, not a bundle", cure="`edgetune export` makes a bundle of it")
+            first = "`edgetune merge`, then " if name == "adapter_config.json" else ""
+            return BundleError(
+                f"{path}: is {kind}, not a bundle", cure=f"{first}`edgetune export` makes a bundle of it"
+            )
+    if (path / MANIFEST).is_file():
+        return BundleError(f"{path / MANIFEST}: damaged: has no format version", cure="copy or export it again")
     return BundleError(f"{path}: holds no {MANIFEST}, so it is no bundle", cure="`edgetune export` makes one")
 
 

@@ -128,15 +128,15 @@ class Decoder:
 
     def _run(self, ids: list[int], limit: int, search: dict[str, Any]) -> Generator[str, None, Generation]:
         """The loop: prefill, then one token at a time until an end-of-turn token or `limit` new ones."""
-        generator = self._generator(max_length=len(ids) + limit, search=search)
+        generator = self._ask(lambda: self._generator(max_length=len(ids) + limit, search=search))
         text_stream = TextStream(self.prompter.tokenizer)
         new_ids: list[int] = []
         stop_reason: Literal["end", "length"] = "length"
         prefill_s = decode_s = 0.0
         start_s = time.perf_counter()
-        generator.append_tokens(ids)
+        self._ask(lambda: generator.append_tokens(ids))
         while len(new_ids) < limit and stop_reason == "length":
-            generator.generate_next_token()
+            self._ask(generator.generate_next_token)
             token_id = int(generator.get_next_tokens()[0])
             piece = ""
             if token_id in self.bundle.chat.eos_ids:
@@ -159,6 +159,15 @@ class Decoder:
             prefill_s=prefill_s,
             decode_s=decode_s,
         )
+
+    def _ask(self, call: Callable[[], Any]) -> Any:
+        """Call the library; a model that does not fit its genai_config.json shows only here. Raises BundleError."""
+        try:
+            return call()
+        except MemoryError:
+            raise
+        except Exception as error:  # the library raises bare RuntimeError and its own types
+            raise load_error(self.bundle, error, what="run") from None
 
     def _generator(self, *, max_length: int, search: dict[str, Any]) -> Any:
         og = import_genai()

@@ -47,10 +47,10 @@ def genai_config(bundle: Bundle, *, threads: int | None = None) -> Any:
     return config
 
 
-def load_error(bundle: Bundle, error: Exception) -> BundleError:
+def load_error(bundle: Bundle, error: Exception, *, what: str = "loaded") -> BundleError:
     """What to tell when a runtime library refuses a bundle: the first line of what it says."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return BundleError(f"{bundle.path}: cannot be loaded: {reason}", cure="copy or export it again")
+    return BundleError(f"{bundle.path}: cannot be {what}: {reason}", cure="copy or export it again")
 
 
 def usable_cores() -> int | None:

@@ -66,6 +66,9 @@ def test_changed_bytes_are_found_by_their_hash(bundle: Bundle) -> None:
         check_hashes(open_bundle(bundle.path))
 
 
+CHAT = {"template": None, "bos_token": None, "eos_token": None, "bos_id": None, "eos_ids": [2], "system": None}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -73,6 +76,10 @@ def test_changed_bytes_are_found_by_their_hash(bundle: Bundle) -> None:
         ({"task": "sing"}, "unknown task 'sing'"),
         ({"chat": None}, "damaged"),
         ({"context_length": "long"}, "damaged"),
+        ({"context_length": 0}, "damaged.*context_length is 0"),
+        ({"chat": {**CHAT, "template": 5}}, "damaged.*chat.template is 5"),
+        ({"chat": {**CHAT, "bos_id": "x"}}, "damaged.*chat.bos_id is 'x'"),
+        ({"chat": {**CHAT, "eos_ids": ["2"]}}, "damaged.*chat.eos_ids is"),
         ({"files": {"../../x": {"size_bytes": 1, "sha256": ""}}}, "leaves the folder"),
         ({"files": {}}, "genai_config.json is not listed"),
     ],
@@ -96,7 +103,7 @@ def test_a_damaged_manifest_is_one_line(bundle: Bundle, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("adapter_config.json", "is an adapter, not a bundle; `edgetune export` makes a bundle of it"),
+        ("adapter_config.json", "is an adapter, not a bundle; `edgetune merge`, then `edgetune export` makes a bundle"),
         ("config.json", "is a Hugging Face model folder, not a bundle; `edgetune export` makes a bundle of it"),
         ("genai_config.json", "is an onnxruntime-genai folder without edgetune.json"),
         ("recipe.toml", "is a run folder without a bundle"),
@@ -108,6 +115,14 @@ def test_another_kind_of_folder_is_called_by_its_name(tmp_path: Path, name: str,
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")
     with pytest.raises(BundleError, match=message):
+        open_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adapter_config.json", "an adapter"), ("config.json", "a Hugging Face")])
+def test_the_record_that_stages_leave_makes_no_bundle_of_their_folder(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / name).write_text("{}")
+    (tmp_path / MANIFEST).write_text('{"base": "edgetune:nano"}')
+    with pytest.raises(BundleError, match=f"is {kind}.*, not a bundle"):
         open_bundle(tmp_path)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgetune.errors import BundleError, PromptError
-from edgetune.runtime.bundle import open_bundle
+from edgetune.runtime.bundle import open_bundle, write_manifest
 from edgetune.runtime.decoder import Decoder, Generation
 
 PROMPT = "turn on the lamp in the kitchen"
@@ -143,3 +145,15 @@ def test_a_graph_that_does_not_load_is_one_line(tiny_bundle: Path, tmp_path: Pat
     with pytest.raises(BundleError, match="cannot be loaded") as caught:
         Decoder(tmp_path / "b")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_does_not_fit_its_settings_is_a_damaged_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    config = folder / "genai_config.json"
+    values = json.loads(config.read_text())
+    values["model"]["context_length"] = 2
+    config.write_text(json.dumps(values))
+    decoder = Decoder(write_manifest(dataclasses.replace(open_bundle(tiny_bundle), path=folder, files={})))
+    with pytest.raises(BundleError, match=r"cannot be run: .*; copy or export it again"):
+        decoder.generate(PROMPT, max_new_tokens=4)
