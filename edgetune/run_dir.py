@@ -136,23 +136,58 @@ def claim(run_dir: RunDir, recipe_toml: str, *, force: bool = False) -> None:
     """Make the run folder this recipe's: new, or one that the same recipe began; `force` first empties it of a run.
 
     `recipe_toml` is Recipe.to_toml() as the user asked, "auto" included; run.json keeps it under "asked". The resolved
-    recipe in the folder counts as the same. Raises RunError that names the keys if the folder is another recipe's.
+    recipe in the folder counts as the same. Raises RunError that names the keys if the folder is another recipe's from
+    which something was made, or the names if it is no run's but has what a run would replace.
     """
     asked = _claimed_tables(tomllib.loads(recipe_toml))
     run_dir.create()
+    if not run_dir.run_json.exists():
+        _refuse_strangers(run_dir)
     if force:
         _empty(run_dir)
     record = run_dir.read()
     if "asked" in record:
         differences = _differences(record["asked"], asked)
-        if differences and not (run_dir.recipe.exists() and asked == _claimed_tables(_read_toml(run_dir.recipe))):
+        is_same = not differences or (run_dir.recipe.exists() and asked == _claimed_tables(_read_toml(run_dir.recipe)))
+        if not is_same and not record.get("stages") and not any(path.exists() for path in _folders(run_dir)):
+            run_dir.recipe.unlink(missing_ok=True)  # the recipe failed before anything was made: it may be mended
+            run_dir.update({"asked": asked, "provenance": provenance(asked["train"].get("seed"))})
+        elif not is_same:
             raise RunError(
                 f"{run_dir.path}: holds another run: {'; '.join(differences[:4])}",
                 cure="choose another folder with --out, or replace the run with --force",
             )
-        return
-    write_text(run_dir.recipe, recipe_toml)
-    run_dir.update({"asked": asked, "provenance": provenance(asked["train"].get("seed"))})
+    else:  # run.json first: a recipe.toml without it is the user's own
+        run_dir.update({"asked": asked, "provenance": provenance(asked["train"].get("seed"))})
+    if not run_dir.recipe.exists():
+        write_text(run_dir.recipe, recipe_toml)
+
+
+@contextlib.contextmanager
+def only_process(run_dir: RunDir) -> Iterator[None]:
+    """Inside the block no other process works in the run folder. Raises RunError if one does already.
+
+    The lock is on the folder itself and goes with its process, however that ends. Where the system or the file system
+    has no such lock (Windows, some network disks) nothing is checked.
+    """
+    run_dir.create()
+    folder = None
+    try:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            folder = os.open(run_dir.path, os.O_RDONLY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{run_dir.path}: another process is at work in it",
+                    cure="wait for it or stop it, or choose another folder with --out",
+                ) from None
+        yield
+    finally:
+        if folder is not None:
+            os.close(folder)
 
 
 def _claimed_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,14 +216,29 @@ def _shown(value: Any) -> str:
     return "not set" if value is None else json.dumps(value)
 
 
+def _refuse_strangers(run_dir: RunDir) -> None:
+    """Raise RunError if the folder, which is no run's, has files or folders that a run would replace."""
+    names = (*_folders(run_dir), run_dir.recipe, run_dir.events)
+    taken = [path.name for path in names if path.exists()]
+    if taken and not run_dir.run_json.exists():  # once more: another process of this run may have made it by now
+        raise RunError(
+            f"{run_dir.path}: is no run folder (no run.json) but has {', '.join(taken)}, which a run would replace",
+            cure="choose another folder with --out",
+        )
+
+
+def _folders(run_dir: RunDir) -> tuple[Path, ...]:
+    """What a run leaves, but for the cache (by content hash, so never wrong)."""
+    return (run_dir.checkpoints, run_dir.adapter, run_dir.merged, run_dir.bundle, run_dir.results)
+
+
 def _empty(run_dir: RunDir) -> None:
-    """Remove what a run leaves, but for the cache (by content hash, so never wrong)."""
-    folders = (run_dir.checkpoints, run_dir.adapter, run_dir.merged, run_dir.bundle, run_dir.results)
+    """Remove what a run leaves, but for the cache."""
     files = (run_dir.run_json, run_dir.recipe, run_dir.events, run_dir.loss_curve, run_dir.path / "report.html")
     try:
         for file in files:
             file.unlink(missing_ok=True)
-        for folder in folders:
+        for folder in _folders(run_dir):
             if folder.exists():
                 shutil.rmtree(folder)
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -15,6 +16,7 @@ from edgetune.run_dir import (
     claim,
     hash_tree,
     hash_values,
+    only_process,
     provenance,
     read_json,
     write_json,
@@ -82,9 +84,42 @@ ASKED = '[model]\nbase = "b"\n[data]\ntrain = "t"\n' + TRAIN + "[export]\nblock_
 
 
 def test_a_folder_of_another_recipe_is_refused_with_the_keys_that_differ(tmp_path):
-    claim(RunDir(tmp_path / "r"), ASKED)
+    run_dir = RunDir(tmp_path / "r")
+    claim(run_dir, ASKED)
+    run_dir.checkpoints.mkdir()
     with pytest.raises(RunError, match=r'train.learning_rate is "auto" there, 0.1 here'):
-        claim(RunDir(tmp_path / "r"), ASKED.replace('"auto"', "0.1"))
+        claim(run_dir, ASKED.replace('"auto"', "0.1"))
+
+
+def test_a_recipe_may_be_mended_while_nothing_was_made_from_it(tmp_path):
+    run_dir = RunDir(tmp_path / "r")
+    claim(run_dir, ASKED)
+    mended = ASKED.replace('"auto"', "0.1")
+    claim(run_dir, mended)
+    assert run_dir.read()["asked"]["train"]["learning_rate"] == 0.1
+    assert run_dir.recipe.read_text() == mended
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["recipe.toml", "adapter", "results"])
+def test_files_of_the_user_in_a_folder_that_is_no_run_are_not_touched(tmp_path, name, force):
+    (tmp_path / name).mkdir()
+    with pytest.raises(RunError, match=rf"is no run folder \(no run.json\) but has {name}.*--out"):
+        claim(RunDir(tmp_path), ASKED, force=force)
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+def test_a_second_process_in_the_folder_is_refused_until_the_first_ends(tmp_path):
+    run_dir = RunDir(tmp_path / "r")
+    with (
+        only_process(run_dir),
+        pytest.raises(RunError, match="another process is at work in it; wait"),
+        only_process(run_dir),
+    ):
+        pytest.fail("two at once")
+    with only_process(run_dir):
+        assert os.listdir(run_dir.path) == []
 
 
 def test_the_same_recipe_its_resolved_form_and_another_export_are_the_same_run(tmp_path):

@@ -23,13 +23,14 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
     """
     from edgetune.pipeline import run
     from edgetune.recipe import load_recipe
-    from edgetune.run_dir import RunDir
+    from edgetune.run_dir import RunDir, only_process
 
     loaded = load_recipe(recipe, overrides)
-    run_dir = RunDir(out or Path("runs") / loaded.name).create()
+    run_dir = RunDir(out or Path("runs") / loaded.name)
     progress = console.ProgressLine()
     try:
-        result = run(loaded, run_dir, force=force, progress=progress)
+        with only_process(run_dir):
+            result = run(loaded, run_dir, force=force, progress=progress)
     finally:
         progress.close()
     if as_json:

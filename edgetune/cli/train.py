@@ -21,24 +21,27 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
 
     A run that was stopped or killed goes on where it was when the same command is given again. --force starts anew.
     """
+    import contextlib
     import dataclasses
     import os
 
     from edgetune.recipe import load_recipe
-    from edgetune.run_dir import RunDir, claim
+    from edgetune.run_dir import RunDir, claim, only_process
 
     loaded = load_recipe(recipe, overrides)
     run_dir = RunDir(out or Path("runs") / loaded.name)
-    claim(run_dir, loaded.to_toml(), force=force)
-
-    from edgetune.train.loop import train
-
+    is_first = os.environ.get("RANK", "0") == "0"  # under torchrun or accelerate launch it speaks for all
     progress = console.ProgressLine()
     try:
-        result = train(loaded, run_dir, progress=progress)
+        with only_process(run_dir) if is_first else contextlib.nullcontext():
+            claim(run_dir, loaded.to_toml(), force=force)
+
+            from edgetune.train.loop import train
+
+            result = train(loaded, run_dir, progress=progress)
     finally:
         progress.close()
-    if os.environ.get("RANK", "0") != "0":  # under torchrun or accelerate launch the first process speaks for all
+    if not is_first:
         return
     if as_json:
         console.say_json({"run": str(run_dir.path), "adapter": str(run_dir.adapter), **dataclasses.asdict(result)})
