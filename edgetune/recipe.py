@@ -27,11 +27,16 @@ def _at(default: Any, *, least: float | None = None, most: float | None = None, 
     return field(default=default, metadata={"least": least, "most": most, "above": above})
 
 
+def _filled(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field for a name or path: any text but ""."""
+    return field(default=default, metadata={"filled": True})
+
+
 @dataclass(frozen=True)
 class ModelTable:
     """[model]: the base that is fine-tuned and how it is held in memory."""
 
-    base: str
+    base: str = _filled()
     """Local folder, hub id, or `edgetune:nano`."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
@@ -49,11 +54,11 @@ class ModelTable:
 class DataTable:
     """[data]: rows to learn from and rows to measure on."""
 
-    train: str
+    train: str = _filled()
     """File (.jsonl .json .csv .tsv .parquet, also .gz), folder, hub dataset id, or `edgetune:home`."""
-    eval: str | None = None
+    eval: str | None = _filled(None)
     """Rows for the loss during training; without it `eval_fraction` of train is set apart."""
-    test: str | None = None
+    test: str | None = _filled(None)
     """Rows for the reported scores, looked at once; without it the eval rows serve."""
     format: Literal["auto", "messages", "prompt-completion", "alpaca", "sharegpt", "text"] = "auto"
     columns: dict[str, str] = field(default_factory=dict)
@@ -83,7 +88,7 @@ class LoraTable:
     """Scale by alpha / sqrt(r) (rsLoRA, arXiv:2312.03732)."""
     use_dora: bool = False
     """Learn magnitudes apart (DoRA, arXiv:2402.09353)."""
-    init_from: str | None = None
+    init_from: str | None = _filled(None)
     """Adapter folder to go on from, made by EdgeTune, PEFT, TRL or Unsloth; its r, alpha and targets hold."""
 
 
@@ -340,6 +345,8 @@ def _describe(option: Any) -> str:
 
 
 def _out_of_bounds(value: Any, bounds: Mapping[str, Any]) -> str | None:
+    if value == "" and bounds.get("filled"):
+        return "is empty"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     least, most, above = bounds.get("least"), bounds.get("most"), bounds.get("above")

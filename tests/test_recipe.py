@@ -56,6 +56,7 @@ def test_all_problems_are_reported_at_once():
         ("export.block_size=48", "48 is not 16 or 32"),
         ("lora.target_modules=[1]", "is not 'all-linear' or a list of a text"),
         ("train", "must be table.key=value"),
+        ("data.train=''", "data.train: is empty"),
         ("budget.memory=2 apples", "is not a size"),
     ],
 )
