@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import click
@@ -17,6 +21,32 @@ def _accept_underscores(name: str) -> str:
     return name.replace("_", "-")
 
 
+class _Terminated(BaseException):
+    """SIGTERM outside the training loop: the stages clean up behind themselves, as they do for Ctrl-C."""
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Inside the block SIGTERM raises _Terminated, where this is the main thread and nobody else handles it."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+        raise _Terminated
+
+    try:
+        before = signal.getsignal(signal.SIGTERM)
+        if before is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        if before is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, before)
+
+
 class _Group(click.Group):
     """Verbs in the order of the flow, and the error boundary of the whole program."""
 
@@ -27,12 +57,16 @@ class _Group(click.Group):
         """Run a verb; every outcome becomes an exit code, none a traceback."""
         kwargs["standalone_mode"] = False
         try:
-            code = super().main(*args, **kwargs)
+            with _sigterm_raises():
+                code = super().main(*args, **kwargs)
         except EdgeTuneError as error:
             code = console.report_error(error)
         except click.exceptions.Abort:
             console.note("edgetune: interrupted")
             code = 130
+        except _Terminated:
+            console.note("edgetune: terminated")
+            code = 143
         except click.ClickException as error:
             error.show()
             code = error.exit_code

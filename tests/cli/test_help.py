@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from click.testing import CliRunner
 
@@ -26,10 +28,13 @@ def test_an_unknown_option_is_exit_code_2(verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(MemoryError(), 4), (KeyboardInterrupt(), 130), (ZeroDivisionError("zero"), 1)]
+    ("error", "code"),
+    [(MemoryError(), 4), (KeyboardInterrupt(), 130), (signal.SIGTERM, 143), (ZeroDivisionError("zero"), 1)],
 )
 def test_whatever_happens_becomes_one_line_and_an_exit_code(error, code, monkeypatch, tmp_path) -> None:
     def fail(*_, **__):
+        if isinstance(error, signal.Signals):
+            signal.raise_signal(error)
         raise error
 
     monkeypatch.chdir(tmp_path)
@@ -38,5 +43,6 @@ def test_whatever_happens_becomes_one_line_and_an_exit_code(error, code, monkeyp
     assert result.exit_code == code
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
+    assert result.stderr.strip().startswith("edgetune: ")
     assert result.stderr.strip().count("\n") == 0
     assert len(list(tmp_path.glob("edgetune-bug-*.txt"))) == (code == 1)
