@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune import __version__
-from edgetune.errors import RunError
+from edgetune.errors import EdgeTuneError, RunError
 
 CLAIMED_TABLES = ("model", "data", "lora", "train")
 """What makes a run folder another run; [export] and [evaluate] may change over the same adapter."""
@@ -190,6 +191,14 @@ def only_process(run_dir: RunDir) -> Iterator[None]:
             os.close(folder)
 
 
+def refuse_to_replace(out: Path, *sources: Path) -> None:
+    """Raise RunError if replacing the folder `out` would remove one of the sources it is made from."""
+    for source in sources:
+        places = (source.resolve(), source.parent.resolve() / source.name)  # the second where the source is a link
+        if any(out.resolve() in (place, *place.parents) for place in places):
+            raise RunError(f"{out}: holds {source}, which is read", cure="choose another folder with --out")
+
+
 def _claimed_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
     return {name: dict(tables.get(name, {})) for name in CLAIMED_TABLES}
 
@@ -341,6 +350,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _replace_folder(temporary, path)
     except OSError as error:
         raise _write_error(path, error) from None
+    except Exception as error:
+        if full := _full_disk(error):  # libraries that write have errors of their own
+            raise _write_error(path, full) from None
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -373,6 +386,12 @@ def _replace_folder(new: Path, old: Path) -> None:
 def _sync(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _full_disk(error: Exception) -> OSError | None:
+    """The OSError that a library's own error tells of, if it is that the disk is full."""
+    codes = () if isinstance(error, EdgeTuneError) else (errno.ENOSPC, errno.EDQUOT)
+    return next((OSError(code, os.strerror(code)) for code in codes if os.strerror(code) in str(error)), None)
 
 
 def _write_error(path: Path, error: OSError) -> RunError:

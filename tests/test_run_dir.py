@@ -56,6 +56,16 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
         raise OSError(28, "No space left on device")
 
 
+def test_a_full_disk_that_a_library_meets_is_the_same_error(tmp_path):
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors 0.6
+    with (
+        pytest.raises(RunError, match="b: cannot be written: No space left on device; free some space"),
+        atomic_folder(tmp_path / "b"),
+    ):
+        raise RuntimeError(said)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_damaged_run_json_is_named(tmp_path):
     run_dir = RunDir(tmp_path)
     run_dir.run_json.write_text("{")

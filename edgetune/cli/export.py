@@ -95,6 +95,8 @@ def _export(
     if run_dir.recipe.is_file() or not (source / "config.json").is_file():
         if data is not None:
             raise RecipeError(f"--data: {source} is verified on the rows of its own recipe", cure="leave it out")
+        if not run_dir.recipe.is_file():
+            raise RunError(f"{source}: is no run folder and no merged model", cure=_cure(source))
         return export(load_recipe(run_dir.recipe, changes), run_dir, out=out, force=force, progress=progress)
     if data is None:
         raise RecipeError(f"{source}: has no recipe that names rows to verify on", cure="give rows with --data")
@@ -105,3 +107,10 @@ def _export(
     recipe = parse_recipe(text, source=str(source), name=source.resolve().name, overrides=changes)
     prompts = prompts_of(islice(examples(recipe, "train"), MOST_PROMPTS))
     return export_folder(source, out, recipe, prompts=prompts, progress=progress)
+
+
+def _cure(source: Path) -> str:
+    """What to export in place of a folder that is neither a run's nor a model's."""
+    if (source / "adapter_config.json").is_file():
+        return f"it is an adapter: `edgetune merge {source}` first, then export what it writes"
+    return "give a run folder, or a folder that `edgetune merge` wrote"

@@ -37,11 +37,13 @@ def command(target: Path, out: Path | None, merge_base: str | None, force: bool,
     """
     from edgetune.errors import RunError
     from edgetune.lora.merge import merge
+    from edgetune.run_dir import refuse_to_replace
 
     adapter, base, default_base = _find(target)
     out = out or (target / "merged" if adapter != target else target.with_name(f"{target.resolve().name}-merged"))
     if out.exists() and not force:
         raise RunError(f"{out}: is there already", cure="choose another folder with --out, or replace it with --force")
+    refuse_to_replace(out, adapter, base)
     progress = console.ProgressLine()
     try:
         result = merge(

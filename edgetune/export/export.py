@@ -20,7 +20,7 @@ from edgetune.export.verify import MOST_PROMPTS, Prompt, Verification, verify
 from edgetune.model.base import load_tokenizer
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.recipe import Recipe
-from edgetune.run_dir import RunDir, atomic_folder, hash_tree, hash_values, provenance
+from edgetune.run_dir import RunDir, atomic_folder, hash_tree, hash_values, provenance, refuse_to_replace
 from edgetune.runtime.bundle import Bundle, write_manifest
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -75,6 +75,7 @@ def export_folder(
     start_s = time.perf_counter()
     reset_peak()
     failed = out.with_name(f"{out.name}.failed")
+    refuse_to_replace(out, merged)
     with atomic_folder(out) as folder:
         tell({"stage": "export", "message": f"building {recipe.export.precision}"})
         bundle, tokenizer = build_bundle(merged, folder, recipe, is_chat=not any(isinstance(p, str) for p in prompts))

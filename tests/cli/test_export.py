@@ -65,7 +65,16 @@ def test_an_existing_bundle_needs_force(run_dir: RunDir) -> None:
 def test_a_folder_that_is_no_run_exits_2(tmp_path: Path) -> None:
     result = invoke(tmp_path)
     assert result.exit_code == 2
-    assert "Traceback" not in result.stderr
+    assert "is no run folder and no merged model; give a run folder" in result.stderr
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "it is an adapter: `edgetune merge" in invoke(tmp_path).stderr
+
+
+def test_force_never_replaces_the_run_that_is_exported(run_dir: RunDir) -> None:
+    result = invoke(run_dir.path, "--out", run_dir.path, "--force")
+    assert result.exit_code == 2
+    assert "choose another folder with --out" in result.stderr
+    assert run_dir.recipe.is_file()
 
 
 def test_a_merged_folder_outside_any_run_is_exported_with_rows_of_ones_own(

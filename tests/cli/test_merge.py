@@ -60,6 +60,13 @@ def test_what_is_there_is_replaced_only_by_force(run_folder: Path) -> None:
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_force_never_replaces_what_is_merged(run_folder: Path) -> None:
+    result = merge(run_folder, "--out", run_folder, "--force")
+    assert result.exit_code == 2
+    assert "which is read; choose another folder with --out" in result.stderr
+    assert (run_folder / "adapter/adapter_config.json").is_file()
+
+
 def test_an_adapter_folder_finds_its_base_by_its_record(run_folder: Path) -> None:
     result = merge(run_folder / "adapter")
     assert result.exit_code == 0, result.stderr
