@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import click
 from edgetune import __version__
 from edgetune.cli import chat, console, evaluate, export, generate, merge, plan, run, train
 from edgetune.cli.extras import missing_extra
-from edgetune.errors import EdgeTuneError, OutOfMemoryError
+from edgetune.errors import EdgeTuneError, OutOfMemoryError, RunError
 
 
 def _accept_underscores(name: str) -> str:
@@ -47,8 +49,19 @@ def _sigterm_raises() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+class _ReaderGoneError(Exception):
+    """Nobody reads stdout any more, as after `| head`. In place of BrokenPipeError, which click makes exit code 1."""
+
+
 class _Group(click.Group):
     """Verbs in the order of the flow, and the error boundary of the whole program."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ReaderGoneError from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)
@@ -56,6 +69,8 @@ class _Group(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a verb; every outcome becomes an exit code, none a traceback."""
         kwargs["standalone_mode"] = False
+        if sys.stdin is None:  # closed by whoever started us; reads as empty
+            sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  it stays open as stdin does
         try:
             with _sigterm_raises():
                 code = super().main(*args, **kwargs)
@@ -70,8 +85,9 @@ class _Group(click.Group):
         except click.ClickException as error:
             error.show()
             code = error.exit_code
-        except BrokenPipeError:
-            sys.stderr.close()
+        except _ReaderGoneError:
+            with contextlib.suppress(OSError, ValueError):  # or Python complains when it flushes what is left
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 0
         except ModuleNotFoundError as error:
             missing = missing_extra(error)
@@ -80,6 +96,10 @@ class _Group(click.Group):
             code = console.report_error(
                 OutOfMemoryError("memory ran out", cure="close other programs, or ask for less")
             )
+        except OSError as error:
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = RunError(f"the output cannot be written: {error.strerror}", cure="free some space")
+            code = console.report_error(full) if is_full else console.report_bug(error)
         except Exception as error:  # the one place where everything unforeseen ends
             code = console.report_bug(error)
         sys.exit(code if isinstance(code, int) else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,19 @@ def test_a_reader_that_stops_listening_is_no_error(tiny_bundle: Path) -> None:
     finished = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=True)
     assert finished.stderr == b""
     assert len(finished.stdout) == 1
+
+
+def test_a_reader_that_never_listened_is_no_error(tiny_bundle: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "edgetune", "generate", str(tiny_bundle), "turn on"]
+    finished = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert (finished.returncode, finished.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell's way to close stdin")
+def test_a_closed_stdin_reads_as_empty(tiny_bundle: Path) -> None:
+    command = f"{sys.executable} -m edgetune generate {tiny_bundle} <&-"
+    finished = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+    assert (finished.returncode, finished.stderr) == (2, b"edgetune: the prompt is empty\n")

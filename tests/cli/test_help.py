@@ -29,7 +29,13 @@ def test_an_unknown_option_is_exit_code_2(verb: str) -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(MemoryError(), 4), (KeyboardInterrupt(), 130), (signal.SIGTERM, 143), (ZeroDivisionError("zero"), 1)],
+    [
+        (MemoryError(), 4),
+        (OSError(28, "No space left on device"), 2),
+        (KeyboardInterrupt(), 130),
+        (signal.SIGTERM, 143),
+        (ZeroDivisionError("zero"), 1),
+    ],
 )
 def test_whatever_happens_becomes_one_line_and_an_exit_code(error, code, monkeypatch, tmp_path) -> None:
     def fail(*_, **__):
