@@ -88,9 +88,11 @@ def run(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progr
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import prepare_eval_set
     from edgetune.model.base import hash_base, resolve_base
+    from edgetune.train.checkpoint import sweep
     from edgetune.train.loop import train
 
     claim(run_dir, recipe.to_toml(), force=force)
+    sweep(run_dir)
     work = _Run(recipe, run_dir, progress)
     estimate = _plan(work)
     started = time.perf_counter()

@@ -104,6 +104,14 @@ def test_a_second_run_does_nothing_again(edgetune, tmp_path):
     assert json.loads(done.stdout)["stage_s"] | {"train": 0} == before | {"train": 0}
 
 
+def test_what_a_killed_export_left_is_swept_by_the_next_run(edgetune, tmp_path):
+    run = tmp_path / "copy" / "runs" / "tiny"
+    for name in (".bundle.ab12.tmp", "..bundle.ab12.tmp.cd34", ".bundle.old"):
+        shutil.copytree(run / "bundle", run / name)
+    assert edgetune("run", "tiny.toml").exit_code == 0
+    assert not list(run.glob(".*"))
+
+
 def test_only_what_depends_on_a_change_is_done_again(edgetune):
     done = edgetune("run", "tiny.toml", "--set", "export.precision=fp32")
     assert done.exit_code == 0, done.stderr

@@ -128,7 +128,7 @@ def changed_inputs(run_dir: RunDir) -> RunError:
 def sweep(run_dir: RunDir) -> None:
     """Remove what a killed process left half written."""
     for folder in (run_dir.path, run_dir.checkpoints, run_dir.cache):
-        for rest in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+        for rest in [*folder.glob(".*.tmp"), *folder.glob("..*.tmp.*"), *folder.glob(".*.old")]:
             if rest.is_dir():
                 shutil.rmtree(rest, ignore_errors=True)
             else:
