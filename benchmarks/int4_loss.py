@@ -24,7 +24,7 @@ TOKENS = 30720
 MODELS = {"stories260K": ("stories260K.bin", "tok512.model"), "babyllama-105": ("model5000.bin", "tok105.model")}
 GRIDS = [
     {"bits": bits, "block_size": size, "symmetric": symmetric}
-    for bits, size, symmetric in product((4,), (16, 32, 128), (False, True))
+    for bits, size, symmetric in product((4,), (16, 32, 128, 256), (False, True))
 ] + [{"bits": 8, "block_size": 32, "symmetric": False}]
 
 
