@@ -90,5 +90,7 @@ def _candidates(projection: str) -> Iterable[list[Part]]:
     yield [Part(projection)]
     if projection == "qkv_proj":
         yield [Part("q_proj"), Part("k_proj"), Part("v_proj")]
+    elif projection == "gate_up_proj":
+        yield [Part("gate_proj"), Part("up_proj")]
     elif projection in ("gate_proj", "up_proj"):
         yield [Part("gate_up_proj", ("gate_proj", "up_proj").index(projection), 2)]

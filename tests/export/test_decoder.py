@@ -119,6 +119,20 @@ def test_the_weights_in_the_graph_are_those_of_the_checkpoint_within_a_step(a_de
     assert clipped.max() < 3
 
 
+@pytest.mark.parametrize("kind", FAST)
+def test_gate_and_up_projection_are_one_product_on_the_grid_only(a_decoder, tmp_path, kind):
+    folder = a_decoder(kind)
+    products = {}
+    for precision in ("int4", "fp32"):
+        out = tmp_path / precision
+        out.mkdir()
+        build_decoder(folder, out, precision=precision, grid=Grid(4, 32, False, 4, 8) if precision == "int4" else None)
+        names = [node.name for node in onnx.load(str(out / "model.onnx"), load_external_data=False).graph.node]
+        products[precision] = {name.split("/")[4] for name in names if "layers.0/mlp" in name and "_proj/" in name}
+    assert products["int4"] == {"gate_up_proj", "down_proj"}
+    assert products["fp32"] == {"down_proj", "gate_proj", "up_proj"}
+
+
 def test_nothing_leaves_the_fast_path(a_decoder, tmp_path):
     """Float zero points or g_idx make onnxruntime unpack the whole matrix at every token."""
     build(a_decoder(), tmp_path)

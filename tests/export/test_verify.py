@@ -69,7 +69,7 @@ def test_a_changed_byte_of_a_weight_is_found(check, part):
 
 def test_a_zeroed_layer_is_found_in_bytes_and_logits(check):
     def change(bundle: Bundle) -> None:
-        edit(bundle, "model.layers.0.mlp.up_proj.weight.scales", lambda data: bytes(len(data)))
+        edit(bundle, "model.layers.0.mlp.down_proj.weight.scales", lambda data: bytes(len(data)))
 
     assert "weight bytes" in failures(check(change))
 
@@ -94,9 +94,8 @@ def test_swapped_projections_are_found_in_the_logits(check):
 
     def change(bundle: Bundle) -> None:
         model = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False)
-        nodes = {node.name: node for node in model.graph.node}
-        gate, up = (nodes[f"/model/layers.0/mlp/{name}_proj/MatMul"] for name in ("gate", "up"))
-        gate.output[0], up.output[0] = up.output[0], gate.output[0]
+        halves = next(node for node in model.graph.node if node.name == "/model/layers.0/mlp/gate_up_proj/MatMul/Split")
+        halves.output[0], halves.output[1] = halves.output[1], halves.output[0]
         onnx.save(model, str(bundle.path / "model.onnx"))
 
     found = failures(check(change))

@@ -74,6 +74,13 @@ def export(work: Path, out: Path) -> dict:
     return numbers
 
 
+def copy_tokenizer(release: Path, folder: Path) -> None:
+    """Copy the tokenizer's files out of an exported folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in release.glob("tokenizer*.json"):
+        shutil.copyfile(path, folder / path.name)
+
+
 def measure(model: LlamaForCausalLM, state: dict, work: Path) -> dict:
     """The facts of a training run: its size and time, the held-out losses of the model and of count-based baselines."""
     arrays = np.load(work / "evaluation.npz")

@@ -2,6 +2,7 @@
 
     python -m edgetune.assets.nano.pretrain train --work build/nano --decay-at-minutes 85
     python -m edgetune.assets.nano.pretrain export --work build/nano
+    python -m edgetune.assets.nano.pretrain train --work build/more --go-on-from edgetune/assets/nano
 
 Every batch is a function of its step number, so a killed run goes on from its last checkpoint as if nothing had been.
 The schedule is warm-up, stable, linear decay; the decay starts at a deadline or when the file `decay_now` appears in
@@ -30,6 +31,7 @@ from edgetune.assets.nano import export
 from edgetune.assets.nano.corpus import BOS, Document, find_data, read_documents, split_held_out
 from edgetune.assets.nano.tasks import Pool, make_pool, make_tasks
 from edgetune.assets.nano.tokenizer import save_tokenizer, train_tokenizer
+from edgetune.model.device import has_bfloat16
 
 Optimizers = list[torch.optim.Optimizer]
 RowLosses = Callable[[LlamaForCausalLM, Tensor, Tensor], Tensor]
@@ -122,8 +124,22 @@ def make_model() -> LlamaForCausalLM:
     return model
 
 
+def orthogonalize(gradient: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Newton-Schulz iteration of Muon in float32: torch's own is bfloat16, 80 times slower on a CPU without it."""
+    a, b, c = coefficients
+    is_tall = gradient.size(0) > gradient.size(1)
+    x = gradient.T if is_tall else gradient
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
+
+
 def make_optimizers(model: LlamaForCausalLM) -> Optimizers:
     """Muon (arXiv:2502.16982, updates scaled to AdamW's size) for the layers' matrices, AdamW for the rest."""
+    if not has_bfloat16(torch.device("cpu")):
+        torch.optim._muon._zeropower_via_newtonschulz = orthogonalize
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
     rest = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
     muon = torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
@@ -147,8 +163,9 @@ def loss_weights(rows: Tensor) -> Tensor:
 class Clock:
     """Training time in seconds over all restarts, and the learning-rate factor that follows it."""
 
-    def __init__(self, elapsed_s: float, decay_from_s: float | None, decay_s: float) -> None:
+    def __init__(self, elapsed_s: float, decay_from_s: float | None, decay_s: float, warm_from: int = 0) -> None:
         self.elapsed_s, self.decay_from_s, self.decay_s = elapsed_s, decay_from_s, decay_s
+        self.warm_from = warm_from  # the step at which the warm-up began
 
     def check(self, work: Path, decay_at_s: float) -> None:
         """Start the decay when its time has come or somebody asked for it."""
@@ -163,19 +180,29 @@ class Clock:
 
     def factor(self, step: int) -> float:
         """1 in the stable phase, up from 0 in the warm-up, down to 0 in the decay."""
-        warm = min(1.0, (step + 1) / WARMUP_STEPS)
+        warm = min(1.0, (step - self.warm_from + 1) / WARMUP_STEPS)
         if self.decay_from_s is None:
             return warm
         return warm * max(0.0, 1 - (self.elapsed_s - self.decay_from_s) / self.decay_s)
 
 
-def train(work: Path, data: Path, out: Path, *, decay_at_minutes: float, decay_minutes: float) -> None:
-    """Train until the decay has ended, from the last checkpoint if there is one; then export."""
+def train(
+    work: Path, data: Path, out: Path, *, decay_at_minutes: float, decay_minutes: float, release: Path | None = None
+) -> None:
+    """Train until the decay has ended, from the last checkpoint if there is one; then export.
+
+    release: a folder that `export` wrote. Without a checkpoint, training goes on from its weights, step and clock with
+    a new warm-up and no optimizer state. decay_at_minutes counts from the very first step of the release.
+    """
     work.mkdir(parents=True, exist_ok=True)
+    if release and not (work / "checkpoint.pt").exists():
+        start_from_release(work, release)
     batches, model = prepare(work, data), make_model()
     optimizers = make_optimizers(model)
     state = load_checkpoint(work, model, optimizers)
-    clock = Clock(state["elapsed_s"], state["decay_from_s"], state["decay_s"] or 60 * decay_minutes)
+    clock = Clock(
+        state["elapsed_s"], state["decay_from_s"], state["decay_s"] or 60 * decay_minutes, state.get("warm_from", 0)
+    )
     losses_of = torch.compile(row_losses)
     step, saved_s, evaluated_s = state["step"], clock.elapsed_s, clock.elapsed_s
     while True:
@@ -217,7 +244,7 @@ def train_step(
     """One optimizer step over all rows -> mean loss of the natural and of the synthetic rows, in nats a token."""
     losses = []
     for part, weights in zip(rows.split(ROWS_PER_PASS), loss_weights(rows).split(ROWS_PER_PASS), strict=True):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(torch.device("cpu"))):
             loss = losses_of(model, part, weights)
         (loss.sum() / len(rows)).backward()
         losses.append(loss.detach())
@@ -242,12 +269,22 @@ def save_checkpoint(work: Path, model: LlamaForCausalLM, optimizers: Optimizers,
             "elapsed_s": clock.elapsed_s,
             "decay_from_s": clock.decay_from_s,
             "decay_s": clock.decay_s,
+            "warm_from": clock.warm_from,
             "tokens": step * STEP_TOKENS,
             "synthetic_share": SYNTHETIC_ROWS / ROWS_PER_STEP,
         },
         partial,
     )
     os.replace(partial, work / "checkpoint.pt")
+
+
+def start_from_release(work: Path, release: Path) -> None:
+    """Write the first checkpoint of `work` from an exported folder: its tokenizer, weights, step and time."""
+    export.copy_tokenizer(release, work / "tokenizer")
+    facts = json.loads((release / "training.json").read_text("utf-8"))
+    model = LlamaForCausalLM.from_pretrained(release, dtype=torch.float32)
+    clock = Clock(facts["train_wall_s"], None, 0.0, warm_from=facts["steps"])
+    save_checkpoint(work, model, make_optimizers(model), facts["steps"], clock)
 
 
 def load_checkpoint(work: Path, model: LlamaForCausalLM, optimizers: Optimizers) -> dict:
@@ -284,6 +321,7 @@ def main() -> None:
             sub.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
             sub.add_argument("--decay-at-minutes", type=float, default=85.0, help="start of the decay")
             sub.add_argument("--decay-minutes", type=float, default=20.0, help="length of the decay")
+            sub.add_argument("--go-on-from", type=Path, metavar="FOLDER", help="start from exported weights")
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if options.verb == "export":
@@ -296,6 +334,7 @@ def main() -> None:
         options.out,
         decay_at_minutes=options.decay_at_minutes,
         decay_minutes=options.decay_minutes,
+        release=options.go_on_from,
     )
 
 
