@@ -22,7 +22,8 @@ from typing import Any
 
 import click
 
-from edgetune.run_dir import provenance, write_json
+from edgetune.files import write_json
+from edgetune.provenance import provenance
 
 PROMPT_TOKENS = 128
 NEW_TOKENS = 128

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import click
 
-from edgetune.run_dir import provenance, write_json
+from edgetune.files import write_json
+from edgetune.provenance import provenance
 
 RECIPE = Path("recipes/nano-snips.toml")
 CONTESTANTS = ("edgetune", "trainer-bf16", "trainer-fp32")

@@ -12,18 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgetune.files import read_json, write_json, write_text
+from edgetune.hashes import hash_file, hash_tree, hash_values
+from edgetune.process_memory import resident_bytes
+from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe, parse_size
-from edgetune.run_dir import (
-    RunDir,
-    claim,
-    hash_file,
-    hash_tree,
-    hash_values,
-    provenance,
-    read_json,
-    write_json,
-    write_text,
-)
+from edgetune.run_dir import RunDir, claim
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -140,7 +134,6 @@ def _evaluate(work: _Run, target: Any, inputs: str) -> Any:
     """The result of one target, measured now or before."""
     from edgetune.evaluate.evaluate import evaluate, read_result
     from edgetune.evaluate.texts import EVAL_SET_FILE
-    from edgetune.report.measure import resident_bytes
 
     results = work.run_dir.results
     work.stage(

@@ -1,42 +1,22 @@
-"""The run folder, the only hand-off between stages: its files' names, atomic writes, hashes, what is up to date."""
+"""The run folder, the only hand-off between stages: its files' names, what is up to date, whose run it is."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
-import subprocess
-import sys
-import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune import __version__
-from edgetune.errors import EdgeTuneError, RunError
+from edgetune.errors import RunError
+from edgetune.files import open_for_user, read_json, write_error, write_json, write_text
+from edgetune.provenance import provenance
 
 CLAIMED_TABLES = ("model", "data", "lora", "train")
 """What makes a run folder another run; [export] and [evaluate] may change over the same adapter."""
-
-RECORDED_PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-genai",
-    "tokenizers",
-)
 
 
 @dataclass(frozen=True)
@@ -133,6 +113,15 @@ class RunDir:
             file.write(json.dumps(event) + "\n")
 
 
+def find_run(path: Path) -> RunDir | None:
+    """The run folder that a path is, or in which it lies; None elsewhere."""
+    for folder in (path, path.resolve().parent):
+        run_dir = RunDir(folder)
+        if run_dir.recipe.is_file() and run_dir.run_json.is_file():
+            return run_dir
+    return None
+
+
 def claim(run_dir: RunDir, recipe_toml: str, *, force: bool = False) -> None:
     """Make the run folder this recipe's: new, or one that the same recipe began; `force` first empties it of a run.
 
@@ -162,41 +151,6 @@ def claim(run_dir: RunDir, recipe_toml: str, *, force: bool = False) -> None:
         run_dir.update({"asked": asked, "provenance": provenance(asked["train"].get("seed"))})
     if not run_dir.recipe.exists():
         write_text(run_dir.recipe, recipe_toml)
-
-
-@contextlib.contextmanager
-def only_process(run_dir: RunDir) -> Iterator[None]:
-    """Inside the block no other process works in the run folder. Raises RunError if one does already.
-
-    The lock is on the folder itself and goes with its process, however that ends. Where the system or the file system
-    has no such lock (Windows, some network disks) nothing is checked.
-    """
-    run_dir.create()
-    folder = None
-    try:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            folder = os.open(run_dir.path, os.O_RDONLY)
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"{run_dir.path}: another process is at work in it",
-                    cure="wait for it or stop it, or choose another folder with --out",
-                ) from None
-        yield
-    finally:
-        if folder is not None:
-            os.close(folder)
-
-
-def refuse_to_replace(out: Path, *sources: Path) -> None:
-    """Raise RunError if replacing the folder `out` would remove one of the sources it is made from."""
-    for source in sources:
-        places = (source.resolve(), source.parent.resolve() / source.name)  # the second where the source is a link
-        if any(out.resolve() in (place, *place.parents) for place in places):
-            raise RunError(f"{out}: holds {source}, which is read", cure="choose another folder with --out")
 
 
 def _claimed_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,171 +205,4 @@ def _empty(run_dir: RunDir) -> None:
             if folder.exists():
                 shutil.rmtree(folder)
     except OSError as error:
-        raise _write_error(run_dir.path, error) from None
-
-
-def provenance(seed: int | None = None) -> dict[str, Any]:
-    """What a result must carry to be repeated: versions, commit, platform, processor, cores, seed, command."""
-    versions = {}
-    for name in RECORDED_PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return {
-        "edgetune": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": versions,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "seed": seed,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started_unix": round(time.time(), 3),
-    }
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_tree(folder: Path) -> str:
-    """SHA-256 over the relative names and bytes of all files under a folder, hex."""
-    digest = hashlib.sha256()
-    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + hash_file(path).encode() + b"\0")
-    return digest.hexdigest()
-
-
-def hash_values(*values: Any) -> str:
-    """SHA-256 of JSON-able values (dataclasses, paths and tuples included), hex; equal values give equal hashes."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises RunError if it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise RunError(f"{path}: holds no JSON object")
-    return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is either the old one or the new one, whole. Raises RunError."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends well, and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise _write_error(path, error) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well, and vanishes otherwise."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    except OSError as error:
-        raise _write_error(path, error) from None
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        for item in temporary.rglob("*"):
-            if item.is_file():
-                _sync(item)
-        _replace_folder(temporary, path)
-    except OSError as error:
-        raise _write_error(path, error) from None
-    except Exception as error:
-        if full := _full_disk(error):  # libraries that write have errors of their own
-            raise _write_error(path, full) from None
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def open_for_user(path: Path, mode: str) -> Iterator[Any]:
-    """Open a text file of the run; an OSError while writing becomes a RunError."""
-    try:
-        with path.open(mode, encoding="utf-8") as file:
-            yield file
-    except OSError as error:
-        raise _write_error(path, error) from None
-
-
-def _replace_folder(new: Path, old: Path) -> None:
-    """Put `new` where `old` is. A rename cannot replace a full folder, so the old one steps aside first."""
-    aside = old.with_name(f".{old.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if old.exists():
-        old.rename(aside)
-    try:
-        new.rename(old)
-    except OSError:
-        if aside.exists():
-            aside.rename(old)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _full_disk(error: Exception) -> OSError | None:
-    """The OSError that a library's own error tells of, if it is that the disk is full."""
-    codes = () if isinstance(error, EdgeTuneError) else (errno.ENOSPC, errno.EDQUOT)
-    return next((OSError(code, os.strerror(code)) for code in codes if os.strerror(code) in str(error)), None)
-
-
-def _write_error(path: Path, error: OSError) -> RunError:
-    reason = error.strerror or str(error)
-    return RunError(f"{path}: cannot be written: {reason}", cure="free some space or choose another folder with --out")
-
-
-def _commit() -> str | None:
-    """The commit of the clone that this package runs from, "+" after it if files differ; None for an installed one."""
-    clone = Path(__file__).parent.parent
-    if not (clone / ".git").exists():
-        return None
-    git = ["git", "-C", str(clone)]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False, timeout=10)
-        return found.stdout.strip() + ("+" if changed.returncode else "")
-    return None
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        raise write_error(run_dir.path, error) from None

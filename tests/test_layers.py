@@ -2,7 +2,7 @@
 
 | layer | modules | third-party at module top | may import |
 |---|---|---|---|
-| 0 words | errors, recipe, run_dir | none | layer 0 |
+| 0 words | errors, recipe, run_dir, files, hashes, lock, provenance, process_memory | none | layer 0 |
 | 1 device | runtime | numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quant, evaluate.metrics, assets | and torch, transformers, peft, safetensors | 0 to 2 |
 | 3 stages | train, tune, export, evaluate, report | and accelerate, onnx, optuna | 0 to 3; of a stage its public part |
@@ -22,7 +22,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "edgetune"
 LAYERS = {
-    0: ("errors", "recipe", "run_dir", "__init__"),
+    0: ("errors", "recipe", "run_dir", "files", "hashes", "lock", "provenance", "process_memory", "__init__"),
     1: ("runtime",),
     2: ("data", "model", "lora", "quant", "evaluate.metrics", "assets"),
     3: ("train", "tune", "export", "evaluate", "report"),
@@ -39,11 +39,7 @@ THIRD_PARTY = {
 }
 PUBLIC = {
     "train": {"train.loop.train"},
-    "export": {
-        "export.export.export",
-        "export.bundle.end_ids",  # what a bundle will stop at and hold, asked of a model before there is a bundle
-        "export.bundle.context_length",
-    },
+    "export": {"export.export.export"},
     "evaluate": {"evaluate.evaluate.evaluate"},
     "report": {"report.measure", "report.table"},  # what every stage measures and is shown with
 }

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from edgetune.cli import main
 from edgetune.errors import CheckError
-from edgetune.run_dir import read_json
+from edgetune.files import read_json
 
 RECIPE = """
 [model]

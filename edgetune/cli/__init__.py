@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -69,6 +70,8 @@ class _Group(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a verb; every outcome becomes an exit code, none a traceback."""
         kwargs["standalone_mode"] = False
+        told = {console.RUN: Path()}  # until the verb says where it works, through console.work_in
+        kwargs["obj"] = told
         if sys.stdin is None:  # closed by whoever started us; reads as empty
             sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  it stays open as stdin does
         try:
@@ -91,7 +94,7 @@ class _Group(click.Group):
             code = 0
         except ModuleNotFoundError as error:
             missing = missing_extra(error)
-            code = console.report_error(missing) if missing else console.report_bug(error)
+            code = console.report_error(missing) if missing else console.report_bug(error, told[console.RUN])
         except MemoryError:
             code = console.report_error(
                 OutOfMemoryError("memory ran out", cure="close other programs, or ask for less")
@@ -99,9 +102,9 @@ class _Group(click.Group):
         except OSError as error:
             is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             full = RunError(f"the output cannot be written: {error.strerror}", cure="free some space")
-            code = console.report_error(full) if is_full else console.report_bug(error)
+            code = console.report_error(full) if is_full else console.report_bug(error, told[console.RUN])
         except Exception as error:  # the one place where everything unforeseen ends
-            code = console.report_bug(error)
+            code = console.report_bug(error, told[console.RUN])
         sys.exit(code if isinstance(code, int) else 0)
 
 

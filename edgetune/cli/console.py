@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from edgetune.errors import EdgeTuneError
 
 Progress = Callable[[Mapping[str, Any]], None]
 """What stages call to report: a flat mapping with at least "stage"; see `ProgressLine`."""
+RUN = "run"
+"""Key of click's context object under which a verb's run folder stands."""
 
 
 def say(text: str) -> None:
@@ -110,15 +113,26 @@ def report_error(error: EdgeTuneError) -> int:
     return error.exit_code
 
 
-def report_bug(error: BaseException) -> int:
-    """Say that it is a bug, save the traceback, show no traceback. Exit code 1."""
-    place = Path.cwd() / f"edgetune-bug-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-    text = "".join(traceback.format_exception(error))
-    try:
-        place.write_text(text, encoding="utf-8")
-        saved = f"; the details are in {place}"
-    except OSError:
-        saved = ""
+def work_in(run: Path) -> None:
+    """Say which run folder the verb works in: that is where the details of a bug are saved."""
+    click.get_current_context().ensure_object(dict)[RUN] = run
+
+
+def report_bug(error: BaseException, run: Path) -> int:
+    """Say that it is a bug; save the traceback in the run folder, else in the current one; show none. Exit code 1."""
+    place = _save_traceback(error, (run, Path()))
+    saved = f"; the details are in {place}" if place else ""
     first_line = (str(error).splitlines() or [""])[0]
     note(f"edgetune: this is a bug in EdgeTune: {type(error).__name__}: {first_line}{saved}")
     return 1
+
+
+def _save_traceback(error: BaseException, folders: Sequence[Path]) -> Path | None:
+    """The file it was saved in, which lies in the first folder that is there and takes it; None if none does."""
+    text = "".join(traceback.format_exception(error))
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            place = folder.absolute() / f"edgetune-bug-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+            place.write_text(text, encoding="utf-8")
+            return place
+    return None

@@ -43,7 +43,10 @@ def command(
     Prints one table; keeps every answer in <out>/<target>-answers.jsonl. Outside a run folder --data is needed.
     """
     from edgetune.evaluate.by_path import evaluate_path
+    from edgetune.run_dir import find_run
 
+    if run_dir := find_run(Path(target)):
+        console.work_in(run_dir.path)
     given = {"data.test": data, "evaluate.metric": metric, "evaluate.max_rows": max_rows}
     options = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
     progress = console.ProgressLine()

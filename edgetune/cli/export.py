@@ -97,6 +97,7 @@ def _export(
             raise RecipeError(f"--data: {source} is verified on the rows of its own recipe", cure="leave it out")
         if not run_dir.recipe.is_file():
             raise RunError(f"{source}: is no run folder and no merged model", cure=_cure(source))
+        console.work_in(source)
         return export(load_recipe(run_dir.recipe, changes), run_dir, out=out, force=force, progress=progress)
     if data is None:
         raise RecipeError(f"{source}: has no recipe that names rows to verify on", cure="give rows with --data")

@@ -36,8 +36,8 @@ def command(target: Path, out: Path | None, merge_base: str | None, force: bool,
     The adapter may come from EdgeTune, PEFT, TRL or Unsloth. Memory: a few times the largest weight.
     """
     from edgetune.errors import RunError
+    from edgetune.files import refuse_to_replace
     from edgetune.lora.merge import merge
-    from edgetune.run_dir import refuse_to_replace
 
     adapter, base, default_base = _find(target)
     out = out or (target / "merged" if adapter != target else target.with_name(f"{target.resolve().name}-merged"))
@@ -75,6 +75,7 @@ def _find(target: Path) -> tuple[Path, Path, str]:
 
     run_dir = RunDir(target)
     if run_dir.recipe.is_file():
+        console.work_in(target)
         recipe = load_recipe(run_dir.recipe)
         model = recipe.model
         if not is_adapter(run_dir.adapter):

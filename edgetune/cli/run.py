@@ -21,12 +21,14 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
 
     Stages that are up to date in the run folder are skipped, so a stopped run goes on where it was.
     """
+    from edgetune.lock import only_process
     from edgetune.pipeline import run
     from edgetune.recipe import load_recipe
-    from edgetune.run_dir import RunDir, only_process
+    from edgetune.run_dir import RunDir
 
     loaded = load_recipe(recipe, overrides)
     run_dir = RunDir(out or Path("runs") / loaded.name)
+    console.work_in(run_dir.path)
     progress = console.ProgressLine()
     try:
         with only_process(run_dir):

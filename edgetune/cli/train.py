@@ -25,11 +25,13 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
     import dataclasses
     import os
 
+    from edgetune.lock import only_process
     from edgetune.recipe import load_recipe
-    from edgetune.run_dir import RunDir, claim, only_process
+    from edgetune.run_dir import RunDir, claim
 
     loaded = load_recipe(recipe, overrides)
     run_dir = RunDir(out or Path("runs") / loaded.name)
+    console.work_in(run_dir.path)
     is_first = os.environ.get("RANK", "0") == "0"  # under torchrun or accelerate launch it speaks for all
     progress = console.ProgressLine()
     try:

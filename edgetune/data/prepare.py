@@ -22,8 +22,9 @@ from edgetune.data.formats import Example, Format, detect, to_example
 from edgetune.data.read import Split, content_hashes, describe, rows, splits
 from edgetune.data.tokens import Tokens, open_tokens, write_tokens
 from edgetune.errors import DataError
+from edgetune.files import atomic_folder, read_json, write_json
+from edgetune.hashes import hash_values
 from edgetune.recipe import DataTable, Recipe
-from edgetune.run_dir import atomic_folder, hash_values, read_json, write_json
 
 BATCH_ROWS = 256
 CACHE_VERSION = 2

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from edgetune.data import iob
 from edgetune.data.files import EXTENSIONS, Row, extension, file_rows
 from edgetune.errors import DataError
-from edgetune.run_dir import hash_file
+from edgetune.hashes import hash_file
 
 Split = Literal["train", "eval", "test"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetune.data.encode import Encoded
-from edgetune.run_dir import hash_values
+from edgetune.hashes import hash_values
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ from typing import Any
 from edgetune.errors import RecipeError
 from edgetune.evaluate.evaluate import Result, Target, evaluate, result_values
 from edgetune.evaluate.rows import EvalSet
-from edgetune.evaluate.targets import choose, find_run, run_targets, table_rows, target_at
+from edgetune.evaluate.targets import choose, run_targets, table_rows, target_at
 from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
+from edgetune.files import write_json
 from edgetune.model.base import resolve_base
+from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe, parse_recipe
 from edgetune.report.table import plain, values
-from edgetune.run_dir import provenance, write_json
+from edgetune.run_dir import find_run
 from edgetune.runtime.bundle import open_bundle
 
 Progress = Callable[[Mapping[str, Any]], None]

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from edgetune.errors import EdgeTuneError
 from edgetune.evaluate.rows import read_eval_set
 from edgetune.evaluate.score import Answerer, measure_speed, score
-from edgetune.report.measure import peak_memory_bytes
+from edgetune.process_memory import peak_resident_bytes
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
     eval_set = read_eval_set(Path(request["eval_set"]))
     target = _load(request)
     speed = measure_speed(target, eval_set)
-    peak_bytes = peak_memory_bytes()
+    peak_bytes = peak_resident_bytes()
     device_peak_bytes = _device_peak_bytes()
     result, answers = score(target, eval_set, progress=progress)
     return {
@@ -56,7 +56,7 @@ def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
         "speed": dataclasses.asdict(speed) if speed else None,
         "peak_bytes": peak_bytes,
         "device_peak_bytes": device_peak_bytes,
-        "scoring_peak_bytes": peak_memory_bytes(),
+        "scoring_peak_bytes": peak_resident_bytes(),
         "answers": [dataclasses.asdict(answer) for answer in answers],
         "torch_loaded": "torch" in sys.modules,
     }

@@ -21,9 +21,10 @@ from typing import Any, Literal
 from edgetune import errors
 from edgetune.evaluate.metrics import FieldScore
 from edgetune.evaluate.score import Score, Speed
+from edgetune.files import atomic_file, write_json
+from edgetune.provenance import provenance
 from edgetune.recipe import ModelTable
 from edgetune.report.measure import disk_bytes
-from edgetune.run_dir import atomic_file, provenance, write_json
 
 Progress = Callable[[Mapping[str, Any]], None]
 Kind = Literal["base", "tuned", "merged", "bundle"]

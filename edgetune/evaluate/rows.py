@@ -16,8 +16,9 @@ from typing import Any
 
 from edgetune.errors import DataError, RunError
 from edgetune.evaluate.metrics import Metric, parse_json
+from edgetune.files import atomic_file
+from edgetune.hashes import hash_values
 from edgetune.recipe import Recipe
-from edgetune.run_dir import atomic_file, hash_values
 
 _NO_LIMIT = 1 << 30
 

@@ -29,15 +29,6 @@ def run_targets(recipe: Recipe, run_dir: RunDir, base: Path) -> dict[str, Target
     }
 
 
-def find_run(path: Path) -> RunDir | None:
-    """The run folder that a path is, or in which it lies; None elsewhere."""
-    for folder in (path, path.resolve().parent):
-        run_dir = RunDir(folder)
-        if run_dir.recipe.is_file() and run_dir.run_json.is_file():
-            return run_dir
-    return None
-
-
 def choose(targets: Mapping[str, Target], path: Path, run_dir: RunDir) -> list[Target]:
     """Those of a run's targets that a path asks for: the one lying there, or for the run folder all that are there.
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.data.chat import ensure_chat_template
+from edgetune.data.chat import end_ids, ensure_chat_template
 from edgetune.evaluate.evaluate import Target
 from edgetune.evaluate.rows import EvalSet, make_eval_set, write_eval_set
-from edgetune.export.bundle import context_length, end_ids
-from edgetune.model.base import load_tokenizer, read_config
+from edgetune.model.base import context_length, load_tokenizer, read_config
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import TOKENIZER, open_bundle
 

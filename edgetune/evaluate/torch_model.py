@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def greedy(
     answers: list[list[int]] = [[] for _ in prompts]
     places = list(range(len(prompts)))
     open_rows = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    cache = None
+    cache, cache_name = None, _cache_name(model)
     for _ in range(max(rooms)):
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         with _autocast(model):
@@ -122,11 +123,11 @@ def greedy(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{cache_name: cache},
             )
-        cache = output.past_key_values
+        cache = output[cache_name]
         tokens = output.logits[:, -1].argmax(dim=-1)
         open_rows = open_rows & ~torch.isin(tokens, ends)
         for place, token, is_open in zip(places, tokens.tolist(), open_rows.tolist(), strict=True):
@@ -145,6 +146,12 @@ def greedy(
         ids = tokens.unsqueeze(1)
         mask = torch.cat([mask, mask.new_ones(len(places), 1)], dim=1)
     return [ids[:room] for ids, room in zip(answers, rooms, strict=True)]
+
+
+def _cache_name(model: Any) -> str:
+    """What the model calls its keys and values: "cache" since transformers 5.24, "past_key_values" before."""
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "cache" if "cache" in inspect.signature(causal_lm.forward).parameters else "past_key_values"
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

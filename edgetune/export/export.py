@@ -13,14 +13,17 @@ from typing import Any
 
 from edgetune.errors import CheckError, RunError
 from edgetune.export.architecture import check_architecture
-from edgetune.export.bundle import chat_format, context_length, grid_of
+from edgetune.export.bundle import chat_format, grid_of
 from edgetune.export.decoder import build_decoder
 from edgetune.export.settings import write_settings
 from edgetune.export.verify import MOST_PROMPTS, Prompt, Verification, verify
-from edgetune.model.base import load_tokenizer
+from edgetune.files import atomic_folder, refuse_to_replace
+from edgetune.hashes import hash_tree, hash_values
+from edgetune.model.base import context_length, load_tokenizer
 from edgetune.model.memory import peak_memory_bytes, reset_peak
+from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
-from edgetune.run_dir import RunDir, atomic_folder, hash_tree, hash_values, provenance, refuse_to_replace
+from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle, write_manifest
 
 Progress = Callable[[Mapping[str, Any]], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgetune.run_dir import read_json, write_json
+from edgetune.files import read_json, write_json
 from edgetune.runtime.bundle import GENAI_CONFIG, ChatFormat
 
 SESSION_OPTIONS = {"intra_op_num_threads": 0, "session.intra_op.allow_spinning": "1"}

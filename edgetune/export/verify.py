@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from edgetune.export.bundle import end_ids
+from edgetune.data.chat import end_ids
 from edgetune.export.compare import at_level_0, deviations
 from edgetune.export.decoder import GRAPH
 from edgetune.export.graph import read_parts

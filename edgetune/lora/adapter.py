@@ -14,12 +14,12 @@ import torch
 
 from edgetune import __version__
 from edgetune.errors import ModelError
+from edgetune.files import atomic_folder, write_json
 from edgetune.lora.read import RECORD, read_adapter
 from edgetune.model.base import first_line, hash_base, resolve_base
 from edgetune.model.device import compute_dtype
 from edgetune.model.quiet import quiet
 from edgetune.recipe import LoraTable, ModelTable
-from edgetune.run_dir import atomic_folder, write_json
 
 
 def attach(model: Any, table: LoraTable, *, gradient_checkpointing: bool = False) -> Any:

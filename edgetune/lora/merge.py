@@ -18,13 +18,13 @@ from torch import Tensor
 
 from edgetune import __version__
 from edgetune.errors import ModelError
+from edgetune.files import atomic_folder, write_json
 from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record
 from edgetune.model.base import check_base, empty_model, hash_base
 from edgetune.model.device import device
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.model.nf4 import as_trained, quantized_linears
 from edgetune.model.weights import INDEX, SINGLE, Place, Writer, find_tensors, hash_files, read_tensor
-from edgetune.run_dir import atomic_folder, write_json
 
 Progress = Callable[[Mapping[str, Any]], None]
 MergeBase = Literal["trained", "original"]

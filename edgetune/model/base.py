@@ -10,6 +10,7 @@ import functools
 import json
 import re
 import sys
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from edgetune.model.heap import give_back_freed
 from edgetune.model.nf4 import hold_layout
 from edgetune.model.quiet import quiet, silence_bitsandbytes
 from edgetune.model.weights import find_tensors, hash_files
-from edgetune.recipe import ModelTable
+from edgetune.recipe import ExportTable, ModelTable
 
 NANO = "edgetune:nano"
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
@@ -77,6 +78,12 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{file}: holds no JSON object", cure="fetch the base again")
     return config
+
+
+def context_length(config: Mapping[str, Any], table: ExportTable) -> int:
+    """Longest text in tokens: the base's, or what the recipe cuts it to."""
+    longest = int(config.get("max_position_embeddings", 2048))
+    return min(longest, table.max_length or longest)
 
 
 def hash_base(path: Path) -> str:

@@ -5,10 +5,8 @@ Source of the formula: QLoRA, arXiv:2305.14314, section 3 and appendix G, with t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import nn
 from edgetune.model.base import empty_model, resolve_base
 from edgetune.model.device import compute_dtype, device
 from edgetune.model.nf4 import BLOCK_SIZE, quantized_linears
+from edgetune.process_memory import peak_resident_bytes, reset_peak_resident
 from edgetune.recipe import LoraTable, Recipe
 
 LIBRARY_BYTES = {"cpu": 520 * 1024**2, "cuda": 0}
@@ -127,29 +126,11 @@ def reset_peak() -> None:
     """Start measuring the peak anew, where the system allows it (Linux, CUDA)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:  # not Linux, or a container that forbids it: the peak is then the process's whole life
-        return
+    reset_peak_resident()
 
 
 def peak_memory_bytes() -> int:
     """Highest memory since `reset_peak`: resident bytes of this process, or on CUDA the device's allocated bytes."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return _process_peak_bytes()
-
-
-def _process_peak_bytes() -> int:
-    """The peak of the process's whole life, where /proc does not tell: macOS and Windows."""
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_resident_bytes()

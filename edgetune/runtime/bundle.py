@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgetune.errors import BundleError
-from edgetune.run_dir import hash_file, write_json
+from edgetune.files import write_json
+from edgetune.hashes import hash_file
 
 FORMAT_VERSION = 1
 MANIFEST = "edgetune.json"

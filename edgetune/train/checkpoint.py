@@ -6,23 +6,25 @@ checkpoints/step-00000040/ holds adapter.safetensors (float32), optimizer.pt (pl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import random
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 
 from edgetune.errors import RunError
-from edgetune.run_dir import RunDir, atomic_folder, read_json, write_json
+from edgetune.files import atomic_folder, read_json, write_json
+from edgetune.run_dir import RunDir
 
 KEPT = 2
 """Checkpoints that stay; the one before the newest serves if the newest is damaged."""
@@ -92,8 +94,8 @@ def restore(
     for folder in folders:
         try:
             record, weights, parts = _read(folder)
-        except (RunError, OSError, RuntimeError, SafetensorError, KeyError, ValueError, EOFError) as error:
-            problems.append(f"{folder}: cannot be read: {error}")
+        except RunError as error:
+            problems.append(error.message)
             continue
         if record["inputs"] != inputs:
             raise changed_inputs(run_dir)
@@ -102,7 +104,7 @@ def restore(
         if scaler is not None:
             scaler.load_state_dict(parts["scaler"])
         _set_generators(record["generators"], parts["torch"])
-        return State(**record["state"]), folder
+        return record["state"], folder
     if problems:
         raise RunError(problems[0], cure="start the run anew with --force")
     return None
@@ -136,10 +138,33 @@ def sweep(run_dir: RunDir) -> None:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
-    record = read_json(folder / "state.json")
-    weights = load_file(folder / "adapter.safetensors")
-    parts = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    """state.json with its State, the adapter's weights, and optimizer.pt. Raises RunError that names a damaged file."""
+    with _reading(folder / "state.json") as file:
+        record = read_json(file)
+        record = {"inputs": record["inputs"], "state": State(**record["state"]), "generators": record["generators"]}
+    with _reading(folder / "adapter.safetensors") as file:
+        weights = load_file(file)
+    with _reading(folder / "optimizer.pt") as file:
+        parts = torch.load(file, map_location="cpu", weights_only=True)
+        parts = {key: parts[key] for key in ("optimizer", "scaler", "torch")}
     return record, weights, parts
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[Path]:
+    """Whatever a file that is damaged or not there makes the block raise becomes a RunError that names it.
+
+    torch's own text is left out: of garbage it says that reading it without its guard would help.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about the format that it believes to see
+            yield file
+    except RunError:
+        raise
+    except Exception as error:  # torch.load alone raises nine kinds, by where the bytes lead it
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"damaged ({type(error).__name__})"
+        raise RunError(f"{file}: cannot be read: {reason}") from None
 
 
 def _trained(model: Any) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgetune.run_dir import atomic_file
+from edgetune.files import atomic_file
 from edgetune.train.events import read_events
 
 SMOOTHING = 0.05

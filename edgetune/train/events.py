@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgetune.run_dir import RunDir, write_text
+from edgetune.files import write_text
+from edgetune.run_dir import RunDir
 
 STAGE = "train"
 

@@ -21,21 +21,14 @@ from typing import Any
 import torch
 
 from edgetune.errors import OutOfMemoryError, RunError, Stopped
+from edgetune.files import read_json, write_json, write_text
+from edgetune.hashes import hash_file, hash_tree, hash_values
 from edgetune.lora.adapter import save as save_adapter
 from edgetune.model.base import hash_base, resolve_base
 from edgetune.model.memory import peak_memory_bytes, reset_peak
+from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
-from edgetune.run_dir import (
-    RunDir,
-    claim,
-    hash_file,
-    hash_tree,
-    hash_values,
-    provenance,
-    read_json,
-    write_json,
-    write_text,
-)
+from edgetune.run_dir import RunDir, claim
 from edgetune.train import checkpoint, events
 from edgetune.train.batches import Rows, collate_rows
 from edgetune.train.checkpoint import State

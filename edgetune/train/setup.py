@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from edgetune.data.prepare import prepare
+from edgetune.hashes import hash_values
 from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base, load_tokenizer, resolve_base
 from edgetune.recipe import Recipe
-from edgetune.run_dir import RunDir, hash_values
+from edgetune.run_dir import RunDir
 from edgetune.train.batches import Order
 from edgetune.train.fused import fuse
 from edgetune.train.loss import find_causal_lm, use_segments

@@ -11,10 +11,19 @@ import torch
 
 from edgetune.errors import ModelError
 from edgetune.model import base as base_module
-from edgetune.model.base import check_base, empty_model, hash_base, load_base, load_merged, load_tokenizer, resolve_base
+from edgetune.model.base import (
+    check_base,
+    context_length,
+    empty_model,
+    hash_base,
+    load_base,
+    load_merged,
+    load_tokenizer,
+    resolve_base,
+)
 from edgetune.model.nf4 import as_trained, quantized_linears
 from edgetune.model.weights import find_tensors, read_tensor
-from edgetune.recipe import ModelTable
+from edgetune.recipe import ExportTable, ModelTable
 
 
 @pytest.fixture
@@ -135,6 +144,11 @@ def test_a_damaged_config_is_named(copy: Path) -> None:
     (copy / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
         check_base(copy)
+
+
+@pytest.mark.parametrize(("max_length", "expected"), [(None, 512), (100, 100), (1000, 512)])
+def test_the_context_is_the_bases_or_what_the_recipe_cuts_it_to(max_length: int | None, expected: int) -> None:
+    assert context_length({"max_position_embeddings": 512}, ExportTable(max_length=max_length)) == expected
 
 
 def test_an_unknown_architecture_is_refused_with_close_names(copy: Path) -> None:

@@ -11,10 +11,11 @@ import torch
 from accelerate import Accelerator
 
 from edgetune.errors import HardwareError, MissingExtraError, OutOfMemoryError, RunError
+from edgetune.hashes import hash_tree
 from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base
 from edgetune.recipe import LoraTable, ModelTable, TrainTable, load_recipe
-from edgetune.run_dir import RunDir, hash_tree
+from edgetune.run_dir import RunDir
 from edgetune.train import loop
 from edgetune.train.events import read_events
 from edgetune.train.fused import fuse

@@ -99,16 +99,18 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(make_recipe, tmp
     assert adapter_bytes(broken) == adapter_bytes(whole)
 
 
-def test_when_no_checkpoint_can_be_read_the_run_says_so(make_recipe, tmp_path, monkeypatch):
+def test_when_no_checkpoint_can_be_read_the_run_says_so_and_leaves_all_as_it_is(make_recipe, tmp_path, monkeypatch):
     run_dir = RunDir(tmp_path / "r")
     with monkeypatch.context() as patch:
         killed_at(patch, loop, "_make_step", 3)
         with pytest.raises(Killed):
             train(make_recipe(), run_dir)
     for folder in checkpoint.find(run_dir):
-        (folder / "adapter.safetensors").write_bytes(b"")
-    with pytest.raises(RunError, match=r"step-00000002: cannot be read.*--force"):
+        (folder / "optimizer.pt").write_bytes(b"garbage\n")
+    before = {path: path.read_bytes() for path in run_dir.path.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=r"step-00000002.optimizer\.pt: cannot be read: damaged .*; start.*--force$"):
         train(make_recipe(), run_dir)
+    assert {path: path.read_bytes() for path in run_dir.path.rglob("*") if path.is_file()} == before
 
 
 def test_only_the_newest_two_checkpoints_stay_and_they_hold_plain_tensors(make_recipe, tmp_path, monkeypatch):

@@ -1,0 +1,69 @@
+"""Where a result comes from: versions, commit, machine, seed and command. In run.json, bundles and every result."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from edgetune import __version__
+
+RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "tokenizers",
+)
+
+
+def provenance(seed: int | None = None) -> dict[str, Any]:
+    """What a result must carry to be repeated: versions, commit, platform, processor, cores, seed, command."""
+    versions = {}
+    for name in RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "edgetune": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "seed": seed,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started_unix": round(time.time(), 3),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the clone that this package runs from, "+" after it if files differ; None for an installed one."""
+    clone = Path(__file__).parent.parent
+    if not (clone / ".git").exists():
+        return None
+    git = ["git", "-C", str(clone)]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False, timeout=10)
+        return found.stdout.strip() + ("+" if changed.returncode else "")
+    return None
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,53 @@
+"""Files that are whole or not there: edgetune/files.py."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from edgetune.errors import RunError
+from edgetune.files import atomic_file, atomic_folder, read_json, write_json
+
+
+def _fail_inside(block, *, write):
+    with block as temporary:
+        write(temporary)
+        raise ValueError("stop")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="stop"):
+        _fail_inside(atomic_file(path), write=lambda temporary: temporary.write_text("half"))
+    assert read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "bundle"
+    with atomic_folder(folder) as temporary:
+        (temporary / "old").write_text("1")
+    with pytest.raises(ValueError, match="stop"):
+        _fail_inside(atomic_folder(folder), write=lambda temporary: (temporary / "new").write_text("2"))
+    assert [item.name for item in folder.iterdir()] == ["old"]
+    with atomic_folder(folder) as temporary:
+        (temporary / "new").write_text("2")
+    assert [item.name for item in folder.iterdir()] == ["new"]
+    assert [item.name for item in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    with pytest.raises(RunError, match="cannot be written: No space left"), atomic_file(tmp_path / "a"):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_that_a_library_meets_is_the_same_error(tmp_path):
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors 0.6
+    with (
+        pytest.raises(RunError, match="b: cannot be written: No space left on device; free some space"),
+        atomic_folder(tmp_path / "b"),
+    ):
+        raise RuntimeError(said)
+    assert os.listdir(tmp_path) == []
