@@ -96,17 +96,17 @@ def run(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progr
     _write_recipe(work)
     base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
     targets = run_targets(recipe, run_dir, base)
-    eval_set = prepare_eval_set(recipe, targets["base"], run_dir.results)
-    if eval_set.dropped_too_long:
-        work.say("evaluate", f"{eval_set.dropped_too_long} rows longer than the context were left out")
+    eval_set = prepare_eval_set(recipe, next(iter(targets.values())), run_dir.results)
+    if eval_set.left_out:
+        work.say("evaluate", eval_set.left_out)
     rows, base_hash, adapter_hash = eval_set.fingerprint, hash_base(base), hash_tree(run_dir.adapter)
-    results = [
-        _evaluate(work, targets["base"], hash_values(rows, base_hash, recipe.model)),
-        _evaluate(work, targets["tuned"], hash_values(rows, base_hash, adapter_hash, recipe.model)),
-    ]
+    results = []
+    if "base" in targets:
+        results.append(_evaluate(work, targets["base"], hash_values(rows, base_hash, recipe.model)))
+    results.append(_evaluate(work, targets["tuned"], hash_values(rows, base_hash, adapter_hash, recipe.model)))
     merged_hash = _merge(work, base, hash_values(base_hash, adapter_hash, recipe.export.merge_base))
     results.append(_evaluate(work, targets["merged"], hash_values(rows, merged_hash, recipe.model)))
-    bundle_hash = _export(work, hash_values(merged_hash, recipe.export, recipe.data))
+    bundle_hash = _export(work, hash_values(merged_hash, recipe.export, recipe.data, recipe.classify))
     results.append(_evaluate(work, targets["bundle"], hash_values(rows, bundle_hash)))
     return _finish(work, results, {"estimate": dataclasses.asdict(estimate), "train": dataclasses.asdict(trained)})
 
@@ -196,8 +196,21 @@ def _finish(work: _Run, results: list[Any], facts: Mapping[str, Any]) -> RunResu
         **facts,
         "provenance": provenance(work.recipe.train.seed),
     }
+    if work.recipe.is_classifier:
+        summary["classification"] = _draw_labels(work, results[-1].score)
     write_json(work.run_dir.results / "summary.json", summary)
     return RunResult(work.run_dir, plain(rows, metric=metric), summary)
+
+
+def _draw_labels(work: _Run, score: Any) -> dict[str, Any]:
+    """What the bundle scored label by label, and results/confusion.png where the labels are few enough to look at."""
+    from edgetune.report.confusion import draw_confusion
+
+    classes = score.classes
+    if classes["confusion"] is not None:
+        labels = [item["label"] for item in classes["per_class"]]
+        draw_confusion(classes["confusion"], labels, work.run_dir.results / "confusion.png", title=work.recipe.name)
+    return {"temperature": score.temperature, "rejection": score.rejection, **classes}
 
 
 def _over_budget(work: _Run) -> list[str]:

@@ -79,7 +79,8 @@ def _check(recipe: Recipe) -> dict[str, dict[str, int]]:
     base = attempt(lambda: resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code))
     tokenizer = None
     if base is not None:
-        if attempt(lambda: check_base(base, trust_remote_code=model.trust_remote_code)):
+        is_sound = attempt(lambda: check_base(base, trust_remote_code=model.trust_remote_code, task=model.task))
+        if is_sound and not recipe.is_classifier:
             attempt(lambda: check_architecture(base))  # before the training, not after it
         tokenizer = attempt(lambda: load_tokenizer(base, trust_remote_code=model.trust_remote_code))
         if adapter is not None:
@@ -107,6 +108,10 @@ def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
         raise DataError(f"data.{which}: holds no rows")
     if tokenizer is None:
         return {"rows": len(first)}
+    if recipe.is_classifier:
+        lengths = [len(tokenizer(example.text or "", verbose=False)["input_ids"]) for example in first]
+        too_long = sum(length > recipe.data.max_seq_len for length in lengths)
+        return {"rows": len(first), "tokens": sum(lengths), "trained_tokens": 0, "too_long": too_long}
     ensure_chat_template(tokenizer)
     encoded = encode_batch(first, tokenizer, loss_on=recipe.data.loss_on)
     return {

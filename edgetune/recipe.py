@@ -38,6 +38,8 @@ class ModelTable:
 
     base: str = _filled()
     """Local folder, hub id, or `edgetune:nano`."""
+    task: Literal["generation", "classification"] = "generation"
+    """A decoder that answers, or an encoder with a head that labels texts; [classify] says how."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = False
@@ -74,6 +76,33 @@ class DataTable:
     loss_on: Literal["completion", "all"] = "completion"
     packing: bool = True
     """Fill sequences with several rows that cannot see each other."""
+
+
+@dataclass(frozen=True)
+class ClassifyTable:
+    """[classify]: what model.task = "classification" adds."""
+
+    pooling: Literal["mean", "cls", "pooler"] = "mean"
+    """One vector a text: the mean over its tokens, the first token, or the base's own pooler over that."""
+    head: Literal["cosine", "linear"] = "cosine"
+    """cosine: `scale` times the cosine with each label's direction, which starts at the mean of its training texts."""
+    scale: float = _at(20.0, above=0.0)
+    head_learning_rate: Literal["auto"] | float = _at("auto", above=0.0)
+    """auto: ten times train.learning_rate."""
+    multi_label: bool = False
+    """A text may have any number of labels: a list, or a text with `label_separator` between them."""
+    label_separator: str = _filled(",")
+    label_smoothing: float = _at(0.1, least=0.0, most=0.9)
+    """Share of the target that is spread over all labels (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a label's rows weigh rows / (labels * rows of the label), for skewed data."""
+    out_of_scope_label: str | None = _filled(None)
+    """The label of rows that belong to no other: the bundle answers them with "unknown"."""
+    false_accept_rate: float | None = _at(None, least=0.0, most=1.0)
+    """Least sure answers become "unknown": at most this share of eval rows out of scope (or, where there are none, of
+    wrongly answered ones) is still given a label."""
+    positive_label: str | None = _filled(None)
+    """The label whose F1 the metric "f1" is."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +173,9 @@ class ExportTable:
 class EvaluateTable:
     """[evaluate]: how answers are scored."""
 
-    metric: Literal["exact_match", "json", "loss"] = "exact_match"
-    """exact_match: the same text; json: the same JSON value, with fields scored too; loss: no generation."""
+    metric: Literal["exact_match", "json", "loss", "accuracy", "macro_f1", "f1"] = "exact_match"
+    """exact_match: the same text; json: the same JSON value, with fields scored too; loss: no generation. Of
+    classifiers: accuracy, macro_f1 (mean over labels), f1 of classify.positive_label."""
     max_rows: int | None = _at(None, least=1)
     """Score the first rows only, a seeded sample."""
     max_new_tokens: int = _at(128, least=1)
@@ -168,6 +198,7 @@ class Recipe:
 
     model: ModelTable
     data: DataTable
+    classify: ClassifyTable = ClassifyTable()
     lora: LoraTable = LoraTable()
     train: TrainTable = TrainTable()
     export: ExportTable = ExportTable()
@@ -175,10 +206,17 @@ class Recipe:
     budget: BudgetTable = BudgetTable()
     name: str = "run"
 
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the recipe trains a classifier."""
+        return self.model.task == "classification"
+
     def to_toml(self) -> str:
         """The recipe as TOML, every key that has a value; loads back to an equal recipe."""
         parts = []
         for table in TABLES:
+            if table == "classify" and not self.is_classifier:
+                continue
             values = dataclasses.asdict(getattr(self, table))
             lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if value not in (None, {})]
             if lines:
@@ -186,9 +224,18 @@ class Recipe:
         return "\n\n".join(parts) + "\n"
 
 
+CLASSIFIER_METRICS = ("accuracy", "macro_f1", "f1")
+CLASSIFIER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "data": {"max_seq_len": 128, "too_long": "truncate"},
+    "train": {"epochs": 8.0, "batch_size": 32, "gradient_accumulation_steps": 1, "schedule": "linear"},
+    "evaluate": {"metric": "accuracy"},
+}
+"""What a key is without a word in the recipe where model.task is "classification"; other keys as in the tables."""
+
 TABLES: dict[str, type] = {
     "model": ModelTable,
     "data": DataTable,
+    "classify": ClassifyTable,
     "lora": LoraTable,
     "train": TrainTable,
     "export": ExportTable,
@@ -233,6 +280,7 @@ def parse_recipe(text: str, *, source: str, name: str = "run", overrides: Iterab
             problems.append(problem)
 
     tables = {}
+    defaults = CLASSIFIER_DEFAULTS if _task(raw) == "classification" else {}
     for table, values in raw.items():
         if table not in TABLES:
             problems.append(f"{place(table)}: unknown table; {_closest(table, TABLES)}")
@@ -246,14 +294,40 @@ def parse_recipe(text: str, *, source: str, name: str = "run", overrides: Iterab
         for key, problem in found:
             where = f"--set {table}.{key}" if (table, key) in set_places else place(table, key)
             problems.append(f"{where}: {problem}")
-        tables[table] = checked
+        tables[table] = {**defaults.get(table, {}), **checked}
     if problems:
         if len(problems) == 1:
             raise RecipeError(problems[0])
         raise RecipeError("\n".join([f"{len(problems)} problems", *problems]), problems=problems)
     recipe = Recipe(**{table: TABLES[table](**values) for table, values in tables.items()}, name=name)
+    if problem := _contradiction(recipe, raw):
+        raise RecipeError(f"{source}: {problem}")
     parse_size(recipe.budget.memory, where=f"{source}: budget.memory")
     return recipe
+
+
+def _task(raw: Mapping[str, Any]) -> Any:
+    """model.task as it is written, right or wrong."""
+    model = raw.get("model")
+    return model.get("task") if isinstance(model, dict) else None
+
+
+def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
+    """What two tables say against each other, if anything."""
+    metric = recipe.evaluate.metric
+    if not recipe.is_classifier:
+        if "classify" in raw:
+            return '[classify]: needs model.task = "classification"'
+        if metric in CLASSIFIER_METRICS:
+            return f'evaluate.metric = "{metric}": needs model.task = "classification"'
+        return None
+    if metric not in CLASSIFIER_METRICS:
+        return f'evaluate.metric = "{metric}": a classifier has {", ".join(CLASSIFIER_METRICS)}'
+    if metric == "f1" and recipe.classify.positive_label is None:
+        return 'evaluate.metric = "f1": name the label in classify.positive_label'
+    if recipe.classify.multi_label and recipe.classify.out_of_scope_label is not None:
+        return "classify.out_of_scope_label: with multi_label a text out of scope is one without labels"
+    return None
 
 
 def check_table(kind: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:

@@ -104,3 +104,88 @@ def tiny_bundle(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     )
     bundle = Bundle(path=folder, name="tiny", precision="fp32", grid=None, chat=chat, context_length=512)
     return write_manifest(bundle).path
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of two layers as a Hugging Face folder, with a WordPiece tokenizer of the demo's words."""
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    rows = (REPOSITORY / "edgetune/assets/home/train.jsonl").read_text(encoding="utf-8").splitlines()[:1000]
+    wordpiece = BertWordPieceTokenizer()
+    wordpiece.train_from_iterator([json.loads(row)["prompt"] for row in rows], vocab_size=600, show_progress=False)
+    wordpiece.save(str(folder / "tokenizer.json"))
+    BertTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=wordpiece.get_vocab_size(),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def word_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classification bundle made by hand: "card", "money" and "weather" each vote 8 for their label, others nothing.
+
+    A padding token would vote 1000 for all: only the mask keeps it out.
+    """
+    import numpy as np
+    import onnx
+    from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    from edgetune.runtime.bundle import Bundle, ClassifierFormat, write_manifest
+
+    labels = ("card", "money", "weather")
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *labels)
+    folder = tmp_path_factory.mktemp("word-bundle")
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    votes = np.zeros((len(words), len(labels)), np.float32)
+    votes[0], votes[4:] = 1000, 8 * np.eye(3)
+    int64, floats = onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
+    graph = make_graph(
+        [
+            make_node("Gather", ["votes", "input_ids"], ["each"]),
+            make_node("Cast", ["attention_mask"], ["mask"], to=floats),
+            make_node("Unsqueeze", ["mask", "last"], ["column"]),
+            make_node("Mul", ["each", "column"], ["counted"]),
+            make_node("ReduceSum", ["counted", "first"], ["logits"], keepdims=0),
+        ],
+        "words",
+        [make_tensor_value_info(name, int64, ["batch", "sequence"]) for name in ("input_ids", "attention_mask")],
+        [make_tensor_value_info("logits", floats, ["batch", len(labels)])],
+        [
+            onnx.numpy_helper.from_array(votes, "votes"),
+            onnx.numpy_helper.from_array(np.array([-1]), "last"),
+            onnx.numpy_helper.from_array(np.array([1]), "first"),
+        ],
+    )
+    onnx.save(make_model(graph, opset_imports=[make_opsetid("", 20)], ir_version=10), str(folder / "model.onnx"))
+    classifier = ClassifierFormat(labels=labels, multi_label=False, max_length=12, pad_id=0)
+    bundle = Bundle(
+        path=folder,
+        name="words",
+        precision="fp32",
+        grid=None,
+        chat=None,
+        context_length=12,
+        task="classification",
+        classifier=classifier,
+    )
+    return write_manifest(bundle).path

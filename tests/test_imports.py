@@ -122,6 +122,20 @@ main()
     assert len(python(code, verb, tiny_bundle)) > 1
 
 
+def test_texts_are_classified_where_nothing_for_training_is_installed(word_bundle: Path) -> None:
+    """Nor is onnxruntime-genai loaded, which writes text only."""
+    code = f"""{WITHOUT_TRAINING}
+from edgetune.cli import main
+
+sys.argv = ["edgetune", "classify", sys.argv[1], "my card has not arrived"]
+try:
+    main()
+finally:
+    assert not [name for name in (*{ABSENT}, "onnxruntime_genai") if name in sys.modules]
+"""
+    assert python(code, word_bundle) == "card\t0.9993\n"
+
+
 def test_the_readmes_three_lines_answer(tiny_bundle: Path) -> None:
     code = f"""
 from edgetune.runtime.decoder import Decoder

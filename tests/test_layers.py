@@ -4,7 +4,8 @@
 |---|---|---|---|
 | 0 words | errors, recipe, run_dir, files, hashes, lock, provenance, process_memory | none | layer 0 |
 | 1 device | runtime | numpy, onnxruntime, tokenizers | 0, 1 |
-| 2 parts | data, model, lora, quant, evaluate.metrics, assets | and torch, transformers, peft, safetensors | 0 to 2 |
+| 2 parts | data, model, lora, quant, assets | and torch, transformers, peft, safetensors | 0 to 2 |
+| 2 parts, too | evaluate.metrics, evaluate.classification | the same | the same |
 | 3 stages | train, tune, export, evaluate, report | and accelerate, onnx, optuna | 0 to 3; of a stage its public part |
 | 4 shell | pipeline, plan, cli | click | 0 at module top, the rest inside a function |
 """
@@ -24,7 +25,7 @@ PACKAGE = Path(__file__).parent.parent / "edgetune"
 LAYERS = {
     0: ("errors", "recipe", "run_dir", "files", "hashes", "lock", "provenance", "process_memory", "__init__"),
     1: ("runtime",),
-    2: ("data", "model", "lora", "quant", "evaluate.metrics", "assets"),
+    2: ("data", "model", "lora", "quant", "assets", "evaluate.metrics", "evaluate.classification"),
     3: ("train", "tune", "export", "evaluate", "report"),
     4: ("pipeline", "plan", "cli", "__main__"),
 }
@@ -40,8 +41,8 @@ THIRD_PARTY = {
 PUBLIC = {
     "train": {"train.loop.train"},
     "export": {"export.export.export"},
-    "evaluate": {"evaluate.evaluate.evaluate"},
-    "report": {"report.measure", "report.table"},  # what every stage measures and is shown with
+    "evaluate": {"evaluate.evaluate.evaluate", "evaluate.labeller.calibrate_for"},
+    "report": {"report.measure", "report.table", "report.confusion"},  # what stages measure and are shown with
 }
 """What a stage offers to the other stages."""
 

@@ -14,6 +14,7 @@ TRAIN_MODULES = frozenset(
         "matplotlib",
         "onnx",
         "onnx_ir",
+        "onnxscript",
         "peft",
         "safetensors",
         "torch",

@@ -23,11 +23,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation, or a plain text with no messages."""
+    """A conversation, or a plain text with no messages; labels where a classifier is trained."""
 
     messages: tuple[Message, ...]
     text: str | None
     place: str
+    labels: tuple[str, ...] = ()
 
 
 COLUMNS: dict[Format, tuple[str, ...]] = {
@@ -57,7 +58,7 @@ def detect(row: Row) -> tuple[Format, str]:
 def to_example(row: Row, form: Format, *, system: str | None = None) -> Example:
     """A row as an example; `system` goes first where the row has no system message. Raises DataError with the place."""
     if form == "text":
-        return Example((), _text(row, "text"), row.place)
+        return Example((), text_of(row, "text"), row.place)
     messages = _READERS[form](row)
     if not any(message.role == "assistant" for message in messages):
         raise DataError(f"{row.place}: has no assistant message, so nothing to learn")
@@ -80,15 +81,15 @@ def _from_prompt(row: Row) -> tuple[Message, ...]:
         roles = {role: role for role in ROLES}
         parts = [_turns(row, column, role_key="role", content_key="content", roles=roles) for column in COLUMNS[_PC]]
         return (*parts[0], *parts[1])
-    return Message("user", _text(row, "prompt")), Message("assistant", _text(row, "completion"))
+    return Message("user", text_of(row, "prompt")), Message("assistant", text_of(row, "completion"))
 
 
 def _from_alpaca(row: Row) -> tuple[Message, ...]:
-    asked = _text(row, "instruction")
-    more = _text(row, "input") if row.values.get("input") is not None else ""
+    asked = text_of(row, "instruction")
+    more = text_of(row, "input") if row.values.get("input") is not None else ""
     if more:
         asked = f"{asked}\n\n{more}"
-    return Message("user", asked), Message("assistant", _text(row, "output"))
+    return Message("user", asked), Message("assistant", text_of(row, "output"))
 
 
 _PC: Format = "prompt-completion"
@@ -100,7 +101,8 @@ _READERS: dict[Format, Callable[[Row], tuple[Message, ...]]] = {
 }
 
 
-def _text(row: Row, column: str) -> str:
+def text_of(row: Row, column: str) -> str:
+    """The text in a column; numbers are written out. Raises DataError with the place for anything else."""
     if column not in row.values:
         raise DataError(f"{row.place}: no column '{column}'", cure=f"columns found: {', '.join(row.values)}")
     value = row.values[column]

@@ -25,6 +25,16 @@ class Batch:
     position_ids: Tensor
     segment_ids: Tensor
 
+    @property
+    def trained(self) -> int:
+        """Tokens that the loss counts."""
+        return int((self.labels[:, 1:] != NOT_TRAINED).sum())
+
+    @property
+    def read(self) -> int:
+        """Tokens, padding aside."""
+        return int((self.segment_ids > 0).sum())
+
     def to(self, device: Any) -> Batch:
         """The same batch on a device."""
         return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))

@@ -11,14 +11,16 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from edgetune.data.chat import ensure_chat_template
 from edgetune.data.encode import Encoded, encode_batch
+from edgetune.data.files import Row
 from edgetune.data.formats import Example, Format, detect, to_example
+from edgetune.data.labels import find_columns, to_labelled
 from edgetune.data.read import Split, content_hashes, describe, rows, splits
 from edgetune.data.tokens import Tokens, open_tokens, write_tokens
 from edgetune.errors import DataError
@@ -88,7 +90,7 @@ def prepare(recipe: Recipe, tokenizer: Any, *, cache: Path) -> Prepared:
     Raises DataError: unreadable rows with their place, no rows, no row that can be trained on.
     """
     has_default_template = ensure_chat_template(tokenizer)
-    key = _cache_key(recipe, tokenizer)
+    key = cache_key(recipe, tokenizer)
     folder = cache / f"data-{key[:16]}"
     if not (folder / "report.json").exists():
         with atomic_folder(folder) as temporary:
@@ -104,10 +106,10 @@ def examples(recipe: Recipe, which: Split) -> Iterator[Example]:
     """
     data = recipe.data
     source, split, part = _locate(data, which)
-    form, _ = _format_of(data, source, split)
-    threshold = _eval_threshold(data) if part else 0.0
+    read, _ = _reader(recipe, source, split)
+    threshold = _eval_threshold(recipe) if part else 0.0
     for row in rows(source, split=split, columns=data.columns):
-        example = to_example(row, form, system=data.system)
+        example = read(row)
         if part is None or (_eval_draw(example) <= threshold) == (part == "eval"):
             yield example
 
@@ -131,13 +133,43 @@ def _has_eval(data: DataTable) -> bool:
     return data.eval is not None or "eval" in splits(data.train)
 
 
-def _format_of(data: DataTable, source: str, split: Split | None) -> tuple[Format, str]:
+def sources(recipe: Recipe) -> tuple[str, str]:
+    """Where the train and the eval rows come from, for a report."""
+    data = recipe.data
+    train, train_split, _ = _locate(data, "train")
+    source, split, part = _locate(data, "eval")
+    return describe(train, train_split), f"{data.eval_fraction:.0%} of {source}" if part else describe(source, split)
+
+
+def columns_of(recipe: Recipe) -> str:
+    """Which columns a classifier's training rows are read from."""
+    source, split, _ = _locate(recipe.data, "train")
+    return _reader(recipe, source, split)[1]
+
+
+def _reader(recipe: Recipe, source: str, split: Split | None) -> tuple[Callable[[Row], Example], str]:
+    """How rows of a source become examples, and what was recognised. Raises DataError."""
+    data = recipe.data
+    if recipe.is_classifier:
+        columns = find_columns(_first_row(data, source, split))
+        return lambda row: to_labelled(
+            row, columns, recipe.classify
+        ), f"text in {columns[0]!r}, label in {columns[1]!r}"
+    form, reason = _format_of(data, source, split)
+    return lambda row: to_example(row, form, system=data.system), f"{form}: {reason}"
+
+
+def _first_row(data: DataTable, source: str, split: Split | None) -> Row:
     first = next(rows(source, split=split, columns=data.columns), None)
     if first is None:
         raise DataError(f"{source}: holds no rows")
-    if data.format == "auto":
-        return detect(first)
-    return data.format, "set in the recipe"
+    return first
+
+
+def _format_of(data: DataTable, source: str, split: Split | None) -> tuple[Format, str]:
+    if data.format != "auto":
+        return data.format, "set in the recipe"
+    return detect(_first_row(data, source, split))
 
 
 def _eval_draw(example: Example) -> float:
@@ -146,13 +178,14 @@ def _eval_draw(example: Example) -> float:
     return (int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest()) + 1) / 2**64
 
 
-def _eval_threshold(data: DataTable) -> float:
+def _eval_threshold(recipe: Recipe) -> float:
     """Rows that draw at most this are eval rows: eval_fraction, or the least draw where no row would be one."""
-    form, _ = _format_of(data, data.train, None)
+    data = recipe.data
+    read, _ = _reader(recipe, data.train, None)
     least, count = 1.0, 0
     for row in rows(data.train, columns=data.columns):
         count += 1
-        least = min(least, _eval_draw(to_example(row, form, system=data.system)))
+        least = min(least, _eval_draw(read(row)))
         if least <= data.eval_fraction and count > 1:
             return data.eval_fraction
     if count < 2:
@@ -162,8 +195,8 @@ def _eval_threshold(data: DataTable) -> float:
     return least
 
 
-def _cache_key(recipe: Recipe, tokenizer: Any) -> str:
-    """Hash of all that decides the arrays: the sources' content, the tokenizer, the settings."""
+def cache_key(recipe: Recipe, tokenizer: Any, *more: Any) -> str:
+    """Hash of all that decides the arrays: the sources' content, the tokenizer, the settings, and `more`."""
     data = recipe.data
     content = []
     parts: tuple[Split, ...] = ("train", "eval")
@@ -184,7 +217,10 @@ def _cache_key(recipe: Recipe, tokenizer: Any) -> str:
         )
     }
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
-    return hash_values(CACHE_VERSION, content, settings, backend, tokenizer.chat_template, tokenizer.special_tokens_map)
+    if recipe.is_classifier:
+        more = (*more, recipe.classify.multi_label, recipe.classify.label_separator)
+    told = (tokenizer.chat_template, tokenizer.special_tokens_map)
+    return hash_values(CACHE_VERSION, content, settings, backend, *told, *more)
 
 
 def _write(recipe: Recipe, tokenizer: Any, folder: Path, has_default_template: bool) -> None:
@@ -205,15 +241,15 @@ def _write(recipe: Recipe, tokenizer: Any, folder: Path, has_default_template: b
             cure="give rows in data.eval or raise data.max_seq_len",
         )
     train_source, train_split, _ = _locate(data, "train")
-    source, split, part = _locate(data, "eval")
+    read_from, eval_from = sources(recipe)
     form, reason = _format_of(data, train_source, train_split)
     report = DataReport(
         format=form,
         format_reason=reason,
         train_rows=kept["train"],
         eval_rows=kept["eval"],
-        train_source=describe(train_source, train_split),
-        eval_source=f"{data.eval_fraction:.0%} of {source}" if part else describe(source, split),
+        train_source=read_from,
+        eval_source=eval_from,
         dropped_too_long=counts["too_long"],
         truncated=counts["truncated"],
         dropped_untrainable=counts["untrainable"],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgetune.data import iob
-from edgetune.data.files import EXTENSIONS, Row, extension, file_rows
+from edgetune.data.files import EXTENSIONS, Row, extension, file_rows, not_utf8
 from edgetune.errors import DataError
 from edgetune.hashes import hash_file
 
@@ -30,6 +30,8 @@ SPLIT_NAMES: dict[str, Split] = {
     "test": "test",
 }
 SPLITS: tuple[Split, ...] = ("train", "eval", "test")
+TEXT_FILE = ".txt"
+"""One text a file, in a folder named after its label."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 
@@ -96,7 +98,7 @@ def find(source: str) -> Path:
 
 def _raw_rows(source: str, split: Split | None) -> Iterator[Row]:
     if is_hub_id(source):
-        yield from (Row(dict(values), f"{source}:{n}") for n, values in enumerate(_load_hub(source, split), start=1))
+        yield from _hub_rows(source, split)
         return
     files = _files(source, split)
     if files[0].name in iob.NAMES:
@@ -104,7 +106,7 @@ def _raw_rows(source: str, split: Split | None) -> Iterator[Row]:
             yield from (Row(values, place) for values, place in iob.read(folder))
         return
     for file in files:
-        yield from file_rows(file)
+        yield from _whole_text(file) if extension(file) == TEXT_FILE else file_rows(file)
 
 
 def _files(source: str, split: Split | None) -> tuple[Path, ...]:
@@ -135,10 +137,32 @@ def _folder_splits(folder: Path) -> dict[Split, tuple[Path, ...]]:
     names = [item.relative_to(folder) for item in sorted(folder.rglob("*")) if item.is_file()]
     names = [name for name in names if extension(name) in EXTENSIONS and not _is_hidden(name)]
     if not names:
-        raise DataError(f"{folder}: holds no data files", cure=f"known: {', '.join(EXTENSIONS)}")
+        return _label_folders(folder)
     exact = [(_exact_split(name), folder / name) for name in names]
     loose = [(_split_in_words(name), folder / name) for name in names]
     return _grouped(exact) or _grouped(loose) or {"train": tuple(folder / name for name in names)}
+
+
+def _label_folders(folder: Path) -> dict[Split, tuple[Path, ...]]:
+    """The .txt files of one folder a label, perhaps inside train/ and test/. Raises DataError if there are none."""
+    names = [item.relative_to(folder) for item in sorted(folder.rglob(f"*{TEXT_FILE}")) if item.is_file()]
+    names = [name for name in names if len(name.parts) > 1 and not _is_hidden(name)]
+    if not names:
+        known = ", ".join(EXTENSIONS)
+        raise DataError(f"{folder}: holds no data files", cure=f"known: {known}; or folders of .txt files, one a label")
+    return _grouped([(_exact_split(name.parent), folder / name) for name in names if len(name.parts) > 2]) or {
+        "train": tuple(folder / name for name in names)
+    }
+
+
+def _whole_text(file: Path) -> Iterator[Row]:
+    """A file as one row, labelled by its folder's name. Raises DataError."""
+    try:
+        yield Row({"text": file.read_text(encoding="utf-8"), "label": file.parent.name}, str(file))
+    except UnicodeDecodeError as error:
+        raise not_utf8(file, error) from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
 
 
 def _by_split(named: Mapping[str, tuple[Path, ...]]) -> dict[Split, tuple[Path, ...]]:
@@ -197,6 +221,22 @@ def _load_hub(source: str, split: Split | None) -> Any:
     if not found:
         raise DataError(f"{source}: has no {wanted} split", cure=f"found: {', '.join(known)}")
     return _from_hub(source, lambda: datasets.load_dataset(name, config or None, split=found[0]))
+
+
+def _hub_rows(source: str, split: Split | None) -> Iterator[Row]:
+    """The rows of a hub data set, numbered classes as their names."""
+    import datasets
+
+    table = _load_hub(source, split)
+    features = getattr(table, "features", None) or {}
+    classes = {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
+    for number, values in enumerate(table, start=1):
+        names = {
+            column: kind.int2str(values[column])
+            for column, kind in classes.items()
+            if values[column] is not None and values[column] >= 0
+        }
+        yield Row({**values, **names}, f"{source}:{number}")
 
 
 def _from_hub(source: str, load: Any) -> Any:

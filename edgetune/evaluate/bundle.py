@@ -73,7 +73,7 @@ class BundleAnswerer:
         )
 
     def _check_ends(self, limits: Limits) -> None:
-        own = (sorted(self.bundle.chat.eos_ids), self.bundle.context_length)
+        own = (sorted(self.bundle.chat_format.eos_ids), self.bundle.context_length)
         wanted = (sorted(limits.eos_ids), limits.context_length)
         if own != wanted:
             raise CheckError(

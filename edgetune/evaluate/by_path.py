@@ -11,11 +11,13 @@ from typing import Any
 
 from edgetune.errors import RecipeError
 from edgetune.evaluate.evaluate import Result, Target, evaluate, result_values
+from edgetune.evaluate.label_rows import LabelSet
 from edgetune.evaluate.rows import EvalSet
 from edgetune.evaluate.targets import choose, run_targets, table_rows, target_at
 from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
 from edgetune.files import write_json
 from edgetune.model.base import resolve_base
+from edgetune.model.classifier import read_spec
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe, parse_recipe
 from edgetune.report.table import plain, values
@@ -48,7 +50,8 @@ def evaluate_path(
         table = recipe.model
         base = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
         every = run_targets(recipe, run_dir, base)
-        targets, reader = choose(every, Path(path), run_dir), every["base"]
+        targets = choose(every, Path(path), run_dir)
+        reader = targets[0] if recipe.is_classifier else every["base"]
         out = out or run_dir.results / "evaluate"
     else:
         targets = [target_at(path)]
@@ -67,24 +70,34 @@ def _recipe_for(target: Target, overrides: Sequence[str]) -> Recipe:
             f"{target.path}: lies in no run folder, which would say on what to score it", cure="give rows with --data"
         )
     base = target.model.base if target.model else str(target.path)
-    text = f"[model]\nbase = {json.dumps(base)}\n[data]\ntrain = {test.partition('=')[2]}\n"
+    text = (
+        f'[model]\nbase = {json.dumps(base)}\ntask = "{target.task}"\n[data]\ntrain = {test.partition("=")[2]}\n'
+        f"eval = {test.partition('=')[2]}\n"
+    )
     recipe = parse_recipe(text, source=str(target.path), name=target.name, overrides=overrides)
+    if target.task == "classification":
+        spec = open_bundle(target.path).classifier_format if target.model is None else read_spec(target.path)
+        kept = dataclasses.replace(
+            recipe.classify, multi_label=spec.multi_label, out_of_scope_label=spec.out_of_scope_label
+        )
+        recipe = dataclasses.replace(recipe, classify=kept)
     if target.kind == "bundle":
         bundle = open_bundle(target.path)
-        data = dataclasses.replace(recipe.data, system=recipe.data.system or bundle.chat.system)
+        system = recipe.data.system or (bundle.chat.system if bundle.chat else None)
+        data = dataclasses.replace(recipe.data, system=system)
         export = dataclasses.replace(recipe.export, precision=bundle.precision)  # type: ignore[arg-type]
         return dataclasses.replace(recipe, data=data, export=export)
     return recipe if target.model is None else dataclasses.replace(recipe, model=target.model)
 
 
-def _summarise(recipe: Recipe, eval_set: EvalSet, results: Sequence[Result], out: Path) -> Evaluation:
+def _summarise(recipe: Recipe, eval_set: EvalSet | LabelSet, results: Sequence[Result], out: Path) -> Evaluation:
     rows = table_rows(recipe, results)
     summary = {
         "metric": eval_set.metric,
         "rows": len(eval_set.rows),
         "source": eval_set.source,
         "source_rows": eval_set.source_rows,
-        "dropped_too_long": eval_set.dropped_too_long,
+        "dropped": eval_set.dropped_empty if isinstance(eval_set, LabelSet) else eval_set.dropped_too_long,
         "confidence": eval_set.confidence,
         "table": values(rows),
         "results": [result_values(result) for result in results],

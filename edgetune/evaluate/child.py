@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from edgetune.errors import EdgeTuneError
+from edgetune.evaluate import labeller
 from edgetune.evaluate.rows import read_eval_set
 from edgetune.evaluate.score import Answerer, measure_speed, score
 from edgetune.process_memory import peak_resident_bytes
@@ -45,6 +46,8 @@ def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
 
     Memory is read between the two: what it takes to load the target and to answer one prompt at a time.
     """
+    if request["task"] == "classification":
+        return labeller.measure(request, progress)
     eval_set = read_eval_set(Path(request["eval_set"]))
     target = _load(request)
     speed = measure_speed(target, eval_set)

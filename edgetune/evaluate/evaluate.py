@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgetune import errors
+from edgetune.evaluate.labeller import LabelScore, Latency
 from edgetune.evaluate.metrics import FieldScore
 from edgetune.evaluate.score import Score, Speed
 from edgetune.files import atomic_file, write_json
@@ -45,6 +46,7 @@ class Target:
     """Base or merged: Hugging Face folder; tuned: adapter folder; bundle: bundle folder."""
     model: ModelTable | None = None
     """How the torch targets are loaded: `base` is a local folder here; None for a bundle."""
+    task: Literal["generation", "classification"] = "generation"
 
     @property
     def shipped(self) -> tuple[Path, ...]:
@@ -57,8 +59,8 @@ class Result:
     """One target's measurements."""
 
     target: Target
-    score: Score
-    speed: Speed | None
+    score: Score | LabelScore
+    speed: Speed | Latency | None
     disk_bytes: int
     """Files one would ship, see Target.shipped."""
     peak_bytes: int
@@ -81,7 +83,7 @@ def evaluate(target: Target, eval_set: Path, out: Path, *, progress: Progress | 
     result = Result(
         target=target,
         score=_score(measured["score"]),
-        speed=Speed(**measured["speed"]) if measured["speed"] else None,
+        speed=_speed(measured["speed"]),
         disk_bytes=disk_bytes(*target.shipped, suffixes=None if target.kind == "bundle" else MODEL_SUFFIXES),
         peak_bytes=measured["peak_bytes"],
         device_peak_bytes=measured["device_peak_bytes"],
@@ -110,13 +112,22 @@ def read_result(values: Mapping[str, Any]) -> Result:
     facts |= {
         "target": Target(**{**target, "path": Path(target["path"]), "model": model}),
         "score": _score(values["score"]),
-        "speed": Speed(**values["speed"]) if values["speed"] else None,
+        "speed": _speed(values["speed"]),
     }
     return Result(**facts)
 
 
-def _score(values: Mapping[str, Any]) -> Score:
+def _speed(values: Mapping[str, Any] | None) -> Speed | Latency | None:
+    if values is None:
+        return None
+    return Latency(**values) if "median_s" in values else Speed(**values)
+
+
+def _score(values: Mapping[str, Any]) -> Score | LabelScore:
     interval = values["interval"]
+    if "classes" in values:
+        loss_interval = tuple(values["loss_interval"])
+        return LabelScore(**{**values, "interval": tuple(interval), "loss_interval": loss_interval})
     return Score(
         **{
             **values,
@@ -139,6 +150,7 @@ def _measure_apart(target: Target, eval_set: Path, progress: Progress | None) ->
         "path": str(target.path),
         "model": dataclasses.asdict(target.model) if target.model else None,
         "eval_set": str(eval_set),
+        "task": target.task,
     }
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(

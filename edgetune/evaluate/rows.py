@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from edgetune.errors import DataError, RunError
 from edgetune.evaluate.metrics import Metric, parse_json
@@ -72,6 +72,12 @@ class EvalSet:
         """SHA-256 of everything, hex."""
         return hash_values(self)
 
+    @property
+    def left_out(self) -> str:
+        """What became of rows that cannot be scored, for a user; "" if there are none."""
+        count = self.dropped_too_long
+        return f"{count} rows longer than the context were left out" if count else ""
+
 
 def make_eval_set(recipe: Recipe, tokenizer: Any, *, eos_ids: Sequence[int], context_length: int) -> EvalSet:
     """The recipe's test rows (else its eval rows), encoded; at most evaluate.max_rows of them, drawn by train.seed.
@@ -82,7 +88,7 @@ def make_eval_set(recipe: Recipe, tokenizer: Any, *, eos_ids: Sequence[int], con
     from edgetune.data.prepare import examples
 
     found = list(examples(recipe, "test"))
-    settings = recipe.evaluate
+    settings, metric = recipe.evaluate, cast(Metric, recipe.evaluate.metric)
     drawn = found
     if settings.max_rows is not None and settings.max_rows < len(found):
         places = random.Random(recipe.train.seed).sample(range(len(found)), settings.max_rows)
@@ -95,10 +101,10 @@ def make_eval_set(recipe: Recipe, tokenizer: Any, *, eos_ids: Sequence[int], con
             f"{source}: no row to evaluate on fits {context_length} tokens" if rows else f"{source}: no rows"
         )
     for row in fitting:
-        _check_reference(row, settings.metric)
+        _check_reference(row, metric)
     return EvalSet(
         rows=tuple(fitting),
-        metric=settings.metric,
+        metric=metric,
         limits=Limits(settings.max_new_tokens, context_length, tuple(sorted(eos_ids))),
         bootstrap_samples=settings.bootstrap_samples,
         confidence=settings.confidence,

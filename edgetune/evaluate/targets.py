@@ -8,25 +8,32 @@ from pathlib import Path
 
 from edgetune.errors import ModelError, RunError
 from edgetune.evaluate.evaluate import Result, Target
+from edgetune.evaluate.labeller import Latency
+from edgetune.evaluate.score import Speed
 from edgetune.lora.read import is_adapter, read_adapter_config, read_record
-from edgetune.model.base import resolve_base
+from edgetune.model.base import Task, resolve_base
+from edgetune.model.classifier import SPEC
 from edgetune.recipe import ModelTable, Recipe
 from edgetune.report.table import TableRow
 from edgetune.run_dir import RunDir
-from edgetune.runtime.bundle import GENAI_CONFIG, MANIFEST
+from edgetune.runtime.bundle import GRAPH, MANIFEST, open_bundle
 
 
 def run_targets(recipe: Recipe, run_dir: RunDir, base: Path) -> dict[str, Target]:
-    """The four targets of a run by name, there already or not: base, tuned, merged, bundle."""
+    """The targets of a run by name, there already or not: base, tuned, merged, bundle; of a classifier, whose head
+    only training makes, the last three.
+    """
     plain = dataclasses.replace(recipe.model, base=str(base), revision=None, quantization="none")
     trained = dataclasses.replace(plain, quantization=recipe.model.quantization)
     merged = dataclasses.replace(plain, base=str(run_dir.merged))
-    return {
-        "base": Target("base", "base", base, plain),
-        "tuned": Target("tuned", "tuned", run_dir.adapter, trained),
-        "merged": Target("merged", "merged", run_dir.merged, merged),
-        "bundle": Target("bundle", "bundle", run_dir.bundle),
+    task = recipe.model.task
+    targets = {
+        "base": Target("base", "base", base, plain, task),
+        "tuned": Target("tuned", "tuned", run_dir.adapter, trained, task),
+        "merged": Target("merged", "merged", run_dir.merged, merged, task),
+        "bundle": Target("bundle", "bundle", run_dir.bundle, None, task),
     }
+    return {name: target for name, target in targets.items() if not (recipe.is_classifier and name == "base")}
 
 
 def choose(targets: Mapping[str, Target], path: Path, run_dir: RunDir) -> list[Target]:
@@ -51,16 +58,19 @@ def target_at(path: str) -> Target:
     folder = Path(path).expanduser()
     name = folder.name.replace(":", "-") or "target"
     if is_bundle(folder):
-        return Target("bundle", name, folder)
+        return Target("bundle", name, folder, None, "generation" if open_bundle(folder).chat else "classification")
+    task: Task = "classification" if (folder / SPEC).is_file() else "generation"
     if is_adapter(folder):
-        return Target("tuned", name, folder, _trained_on(folder))
+        return Target("tuned", name, folder, dataclasses.replace(_trained_on(folder), task=task), task)
+    if task == "classification":
+        return Target("merged", name, folder, ModelTable(base=str(folder), quantization="none", task=task), task)
     base = resolve_base(path)
     return Target("base", name, base, ModelTable(base=str(base), quantization="none"))
 
 
 def is_bundle(folder: Path) -> bool:
     """Whether a folder holds a bundle (an adapter has an edgetune.json too)."""
-    return (folder / MANIFEST).is_file() and (folder / GENAI_CONFIG).is_file()
+    return (folder / MANIFEST).is_file() and (folder / GRAPH).is_file()
 
 
 def table_rows(recipe: Recipe, results: Iterable[Result]) -> list[TableRow]:
@@ -79,7 +89,8 @@ def table_rows(recipe: Recipe, results: Iterable[Result]) -> list[TableRow]:
             loss=result.score.loss,
             disk_bytes=result.disk_bytes,
             peak_bytes=result.peak_bytes if result.device_peak_bytes is None else result.device_peak_bytes,
-            tokens_per_s=result.speed.tokens_per_s if result.speed else None,
+            tokens_per_s=result.speed.tokens_per_s if isinstance(result.speed, Speed) else None,
+            latency_s=result.speed.median_s if isinstance(result.speed, Latency) else None,
         )
         for result in results
     ]

@@ -8,8 +8,10 @@ from typing import Any
 
 from edgetune.data.chat import end_ids, ensure_chat_template
 from edgetune.evaluate.evaluate import Target
+from edgetune.evaluate.label_rows import LabelSet, make_label_set, write_label_set
 from edgetune.evaluate.rows import EvalSet, make_eval_set, write_eval_set
 from edgetune.model.base import context_length, load_tokenizer, read_config
+from edgetune.model.classifier import read_spec
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import TOKENIZER, open_bundle
 
@@ -25,12 +27,23 @@ class TextFormat:
     context_length: int
 
 
-def prepare_eval_set(recipe: Recipe, target: Target, out: Path) -> EvalSet:
+def prepare_eval_set(recipe: Recipe, target: Target, out: Path) -> EvalSet | LabelSet:
     """The recipe's rows as a target reads them, written to out/rows.json. Raises DataError, ModelError, BundleError."""
+    if target.task == "classification":
+        label_set = make_label_set(recipe, _labels(target))
+        write_label_set(out / EVAL_SET_FILE, label_set)
+        return label_set
     texts = _of_bundle(target.path) if target.model is None else _of_folder(recipe, Path(target.model.base))
     eval_set = make_eval_set(recipe, texts.tokenizer, eos_ids=texts.eos_ids, context_length=texts.context_length)
     write_eval_set(out / EVAL_SET_FILE, eval_set)
     return eval_set
+
+
+def _labels(target: Target) -> tuple[str, ...]:
+    """The labels of a classifier in the order of its logits."""
+    if target.model is None:
+        return open_bundle(target.path).classifier_format.labels
+    return read_spec(target.path).labels
 
 
 def _of_folder(recipe: Recipe, folder: Path) -> TextFormat:
@@ -48,7 +61,7 @@ def _of_bundle(path: Path) -> TextFormat:
     from transformers import PreTrainedTokenizerFast
 
     bundle = open_bundle(path)
-    chat = bundle.chat
+    chat = bundle.chat_format
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(path / TOKENIZER),
         bos_token=chat.bos_token,

@@ -16,8 +16,7 @@ import numpy as np
 import onnx
 import torch
 
-from edgetune.export.decoder import GRAPH
-from edgetune.runtime.bundle import GENAI_CONFIG, Bundle
+from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, TOKENIZER, Bundle
 from edgetune.runtime.logits import Logits
 
 BATCH_LOGITS = 1 << 22
@@ -95,8 +94,9 @@ def at_level_0(bundle: Bundle) -> Iterator[Bundle]:
                 if attribute.name == "accuracy_level":
                     attribute.i = 0
         onnx.save(model, str(Path(folder) / GRAPH))
-        shutil.copy(bundle.path / GENAI_CONFIG, folder)
-        _link(bundle.path / f"{GRAPH}.data", Path(folder) / f"{GRAPH}.data")
+        for name in (GENAI_CONFIG, TOKENIZER, f"{GRAPH}.data"):
+            if (bundle.path / name).exists():
+                _link(bundle.path / name, Path(folder) / name)
         yield dataclasses.replace(bundle, path=Path(folder))
 
 

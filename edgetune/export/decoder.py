@@ -21,11 +21,10 @@ from edgetune.export.graph import write_graph
 from edgetune.export.silence import silenced
 from edgetune.model.base import empty_model
 from edgetune.model.weights import find_tensors, read_tensor
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.bundle import GRAPH, Grid
 from edgetune.runtime.session import import_genai
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
-GRAPH = "model.onnx"
 OPTIONS = ["windowed_kv_cache=false"]
 """The builder's options. A cache as long as the window only would have to be filled before the first token."""
 

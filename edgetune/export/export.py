@@ -14,12 +14,16 @@ from typing import Any
 from edgetune.errors import CheckError, RunError
 from edgetune.export.architecture import check_architecture
 from edgetune.export.bundle import chat_format, grid_of
+from edgetune.export.checks import Verification
+from edgetune.export.classifier import build_classifier_bundle, calibrated
 from edgetune.export.decoder import build_decoder
+from edgetune.export.encoder_verify import verify_encoder
 from edgetune.export.settings import write_settings
-from edgetune.export.verify import MOST_PROMPTS, Prompt, Verification, verify
+from edgetune.export.verify import MOST_PROMPTS, Prompt, verify
 from edgetune.files import atomic_folder, refuse_to_replace
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import context_length, load_tokenizer
+from edgetune.model.classifier import SPEC
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
@@ -57,7 +61,9 @@ def export(
     """
     if not (run_dir.merged / "config.json").is_file():
         raise RunError(f"{run_dir.merged}: no merged model", cure="make it first: edgetune merge")
-    check_architecture(run_dir.merged)
+    is_classifier = (run_dir.merged / SPEC).is_file()
+    if not is_classifier:
+        check_architecture(run_dir.merged)
     out = out or run_dir.bundle
     if out.exists() and not force:
         raise RunError(f"{out}: there is something already", cure="replace it with --force")
@@ -66,6 +72,9 @@ def export(
     if out == run_dir.bundle and run_dir.run_json.exists():
         run_dir.forget("export")  # what the pipeline knows of the bundle ends here
     rows = chain(examples(recipe, "eval"), examples(recipe, "train"))
+    if is_classifier:
+        texts = islice((example.text for example in rows if (example.text or "").strip()), MOST_PROMPTS)
+        return export_classifier(run_dir.merged, out, recipe, texts=[str(text) for text in texts], progress=progress)
     prompts = prompts_of(islice(rows, MOST_PROMPTS))
     return export_folder(run_dir.merged, out, recipe, prompts=prompts, progress=progress)
 
@@ -75,15 +84,44 @@ def export_folder(
 ) -> ExportResult:
     """The bundle `out` of any Hugging Face folder, verified on `prompts`. Raises as `export` does."""
     tell = progress or (lambda _: None)
+
+    def make(folder: Path) -> tuple[Bundle, Verification]:
+        tell({"stage": "export", "message": f"building {recipe.export.precision}"})
+        bundle, tokenizer = build_bundle(merged, folder, recipe, is_chat=not any(isinstance(p, str) for p in prompts))
+        tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
+        return bundle, verify(bundle, merged, prompts, tokenizer=tokenizer)
+
+    return _put_in_place(out, merged, make)
+
+
+def export_classifier(
+    merged: Path, out: Path, recipe: Recipe, *, texts: Sequence[str], progress: Progress | None = None
+) -> ExportResult:
+    """The bundle `out` of a merged classifier, verified on `texts`, calibrated on the recipe's eval rows.
+
+    Raises as `export` does.
+    """
+    tell = progress or (lambda _: None)
+
+    def make(folder: Path) -> tuple[Bundle, Verification]:
+        tell({"stage": "export", "message": f"building {recipe.export.precision}"})
+        bundle, classifier, tokenizer = build_classifier_bundle(merged, folder, recipe)
+        tell({"stage": "export", "message": f"verifying on {len(texts)} texts"})
+        verification = verify_encoder(bundle, classifier, texts, tokenizer)
+        tell({"stage": "export", "message": "calibrating on the eval rows"})
+        return calibrated(bundle, recipe), verification
+
+    return _put_in_place(out, merged, make)
+
+
+def _put_in_place(out: Path, merged: Path, make: Callable[[Path], tuple[Bundle, Verification]]) -> ExportResult:
+    """Make a bundle in a folder beside `out`, and let it be `out` if its verification holds, else out.failed."""
     start_s = time.perf_counter()
     reset_peak()
     failed = out.with_name(f"{out.name}.failed")
     refuse_to_replace(out, merged)
     with atomic_folder(out) as folder:
-        tell({"stage": "export", "message": f"building {recipe.export.precision}"})
-        bundle, tokenizer = build_bundle(merged, folder, recipe, is_chat=not any(isinstance(p, str) for p in prompts))
-        tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
-        verification = verify(bundle, merged, prompts, tokenizer=tokenizer)
+        bundle, verification = make(folder)
         bundle = write_manifest(dataclasses.replace(bundle, verified=verification.to_json()))
         if not verification.passed:
             shutil.rmtree(failed, ignore_errors=True)

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edgetune.data.chat import end_ids
+from edgetune.export.checks import Check, Verification, check, made
 from edgetune.export.compare import at_level_0, deviations
-from edgetune.export.decoder import GRAPH
 from edgetune.export.graph import read_parts
-from edgetune.export.weights import DeviceTensors, GraphWeights, WeightNode, device_model
-from edgetune.model.base import first_line
-from edgetune.model.quiet import quiet
+from edgetune.export.weights import DeviceTensors, GraphWeights, WeightNode, device_model, same_bytes
 from edgetune.model.weights import Place, find_tensors
 from edgetune.quant.grid import quantize
-from edgetune.runtime.bundle import GENAI_CONFIG, Bundle
+from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, Bundle
 from edgetune.runtime.decoder import Decoder
 from edgetune.runtime.prompt import Prompter
 from edgetune.runtime.session import genai_config, import_genai
@@ -39,41 +34,6 @@ GENERATED_PROMPTS = 4
 GENERATED_TOKENS = 48
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was checked; it passed if value <= limit."""
-
-    name: str
-    passed: bool
-    value: float
-    """What was measured, the less the better."""
-    limit: float
-    detail: str
-    is_required: bool = True
-    """Whether the bundle is refused if this fails; else it is told only."""
-
-
-@dataclass(frozen=True)
-class Verification:
-    """All checks of a bundle."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every required check passed."""
-        return not self.failures
-
-    @property
-    def failures(self) -> tuple[Check, ...]:
-        """The required checks that failed."""
-        return tuple(check for check in self.checks if check.is_required and not check.passed)
-
-    def to_json(self) -> dict[str, Any]:
-        """For edgetune.json and --json."""
-        return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
-
-
 def verify(bundle: Bundle, merged: Path, prompts: Sequence[Prompt], *, tokenizer: Any) -> Verification:
     """Compare a bundle with the Hugging Face folder it was made from, on the user's prompts and with its tokenizer.
 
@@ -90,20 +50,8 @@ def verify(bundle: Bundle, merged: Path, prompts: Sequence[Prompt], *, tokenizer
         ("end of turn", lambda: _end_of_turn(bundle, merged, tokenizer)),
         ("generation", lambda: _generation(bundle, prompts, tokenizer)),
     ):
-        checks += _made(name, make)
+        checks += made(name, make)
     return Verification(tuple(checks))
-
-
-def _made(name: str, make: Callable[[], Iterator[Check]]) -> list[Check]:
-    try:
-        with quiet():
-            return list(make())
-    except Exception as error:  # whatever a broken graph or tokenizer makes the libraries raise
-        return [Check(name, False, math.inf, 0.0, f"cannot be checked: {first_line(error)}")]
-
-
-def _check(name: str, value: float, limit: float, detail: str, *, is_required: bool = True) -> Check:
-    return Check(name, bool(value <= limit), float(value), float(limit), detail, is_required)
 
 
 def _weights(bundle: Bundle, places: Mapping[str, Place]) -> Iterator[Check]:
@@ -113,10 +61,10 @@ def _weights(bundle: Bundle, places: Mapping[str, Place]) -> Iterator[Check]:
     weights = GraphWeights(bundle.path / GRAPH, places)
     wrong = [node.name for node in weights.nodes if not _is_ours(bundle, weights, node, places)]
     detail = f"{len(weights.nodes)} weights compared byte for byte" + (f", differing: {wrong[0]}" if wrong else "")
-    yield _check("weight bytes", len(wrong) if weights.nodes else math.inf, 0, detail)
+    yield check("weight bytes", len(wrong) if weights.nodes else math.inf, 0, detail)
     slow = weights.float_matmuls()
     detail = f"{slow[0]} is not on the grid" if slow else "every matrix product takes the fast path"
-    yield _check("matrices off the grid", len(slow), 0, detail)
+    yield check("matrices off the grid", len(slow), 0, detail)
 
 
 def _is_ours(bundle: Bundle, weights: GraphWeights, node: WeightNode, places: Mapping[str, Place]) -> bool:
@@ -129,13 +77,7 @@ def _is_ours(bundle: Bundle, weights: GraphWeights, node: WeightNode, places: Ma
     if node.attributes.get("accuracy_level", grid.accuracy_level) != grid.accuracy_level:
         return False
     ours = quantize(read_parts(places, node.sources), bits=bits, block_size=grid.block_size, symmetric=grid.symmetric)
-    theirs = weights.matrix(node)
-    if (ours.zero_points is None) != (theirs.zero_points is None):
-        return False
-    pairs = [(ours.packed, theirs.packed), (ours.scales, theirs.scales)]
-    if ours.zero_points is not None and theirs.zero_points is not None:
-        pairs.append((ours.zero_points, theirs.zero_points))
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+    return same_bytes(ours, weights.matrix(node))
 
 
 def _logits(
@@ -147,21 +89,21 @@ def _logits(
     if bundle.grid is None:
         (found,) = deviations(reference, [bundle], sequences)
         detail = f"{found.tokens} tokens, the likeliest next one is the same after {found.agreement:.2%}"
-        yield _check("logits against torch", found.relative, limit, detail)
+        yield check("logits against torch", found.relative, limit, detail)
         return
     with at_level_0(bundle) as exact:
         found, rounded = deviations(reference, [exact, bundle], sequences)
     detail = f"{found.tokens} tokens against torch with the same dequantised integers, activations in float32"
-    yield _check("logits against torch", found.relative, limit, detail)
+    yield check("logits against torch", found.relative, limit, detail)
     level = bundle.grid.accuracy_level
     detail = f"nats a token at accuracy level {level}; the same likeliest next one after {rounded.agreement:.2%}"
-    yield _check("rounded activations", rounded.kl, KL_LIMIT, detail)
+    yield check("rounded activations", rounded.kl, KL_LIMIT, detail)
 
 
 def _prompts(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Iterator[Check]:
     """The device renders conversations as training did."""
     conversations = [prompt for prompt in prompts if not isinstance(prompt, str)]
-    if not conversations or bundle.chat.template is None:
+    if not conversations or bundle.chat_format.template is None:
         return
     prompter = Prompter(bundle)
     wrong = [
@@ -170,7 +112,7 @@ def _prompts(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Itera
         if prompter.render(messages) != training_text(messages, tokenizer, bundle)
     ]
     detail = f"{len(conversations)} conversations" + (f", differing: {wrong[0]}" if wrong else "")
-    yield _check("rendered prompts", len(wrong), 0, detail)
+    yield check("rendered prompts", len(wrong), 0, detail)
 
 
 def _token_ids(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Iterator[Check]:
@@ -187,19 +129,19 @@ def _token_ids(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Ite
         if [int(token) for token in plain.encode(text)] not in (ids, bos + ids, ids[1:] if ids[:1] == bos else ids):
             plain_wrong.append(prompt)
     detail = f"{len(prompts)} prompts" + (f", differing: {wrong[0]!r}" if wrong else "")
-    yield _check("token ids", len(wrong), 0, detail)
+    yield check("token ids", len(wrong), 0, detail)
     detail = f"{len(prompts)} prompts" + (f", differing: {plain_wrong[0]!r}" if plain_wrong else "")
-    yield _check("token ids of plain onnxruntime-genai", len(plain_wrong), 0, detail, is_required=False)
+    yield check("token ids of plain onnxruntime-genai", len(plain_wrong), 0, detail, is_required=False)
 
 
 def _end_of_turn(bundle: Bundle, merged: Path, tokenizer: Any) -> Iterator[Check]:
     """Everything that may stop the device stops at what training put after an answer."""
-    wanted = set(end_ids(tokenizer, merged, is_chat=bundle.chat.template is not None))
+    wanted = set(end_ids(tokenizer, merged, is_chat=bundle.chat_format.template is not None))
     model = json.loads((bundle.path / GENAI_CONFIG).read_text(encoding="utf-8"))["model"]
     stated = model["eos_token_id"]
     found = set(stated) if isinstance(stated, list) else {stated}
-    wrong = (wanted ^ found) | (wanted ^ set(bundle.chat.eos_ids))
-    yield _check("end-of-turn tokens", len(wrong), 0, f"ids {', '.join(map(str, sorted(wanted)))}")
+    wrong = (wanted ^ found) | (wanted ^ set(bundle.chat_format.eos_ids))
+    yield check("end-of-turn tokens", len(wrong), 0, f"ids {', '.join(map(str, sorted(wanted)))}")
 
 
 def _generation(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Iterator[Check]:
@@ -210,9 +152,11 @@ def _generation(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> It
     for ids in chosen[:GENERATED_PROMPTS]:
         answer = decoder.generate(ids, max_new_tokens=GENERATED_TOKENS)
         ended += answer.stop_reason == "end"
-        wrong += bool(set(answer.token_ids) & set(bundle.chat.eos_ids)) or len(answer.token_ids) > GENERATED_TOKENS
+        wrong += (
+            bool(set(answer.token_ids) & set(bundle.chat_format.eos_ids)) or len(answer.token_ids) > GENERATED_TOKENS
+        )
     detail = f"{ended} of {min(len(chosen), GENERATED_PROMPTS)} answers ended within {GENERATED_TOKENS} tokens"
-    yield _check("generation", wrong, 0, detail)
+    yield check("generation", wrong, 0, detail)
 
 
 def training_text(prompt: Prompt, tokenizer: Any, bundle: Bundle) -> str:
@@ -220,8 +164,8 @@ def training_text(prompt: Prompt, tokenizer: Any, bundle: Bundle) -> str:
     if isinstance(prompt, str):
         return prompt
     messages = [dict(message) for message in prompt]
-    if bundle.chat.system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": bundle.chat.system})
+    if bundle.chat_format.system is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": bundle.chat_format.system})
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
@@ -239,4 +183,4 @@ def _sequences(prompts: Sequence[Prompt], tokenizer: Any, bundle: Bundle) -> lis
     """Token ids of the prompts, cut to MOST_TOKENS and to the context."""
     most = min(MOST_TOKENS, bundle.context_length)
     found = [training_ids(prompt, tokenizer, bundle)[:most] for prompt in prompts]
-    return [ids for ids in found if ids] or [[bundle.chat.eos_ids[0]]]
+    return [ids for ids in found if ids] or [[bundle.chat_format.eos_ids[0]]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,22 @@ class WeightNode:
     attributes: Mapping[str, int]
 
 
-class GraphWeights:
-    """The weights of a graph on disk, read when asked for."""
+class GraphFile:
+    """A graph on disk; its tensors are read when asked for."""
 
-    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
-        """`places`: the checkpoint's tensors, by whose names weights are asked for. Raises BundleError."""
-        self._path, self._places = path, places
+    def __init__(self, path: Path) -> None:
+        """Raises BundleError if there is no graph."""
+        self._path = path
         try:
             self.model = onnx.load(str(path), load_external_data=False)
         except Exception as error:  # protobuf raises its own types
             raise BundleError(f"{path}: cannot be read: {error}", cure="export it again") from None
         self._tensors = {tensor.name: tensor for tensor in self.model.graph.initializer}
-        self.nodes = tuple(self._weight_nodes())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all initializers."""
+        return tuple(self._tensors)
 
     def float_matmuls(self) -> list[str]:
         """Names of matrix products whose weight is in the graph and not on the grid."""
@@ -56,7 +60,7 @@ class GraphWeights:
         """An initializer, its bytes as they are in the file. Raises BundleError if they are not there."""
         tensor = self._tensors[name]
         if not tensor.HasField("data_location") or tensor.data_location != onnx.TensorProto.EXTERNAL:
-            return onnx.numpy_helper.to_array(tensor)
+            return np.array(onnx.numpy_helper.to_array(tensor))  # a copy: torch wants to be able to write
         info = ExternalDataInfo(tensor)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         with (self._path.parent / info.location).open("rb") as file:
@@ -67,11 +71,18 @@ class GraphWeights:
         except ValueError:
             raise BundleError(f"{self._path.parent / info.location}: too short", cure="export it again") from None
 
-    def matrix(self, node: WeightNode) -> QuantizedMatrix:
-        """What a node holds, in the form that quant.grid made."""
-        packed, scales, *zeros = (torch.from_numpy(self.array(name)) for name in node.inputs)
-        bits, block_size = node.attributes["bits"], node.attributes["block_size"]
-        columns = node.attributes.get("K") or self._places[node.sources[0].tensor].shape[1]
+    def grid_nodes(self) -> Iterator[tuple[onnx.NodeProto, tuple[str, ...], dict[str, int]]]:
+        """Each node that reads weights on the grid: it, the names of B, scales and zero points, its attributes."""
+        for node in self.model.graph.node:
+            if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+                first = 1 if node.op_type == "MatMulNBits" else 0
+                inputs = tuple(name for index, name in enumerate(node.input) if name and index != 1 - first)
+                yield node, inputs, {item.name: int(item.i) for item in node.attribute}
+
+    def read_matrix(self, inputs: Sequence[str], attributes: Mapping[str, int], *, columns: int) -> QuantizedMatrix:
+        """What such a node holds, in the form that quant.grid made."""
+        packed, scales, *zeros = (torch.from_numpy(self.array(name)) for name in inputs)
+        bits, block_size = attributes["bits"], attributes["block_size"]
         return QuantizedMatrix(
             packed=packed.view(packed.shape[0], -1, block_size * bits // 8),
             scales=scales,
@@ -81,14 +92,36 @@ class GraphWeights:
             in_features=columns,
         )
 
+
+class GraphWeights(GraphFile):
+    """A decoder's graph, whose nodes know the tensors of the checkpoint."""
+
+    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
+        """`places`: the checkpoint's tensors, by whose names weights are asked for. Raises BundleError."""
+        super().__init__(path)
+        self._places = places
+        self.nodes = tuple(self._weight_nodes())
+
+    def matrix(self, node: WeightNode) -> QuantizedMatrix:
+        """What a node holds, in the form that quant.grid made."""
+        columns = node.attributes.get("K") or self._places[node.sources[0].tensor].shape[1]
+        return self.read_matrix(node.inputs, node.attributes, columns=columns)
+
     def _weight_nodes(self) -> Iterator[WeightNode]:
-        for node in self.model.graph.node:
+        for node, inputs, attributes in self.grid_nodes():
             sources = parts(node.name, self._places)
-            if sources and node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
-                first = 1 if node.op_type == "MatMulNBits" else 0
-                inputs = [name for index, name in enumerate(node.input) if name and index != 1 - first]
-                attributes = {item.name: int(item.i) for item in node.attribute}
-                yield WeightNode(node.name, node.op_type, tuple(sources), tuple(inputs), attributes)
+            if sources:
+                yield WeightNode(node.name, node.op_type, tuple(sources), inputs, attributes)
+
+
+def same_bytes(ours: QuantizedMatrix, theirs: QuantizedMatrix) -> bool:
+    """Whether two matrices are the same on the grid, byte for byte."""
+    if (ours.zero_points is None) != (theirs.zero_points is None):
+        return False
+    pairs = [(ours.packed, theirs.packed), (ours.scales, theirs.scales)]
+    if ours.zero_points is not None and theirs.zero_points is not None:
+        pairs.append((ours.zero_points, theirs.zero_points))
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
 class DeviceTensors(Mapping[str, Tensor]):

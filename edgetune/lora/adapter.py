@@ -7,6 +7,7 @@ In the flow: loaded base -> PeftModel -> training -> runs/x/adapter/. edgetune.j
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from edgetune import __version__
 from edgetune.errors import ModelError
 from edgetune.files import atomic_folder, write_json
 from edgetune.lora.read import RECORD, read_adapter
-from edgetune.model.base import first_line, hash_base, resolve_base
+from edgetune.model.base import ENCODERS, first_line, hash_base, resolve_base
 from edgetune.model.device import compute_dtype
 from edgetune.model.quiet import quiet
 from edgetune.recipe import LoraTable, ModelTable
@@ -38,10 +39,10 @@ def attach(model: Any, table: LoraTable, *, gradient_checkpointing: bool = False
     return model
 
 
-def save(model: Any, folder: Path, table: ModelTable) -> None:
+def save(model: Any, folder: Path, table: ModelTable, *, beside: Callable[[Path], object] | None = None) -> None:
     """Write the adapter (float32) in PEFT's format and edgetune.json, all or nothing. `table` is the recipe's [model].
 
-    Raises RunError if the folder cannot be written.
+    `beside` writes what else belongs into the folder. Raises RunError if the folder cannot be written.
     """
     path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
     record = {
@@ -61,6 +62,8 @@ def save(model: Any, folder: Path, table: ModelTable) -> None:
         model.save_pretrained(str(temporary), safe_serialization=True, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
         write_json(temporary / RECORD, record)
+        if beside is not None:
+            beside(temporary)
 
 
 def load(model: Any, folder: Path) -> Any:
@@ -81,7 +84,7 @@ def _attach_new(model: Any, table: LoraTable) -> Any:
 
         targets = table.target_modules
         config = LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
+            task_type=TaskType.FEATURE_EXTRACTION if model.config.model_type in ENCODERS else TaskType.CAUSAL_LM,
             r=table.r,
             lora_alpha=table.alpha,  # type: ignore[arg-type]
             lora_dropout=table.dropout,

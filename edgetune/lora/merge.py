@@ -20,11 +20,12 @@ from edgetune import __version__
 from edgetune.errors import ModelError
 from edgetune.files import atomic_folder, write_json
 from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record
-from edgetune.model.base import check_base, empty_model, hash_base
+from edgetune.model.base import check_base, empty_model, hash_base, is_encoder, model_tensors
+from edgetune.model.classifier import HEAD, SPEC
 from edgetune.model.device import device
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.model.nf4 import as_trained, quantized_linears
-from edgetune.model.weights import INDEX, SINGLE, Place, Writer, find_tensors, hash_files, read_tensor
+from edgetune.model.weights import INDEX, SINGLE, Place, Writer, hash_files, read_tensor
 
 Progress = Callable[[Mapping[str, Any]], None]
 MergeBase = Literal["trained", "original"]
@@ -89,11 +90,11 @@ def merge(
     """
     started = time.monotonic()
     reset_peak()
-    config = check_base(base)
+    config = check_base(base, task="classification" if is_encoder(base) else "generation")
     read = read_adapter(adapter, base)
     _refuse_second_merge(read, base)
     model = empty_model(base)
-    places = _untied(read, model, find_tensors(base))
+    places = _untied(read, model, model_tensors(base))
     dtype = dtype or merged_dtype(sum(torch.Size(place.shape).numel() for place in places.values()))
     held = _held_in_training(read, model) if merge_base == "trained" else _Held(None, frozenset())
     with atomic_folder(out) as temporary:
@@ -203,7 +204,7 @@ def _untied(adapter: Adapter, model: Any, places: Mapping[str, Place]) -> dict[s
 
     Raises ModelError if the adapter trained a tied weight: the two would have to differ afterwards.
     """
-    ties = dict(model.all_tied_weights_keys)
+    ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
     for name in {*ties, *ties.values()} & {*adapter.pairs, *adapter.replaced}:
         raise ModelError(
             f"{adapter.folder}: it changes {name}, which the base ties to its other end (embedding and output head)",
@@ -213,9 +214,10 @@ def _untied(adapter: Adapter, model: Any, places: Mapping[str, Place]) -> dict[s
 
 
 def _copy_files(base: Path, adapter: Path, out: Path) -> None:
-    """Tokenizer and generation settings; a tokenizer beside the adapter is the one that training used."""
+    """Tokenizer, generation settings, a classifier's head; a tokenizer beside the adapter is the one training used."""
     tokenizer = adapter if (adapter / "tokenizer.json").is_file() else base
     wanted = [(tokenizer, pattern) for pattern in TOKENIZER_FILES] + [(base, pattern) for pattern in OTHER_FILES]
+    wanted += [(adapter, name) for name in (HEAD, SPEC)]
     for folder, pattern in wanted:
         for file in folder.glob(pattern):
             if file.is_file() and file.suffix != ".py":

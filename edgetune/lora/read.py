@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from edgetune.errors import ModelError
-from edgetune.model.base import hash_base
-from edgetune.model.weights import Place, find_tensors, read_header, read_tensor
+from edgetune.model.base import hash_base, model_tensors
+from edgetune.model.weights import Place, read_header, read_tensor
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -117,7 +117,7 @@ def read_adapter(folder: Path, base: Path) -> Adapter:
     if not (folder / WEIGHTS).is_file():
         unsafe = " (adapter_model.bin can run code when it is read)" if (folder / "adapter_model.bin").is_file() else ""
         raise ModelError(f"{folder}: no {WEIGHTS}{unsafe}", cure="save the adapter with PEFT as safetensors")
-    tensors = find_tensors(base)
+    tensors = model_tensors(base)
     modules, whole = _group(read_header(folder / WEIGHTS))
     pairs = {f"{name}.weight": _pair(folder, name, parts, config) for name, parts in modules.items()}
     replaced = {name: read_tensor(place) for name, place in whole.items()}

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,10 +23,15 @@ from edgetune.model.device import device as default_device
 from edgetune.model.heap import give_back_freed
 from edgetune.model.nf4 import hold_layout
 from edgetune.model.quiet import quiet, silence_bitsandbytes
-from edgetune.model.weights import find_tensors, hash_files
+from edgetune.model.weights import Place, find_tensors, hash_files
 from edgetune.recipe import ExportTable, ModelTable
 
 NANO = "edgetune:nano"
+Task = Literal["generation", "classification"]
+ENCODERS = ("bert", "deberta-v2", "distilbert", "modernbert", "roberta", "xlm-roberta")
+"""model_type of the encoders that can be trained and exported. Tests export each."""
+OPTIONAL = ("pooler.",)
+"""Weights that a base may lack: a pooler is made only where it is asked for."""
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
 HUB_IGNORED = ("*/*", "consolidated*", "*.bin", "*.pth", "*.msgpack", "*.h5", "*.gguf")
 
@@ -49,8 +54,9 @@ def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: b
     return _fetch(base, revision, trust_remote_code=trust_remote_code)
 
 
-def check_base(path: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
-    """config.json of a base that can be loaded safely: complete safetensors, a known decoder, not quantised before.
+def check_base(path: Path, *, trust_remote_code: bool = False, task: Task = "generation") -> dict[str, Any]:
+    """config.json of a base that can be loaded safely: complete safetensors, a known decoder (for classification an
+    encoder), not quantised before.
 
     Reads headers only. Raises ModelError that says what is missing, broken, unsafe or unknown.
     """
@@ -61,7 +67,7 @@ def check_base(path: Path, *, trust_remote_code: bool = False) -> dict[str, Any]
             f"{path}: is quantised already ({method})", cure="give the 16-bit original; EdgeTune quantises it itself"
         )
     if not (trust_remote_code and config.get("auto_map")):
-        _check_architecture(path, config)
+        _check_architecture(path, config, task)
     find_tensors(path)
     return config
 
@@ -86,6 +92,15 @@ def context_length(config: Mapping[str, Any], table: ExportTable) -> int:
     return min(longest, table.max_length or longest)
 
 
+def text_limit(path: Path, tokenizer: Any) -> int:
+    """Longest text in tokens, special ones included, that an encoder's positions and tokenizer allow."""
+    config = read_config(path)
+    longest = int(config.get("max_position_embeddings") or 512)
+    if config.get("model_type") in ("roberta", "xlm-roberta"):
+        longest -= int(config.get("pad_token_id", 1)) + 1  # their positions are counted from behind the padding's
+    return min(longest, int(tokenizer.model_max_length))
+
+
 def hash_base(path: Path) -> str:
     """SHA-256 over the names and bytes of a base's safetensors files, hex; remembered within the process."""
     files = sorted({place.file for place in find_tensors(path).values()})
@@ -106,13 +121,14 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:
-    """The base of a recipe as a transformers model in eval mode, all parameters frozen.
+    """The base of a recipe as a transformers model in eval mode, all parameters frozen: a decoder with its head, or for
+    classification the bare encoder.
 
     quantization "nf4": every linear but the output head in bitsandbytes NF4 (64 weights a block); all else in the
     compute type. "none": everything in the compute type. Raises ModelError, or OutOfMemoryError.
     """
     path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
-    check_base(path, trust_remote_code=table.trust_remote_code)
+    check_base(path, trust_remote_code=table.trust_remote_code, task=table.task)
     device = device or default_device()
     dtype = compute_dtype(table.compute_dtype, device)
     options: dict[str, Any] = {}
@@ -135,19 +151,43 @@ def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:
 
 def load_merged(path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Any:
     """A merged (or any plain) model folder as a transformers model in eval mode, all parameters frozen and in dtype."""
-    check_base(path)
+    check_base(path, task="classification" if is_encoder(path) else "generation")
     return _load(path, dtype, device or default_device(), trust_remote_code=False)
+
+
+def is_encoder(path: Path) -> bool:
+    """Whether a model folder holds an encoder that classifiers are made of. Raises ModelError without a config.json."""
+    return read_config(path).get("model_type") in ENCODERS
+
+
+def model_tensors(path: Path) -> dict[str, Place]:
+    """The tensors of a model folder by the names that the loaded model has for them. Raises ModelError.
+
+    An encoder's file may be that of a model with a head: the prefix is taken off, tensors of the head are left out.
+    """
+    places = find_tensors(path)
+    if not is_encoder(path):
+        return places
+    model = empty_model(path)
+    prefix, wanted = f"{model.base_model_prefix}.", model.state_dict()
+    named = {_modern(name.removeprefix(prefix)): place for name, place in places.items()}
+    return {name: place for name, place in named.items() if name in wanted}
+
+
+def _modern(name: str) -> str:
+    """BERT's first checkpoints call the weight and bias of a norm gamma and beta."""
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]], name)
 
 
 def empty_model(path: Path, *, trust_remote_code: bool = False) -> Any:
     """The model of a folder's config.json on the meta device: modules and shapes, no weights. Raises ModelError."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     read_config(path)
     try:
         with quiet(), torch.device("meta"):
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return _auto_class(path).from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # a config may be wrong in any way that its model's code trips over
         raise ModelError(f"{path / 'config.json'}: no model can be made from it: {first_line(error)}") from None
 
@@ -157,12 +197,17 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _load(path: Path, dtype: torch.dtype, device: torch.device, *, trust_remote_code: bool, **options: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+def _auto_class(path: Path) -> Any:
+    """transformers' class for a folder: the bare model of an encoder, a decoder with its head."""
+    import transformers
 
+    return transformers.AutoModel if is_encoder(path) else transformers.AutoModelForCausalLM
+
+
+def _load(path: Path, dtype: torch.dtype, device: torch.device, *, trust_remote_code: bool, **options: Any) -> Any:
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = _auto_class(path).from_pretrained(
                 path,
                 dtype=dtype,
                 device_map={"": device},
@@ -178,7 +223,7 @@ def _load(path: Path, dtype: torch.dtype, device: torch.device, *, trust_remote_
         raise
     except Exception as error:  # shapes against config.json, code of the architecture: many kinds
         raise ModelError(f"{path}: cannot be loaded: {first_line(error)}") from None
-    missing = sorted(info["missing_keys"])
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(OPTIONAL))
     if missing:
         raise ModelError(
             f"{path}: config.json asks for {len(missing)} weights that are not there, e.g. {missing[0]}",
@@ -199,14 +244,21 @@ def _let_go_of_file(model: Any) -> None:
     give_back_freed()
 
 
-def _check_architecture(path: Path, config: dict[str, Any]) -> None:
+def _check_architecture(path: Path, config: dict[str, Any], task: Task) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ModelError(f"{path / 'config.json'}: no model_type", cure="give the folder of a transformers model")
+    if task == "classification":
+        if kind not in ENCODERS:
+            cure = f"known are: {', '.join(ENCODERS)}"
+            raise ModelError(f"{path}: '{kind}' is not an encoder that EdgeTune can export", cure=cure)
+        return
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return
+    if kind in ENCODERS:
+        raise ModelError(f"{path}: '{kind}' is an encoder", cure='set model.task = "classification"')
     close = difflib.get_close_matches(kind, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), n=3)
     known = close or ["llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "smollm3"]
     own_code = "; its own Python code needs trust_remote_code = true" if config.get("auto_map") else ""

@@ -55,7 +55,7 @@ def estimate(recipe: Recipe, *, trained_share: float = 1.0) -> Estimate:
     adapter = adapter_parameters(linears, recipe.lora)
     config = model.config.get_text_config()
     activations = _activation_bytes(recipe, config, linears, item)
-    logits = _logit_bytes(recipe, config, trained_share, item)
+    logits = 0 if recipe.is_classifier else _logit_bytes(recipe, config, trained_share, item)
     parts = {
         "Python and libraries": LIBRARY_BYTES.get(device().type, 0),
         "base, linears": round(in_linears * nf4_bytes(table.double_quantization)) if is_nf4 else in_linears * item,

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 MIB = 1024**2
-SCORE_NAMES = {"exact_match": "exact match", "json": "same JSON", "loss": "score"}
+SCORE_NAMES = {
+    "exact_match": "exact match",
+    "json": "same JSON",
+    "loss": "score",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "f1": "F1",
+}
+LABELLING = ("accuracy", "macro_f1", "f1")
+"""Metrics of models that label texts: their speed is the time of one text."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +31,12 @@ class TableRow:
     disk_bytes: int
     peak_bytes: int
     tokens_per_s: float | None
+    latency_s: float | None = None
 
 
 def plain(rows: Sequence[TableRow], *, metric: str) -> str:
     """The table as aligned text, for a terminal."""
-    lines = [_header(metric), *(_cells(row) for row in rows)]
+    lines = [_header(metric), *(_cells(row, metric) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
@@ -37,7 +47,7 @@ def plain(rows: Sequence[TableRow], *, metric: str) -> str:
 def markdown(rows: Sequence[TableRow], *, metric: str) -> str:
     """The table as GitHub Markdown, for a README."""
     header = _header(metric)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *(_cells(row) for row in rows)]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *(_cells(row, metric) for row in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
@@ -47,10 +57,11 @@ def values(rows: Sequence[TableRow]) -> list[dict[str, Any]]:
 
 
 def _header(metric: str) -> list[str]:
-    return ["model", SCORE_NAMES[metric], "interval", "loss", "on disk", "peak memory", "tokens/s"]
+    speed = "one text" if metric in LABELLING else "tokens/s"
+    return ["model", SCORE_NAMES[metric], "interval", "loss", "on disk", "peak memory", speed]
 
 
-def _cells(row: TableRow) -> list[str]:
+def _cells(row: TableRow, metric: str) -> list[str]:
     low, high = row.interval or (0.0, 0.0)
     return [
         row.name,
@@ -59,8 +70,14 @@ def _cells(row: TableRow) -> list[str]:
         f"{row.loss:.4f}",
         _mib(row.disk_bytes),
         _mib(row.peak_bytes),
-        "-" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}",
+        _speed(row, metric),
     ]
+
+
+def _speed(row: TableRow, metric: str) -> str:
+    if metric in LABELLING:
+        return "-" if row.latency_s is None else f"{row.latency_s * 1000:.1f} ms"
+    return "-" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}"
 
 
 def _mib(size_bytes: int) -> str:

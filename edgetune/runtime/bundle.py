@@ -1,17 +1,19 @@
 """The bundle: the folder that goes to the device, and edgetune.json in it, which says what the folder is and holds.
 
 Export writes it (`write_manifest`), everything that runs a bundle opens it (`open_bundle`). A decoder bundle is at the
-same time a folder that plain onnxruntime-genai opens: model.onnx (+ .data), genai_config.json, tokenizer.json.
+same time a folder that plain onnxruntime-genai opens: model.onnx (+ .data), genai_config.json, tokenizer.json. A
+classification bundle is one that plain onnxruntime opens: model.onnx (+ .data), tokenizer.json.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from edgetune.errors import BundleError
 from edgetune.files import write_json
@@ -21,7 +23,9 @@ FORMAT_VERSION = 1
 MANIFEST = "edgetune.json"
 GENAI_CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
-TASKS = ("causal-lm",)
+GRAPH = "model.onnx"
+Task = Literal["causal-lm", "classification"]
+TASKS = ("causal-lm", "classification")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,26 @@ class ChatFormat:
 
 
 @dataclass(frozen=True)
+class ClassifierFormat:
+    """How texts become logits and logits an answer."""
+
+    labels: tuple[str, ...]
+    """Names in the order of the logits."""
+    multi_label: bool
+    """Whether each label is a question of its own (sigmoid), instead of one answer among them (softmax)."""
+    max_length: int
+    """Tokens of a text, special ones included; what is longer is cut."""
+    pad_id: int
+    """Fills the shorter texts of a batch."""
+    temperature: float = 1.0
+    """Logits are divided by it, so that probabilities mean what they say."""
+    threshold: float | None = None
+    """Least probability of an answer; below it the text is unknown."""
+    out_of_scope_label: str | None = None
+    """The label that means unknown."""
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """What a file of the bundle must be."""
 
@@ -71,21 +95,38 @@ class Bundle:
     """int4, int8, fp16 or fp32."""
     grid: Grid | None
     """None for fp16 and fp32."""
-    chat: ChatFormat
+    chat: ChatFormat | None
+    """Of a decoder; None for a classifier. Who needs one asks for `chat_format`."""
     context_length: int
     """Longest text, prompt and answer together, in tokens."""
-    task: str = "causal-lm"
+    task: Task = "causal-lm"
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     """Relative name, with /, -> record; every file but edgetune.json."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: base, adapter, recipe hash, versions."""
     verified: Mapping[str, Any] = field(default_factory=dict)
     """Outcome of the verification: {"passed": bool, "checks": [...], "scores": {...}}; empty when there was none."""
+    classifier: ClassifierFormat | None = None
+    """Of a classifier; None for a decoder. Who needs one asks for `classifier_format`."""
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all files, edgetune.json aside."""
         return sum(record.size_bytes for record in self.files.values())
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """A decoder's `chat`. Raises BundleError for a classifier."""
+        if self.chat is None:
+            raise BundleError(f"{self.path}: is a classifier, it writes no text", cure="use `edgetune classify`")
+        return self.chat
+
+    @property
+    def classifier_format(self) -> ClassifierFormat:
+        """A classifier's `classifier`. Raises BundleError for a decoder."""
+        if self.classifier is None:
+            raise BundleError(f"{self.path}: writes text, it has no labels", cure="use `edgetune generate`")
+        return self.classifier
 
 
 def open_bundle(path: Path | str) -> Bundle:
@@ -153,13 +194,12 @@ def _parse(path: Path, text: str) -> Bundle:
             f"{where}: format version {version}, this EdgeTune reads version {FORMAT_VERSION}",
             cure="export the bundle again, or use the EdgeTune that wrote it",
         )
+    if (task := values.get("task", TASKS[0])) not in TASKS:
+        raise BundleError(f"{where}: unknown task {task!r}", cure=f"this EdgeTune runs {', '.join(TASKS)}")
     try:
-        bundle = _build(path, values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _build(path, values)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{where}: damaged: {error!r}", cure="copy or export it again") from None
-    if bundle.task not in TASKS:
-        raise BundleError(f"{where}: unknown task {bundle.task!r}", cure=f"this EdgeTune runs {', '.join(TASKS)}")
-    return bundle
 
 
 def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
@@ -168,8 +208,9 @@ def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
     for name in files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             raise ValueError(f"file name {name!r} leaves the folder")
-    chat = ChatFormat(**{**values["chat"], "eos_ids": tuple(values["chat"]["eos_ids"])})
-    _check_chat(chat)
+    is_decoder = values["task"] == "causal-lm"
+    if values.get("classifier" if is_decoder else "chat") is not None:
+        raise ValueError(f"a {values['task']} bundle with {'a classifier' if is_decoder else 'a chat'} format")
     if values["context_length"] < 1:
         raise ValueError(f"context_length is {values['context_length']}")
     return Bundle(
@@ -177,23 +218,59 @@ def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
         name=str(values["name"]),
         precision=str(values["precision"]),
         grid=Grid(**values["grid"]) if values["grid"] else None,
-        chat=chat,
+        chat=_chat(values["chat"]) if is_decoder else None,
+        classifier=None if is_decoder else _classifier(values["classifier"]),
         context_length=int(values["context_length"]),
-        task=str(values["task"]),
+        task=values["task"],
         files=files,
         provenance=dict(values.get("provenance", {})),
         verified=dict(values.get("verified", {})),
     )
 
 
-def _check_chat(chat: ChatFormat) -> None:
+def _chat(values: Mapping[str, Any]) -> ChatFormat:
     """Raises ValueError for a value of the wrong kind: eos_ids as text, say, would stop no answer and say nothing."""
-    texts = {name: getattr(chat, name) for name in ("template", "bos_token", "eos_token", "system")}
-    wrong = [name for name, value in texts.items() if not isinstance(value, str | None)]
-    wrong += ["bos_id"] if not isinstance(chat.bos_id, int | None) else []
-    wrong += ["eos_ids"] if not all(isinstance(item, int) for item in chat.eos_ids) else []
-    if wrong:
-        raise ValueError(f"chat.{wrong[0]} is {getattr(chat, wrong[0])!r}")
+    chat = ChatFormat(**{**values, "eos_ids": tuple(values["eos_ids"])})
+    good = {name: isinstance(getattr(chat, name), str | None) for name in _CHAT_TEXTS}
+    good["bos_id"] = isinstance(chat.bos_id, int | None)
+    good["eos_ids"] = all(isinstance(item, int) for item in chat.eos_ids)
+    _refuse("chat", chat, good)
+    return chat
+
+
+def _classifier(values: Mapping[str, Any]) -> ClassifierFormat:
+    """Raises ValueError for a value of the wrong kind or out of its range."""
+    classifier = ClassifierFormat(**{**values, "labels": tuple(values["labels"])})
+    labels, threshold, out_of_scope = classifier.labels, classifier.threshold, classifier.out_of_scope_label
+    is_names = isinstance(values["labels"], list) and all(_is_text(label) for label in labels)
+    good = {
+        "labels": is_names and 0 < len(labels) == len(set(labels)),
+        "multi_label": isinstance(classifier.multi_label, bool),
+        "max_length": _is_number(classifier.max_length, int) and classifier.max_length > 0,
+        "pad_id": _is_number(classifier.pad_id, int) and classifier.pad_id >= 0,
+        "temperature": _is_number(classifier.temperature, int | float) and classifier.temperature > 0,
+        "threshold": threshold is None or (_is_number(threshold, int | float) and 0 <= threshold <= 1),
+        "out_of_scope_label": out_of_scope is None or out_of_scope in labels,
+    }
+    _refuse("classifier", classifier, good)
+    return classifier
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text that can be written out; half a surrogate pair, which JSON can hold, cannot."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _is_number(value: Any, kinds: Any) -> bool:
+    """Whether it is finite and of these kinds; True and False are no numbers."""
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _refuse(where: str, format_: ChatFormat | ClassifierFormat, good: Mapping[str, bool]) -> None:
+    """Raises ValueError for the first value that is not good."""
+    wrong = next((name for name, is_good in good.items() if not is_good), None)
+    if wrong is not None:
+        raise ValueError(f"{where}.{wrong} is {getattr(format_, wrong)!r}")
 
 
 def _check_files(bundle: Bundle) -> None:
@@ -204,7 +281,8 @@ def _check_files(bundle: Bundle) -> None:
             problems.append(f"{name} is missing")
         elif (size_bytes := path.stat().st_size) != record.size_bytes:
             problems.append(f"{name} has {size_bytes} bytes instead of {record.size_bytes}")
-    problems += [f"{name} is not listed" for name in (GENAI_CONFIG, TOKENIZER) if name not in bundle.files]
+    needed = (TOKENIZER, GRAPH if bundle.task == "classification" else GENAI_CONFIG)
+    problems += [f"{name} is not listed" for name in needed if name not in bundle.files]
     if problems:
         raise BundleError(f"{bundle.path}: incomplete bundle: {', '.join(problems)}", cure="copy or export it again")
 
@@ -228,6 +306,7 @@ def _not_a_bundle(path: Path) -> BundleError:
     return BundleError(f"{path}: holds no {MANIFEST}, so it is no bundle", cure="`edgetune export` makes one")
 
 
+_CHAT_TEXTS = ("template", "bos_token", "eos_token", "system")
 _OTHER_FOLDERS = {
     "adapter_config.json": "an adapter",
     GENAI_CONFIG: "an onnxruntime-genai folder without edgetune.json",

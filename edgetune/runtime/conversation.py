@@ -15,7 +15,7 @@ class Conversation:
 
     def __init__(self, decoder: Decoder, *, system: str | None = None) -> None:
         """`system` stands in for the bundle's own system message. Raises PromptError without a chat template."""
-        if decoder.bundle.chat.template is None:
+        if decoder.bundle.chat_format.template is None:
             raise PromptError(
                 f"{decoder.bundle.path}: has no chat template, so it cannot chat", cure="use `edgetune generate`"
             )

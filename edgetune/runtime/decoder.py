@@ -113,7 +113,7 @@ class Decoder:
     def token_ids(self, prompt: Prompt) -> list[int]:
         """The ids that a prompt is to the model. Text becomes a user message where the bundle has a chat template."""
         if isinstance(prompt, str):
-            if self.bundle.chat.template is None:
+            if self.bundle.chat_format.template is None:
                 return self.prompter.text_ids(prompt)
             return self.prompter.chat_ids([{"role": "user", "content": prompt}])
         if prompt and isinstance(prompt[0], Mapping):
@@ -139,7 +139,7 @@ class Decoder:
             self._ask(generator.generate_next_token)
             token_id = int(generator.get_next_tokens()[0])
             piece = ""
-            if token_id in self.bundle.chat.eos_ids:
+            if token_id in self.bundle.chat_format.eos_ids:
                 stop_reason = "end"
             else:
                 new_ids.append(token_id)

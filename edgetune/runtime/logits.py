@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from edgetune.errors import PromptError
 from edgetune.runtime.bundle import GENAI_CONFIG, Bundle
-from edgetune.runtime.session import SPIN, as_bundle, load_error, usable_cores
+from edgetune.runtime.session import as_bundle, load_error, open_session
 
 CHUNK_LOGITS = 1 << 24  # logits held at once by token_losses: 64 MiB in float32
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -25,17 +24,12 @@ class Logits:
     def __init__(self, bundle: Bundle | Path | str, *, threads: int | None = None) -> None:
         """`threads` defaults to the physical cores this process may use. Raises BundleError if loading fails."""
         self.bundle = as_bundle(bundle)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or usable_cores() or 0
-        options.add_session_config_entry(SPIN, "1")
         try:
             config = json.loads((self.bundle.path / GENAI_CONFIG).read_text(encoding="utf-8"))["model"]["decoder"]
-            self._head_dim = int(config["head_size"])  # the builder leaves it open in the graph
-            graph = self.bundle.path / config["filename"]
-            self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises one type for each of its status codes
+            self._head_dim, graph = int(config["head_size"]), str(config["filename"])  # the graph leaves head_size open
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise load_error(self.bundle, error) from None
+        self._session = open_session(self.bundle, graph, threads=threads)
         self._inputs = {item.name: item for item in self._session.get_inputs()}
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:

@@ -12,9 +12,9 @@ from typing import Any
 
 import tokenizers
 
-from edgetune.errors import BundleError, PromptError
-from edgetune.runtime.bundle import TOKENIZER, Bundle
-from edgetune.runtime.session import genai_config, import_genai, load_error
+from edgetune.errors import PromptError
+from edgetune.runtime.bundle import Bundle
+from edgetune.runtime.session import check_text, genai_config, import_genai, load_error, load_tokenizer
 
 Message = Mapping[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}."""
@@ -26,11 +26,12 @@ class Prompter:
     """Renders and encodes prompts as the bundle's training did."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """Reads tokenizer.json. Raises BundleError if it is damaged."""
+        """Reads tokenizer.json. Raises BundleError if it is damaged, or if the bundle is a classifier."""
         self.bundle = bundle
-        self.tokenizer = _load_tokenizer(bundle)
+        self._chat = bundle.chat_format
+        self.tokenizer = load_tokenizer(bundle)
         self._renderer: Any = None
-        self._template = for_minja(bundle.chat.template) if bundle.chat.template else None
+        self._template = for_minja(self._chat.template) if self._chat.template else None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The text of a conversation by the bundle's chat template, with its default system message.
@@ -61,10 +62,10 @@ class Prompter:
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of text taken as it is: bos where training put it, no template. Raises PromptError if empty."""
-        _check_text(text)
+        check_text(text)
         if not text:
             raise PromptError("the prompt is empty")
-        bos_id = self.bundle.chat.bos_id
+        bos_id = self._chat.bos_id
         return ([] if bos_id is None else [bos_id]) + self._encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -80,17 +81,16 @@ class Prompter:
             raise PromptError("the conversation is empty")
         checked = [{"role": message["role"], "content": message["content"]} for message in messages]
         for message in checked:
-            _check_text(message["content"])
+            check_text(message["content"])
         if checked[-1]["role"] == "user" and not checked[-1]["content"].strip():
             raise PromptError("the prompt is empty")
-        if self.bundle.chat.system is not None and checked[0]["role"] != "system":
-            checked.insert(0, {"role": "system", "content": self.bundle.chat.system})
+        if self._chat.system is not None and checked[0]["role"] != "system":
+            checked.insert(0, {"role": "system", "content": self._chat.system})
         return checked
 
     def _names(self) -> str:
         """Template code that defines bos_token and eos_token, so that edgetune.json alone says what they are."""
-        chat = self.bundle.chat
-        names = {"bos_token": chat.bos_token or "", "eos_token": chat.eos_token or ""}
+        names = {"bos_token": self._chat.bos_token or "", "eos_token": self._chat.eos_token or ""}
         return "".join(f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in names.items())
 
     def _load_renderer(self) -> Any:
@@ -189,22 +189,3 @@ def _with_substring_tests(code: str) -> str:
         return f"(not {found})" if test["negated"] else found
 
     return _SUBSTRING.sub(rewritten, code)
-
-
-def _load_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(bundle.path / TOKENIZER))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise BundleError(
-            f"{bundle.path / TOKENIZER}: cannot be read: {error}", cure="copy or export it again"
-        ) from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PromptError("the prompt is not valid UTF-8 text") from None

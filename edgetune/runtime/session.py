@@ -1,4 +1,4 @@
-"""How a bundle is loaded: the one import of onnxruntime-genai, and the threads both runtimes get."""
+"""How a bundle is loaded: onnxruntime-genai, plain onnxruntime, and the threads both get."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from edgetune.errors import BundleError, MissingExtraError
-from edgetune.runtime.bundle import Bundle, open_bundle
+import tokenizers
+
+from edgetune.errors import BundleError, MissingExtraError, PromptError
+from edgetune.runtime.bundle import TOKENIZER, Bundle, open_bundle
 
 SPIN = "session.intra_op.allow_spinning"
 
@@ -45,6 +47,41 @@ def genai_config(bundle: Bundle, *, threads: int | None = None) -> Any:
     except Exception as error:  # the library raises bare RuntimeError and its own types
         raise load_error(bundle, error) from None
     return config
+
+
+def open_session(bundle: Bundle, graph: str, *, threads: int | None = None) -> Any:
+    """An onnxruntime session of a graph in a bundle, all its optimisations on. Raises BundleError."""
+    import onnxruntime  # here, because text generation does without it
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or usable_cores() or 0
+    options.add_session_config_entry(SPIN, "1")
+    try:
+        return onnxruntime.InferenceSession(str(bundle.path / graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises one type for each of its status codes
+        raise load_error(bundle, error) from None
+
+
+def load_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:
+    """A bundle's tokenizer, neither cutting nor padding. Raises BundleError."""
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(bundle.path / TOKENIZER))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise BundleError(
+            f"{bundle.path / TOKENIZER}: cannot be read: {error}", cure="copy or export it again"
+        ) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def check_text(text: str, *, what: str = "prompt") -> None:
+    """Raises PromptError for text that cannot be written as UTF-8: no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PromptError(f"the {what} is not valid UTF-8 text") from None
 
 
 def load_error(bundle: Bundle, error: Exception, *, what: str = "loaded") -> BundleError:

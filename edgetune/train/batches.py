@@ -6,7 +6,7 @@ epoch, so that a position in a run is two numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,15 +37,6 @@ class Order:
             is_packed=self.packing,
             generator=generator,
         )
-
-    def stream(self, tokens: Any, epoch: int, offset: int) -> Iterator[tuple[int, int, Rows]]:
-        """Micro-batches without end from a position on, each with the position that follows it."""
-        while True:
-            batches = self.epoch(tokens, epoch)
-            for number in range(offset, len(batches)):
-                is_last = number + 1 == len(batches)
-                yield epoch + is_last, 0 if is_last else number + 1, batches[number]
-            epoch, offset = epoch + 1, 0
 
 
 def micro_batches(

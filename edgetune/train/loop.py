@@ -23,20 +23,19 @@ import torch
 from edgetune.errors import OutOfMemoryError, RunError, Stopped
 from edgetune.files import read_json, write_json, write_text
 from edgetune.hashes import hash_file, hash_tree, hash_values
-from edgetune.lora.adapter import save as save_adapter
 from edgetune.model.base import hash_base, resolve_base
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir, claim
 from edgetune.train import checkpoint, events
-from edgetune.train.batches import Rows, collate_rows
 from edgetune.train.checkpoint import State
 from edgetune.train.curve import draw_curve
-from edgetune.train.loss import autocast, evaluate_loss, loss_sum
+from edgetune.train.loss import autocast
 from edgetune.train.schedule import learning_rate_share
 from edgetune.train.setup import Parts, set_up
 from edgetune.train.stop import StopRequest, listen_for_stop
+from edgetune.train.task import stream
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -133,7 +132,7 @@ def _train(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Progress) -> Tr
 def _run_steps(parts: Parts, run_dir: RunDir, state: State, notify: Progress, request: StopRequest) -> None:
     """Optimizer steps until the last one, early stopping, or a signal. Everything that happens in a step is here."""
     table = parts.recipe.train
-    stream = parts.order.stream(parts.train, state.epoch, state.offset)
+    micro = stream(parts.task, state.epoch, state.offset)
     while state.step < parts.steps and not state.is_over:
         start_s = time.perf_counter()
         step = state.step + 1
@@ -144,7 +143,7 @@ def _run_steps(parts: Parts, run_dir: RunDir, state: State, notify: Progress, re
             warmup_ratio=table.warmup_ratio,
             least=table.min_learning_rate_ratio,
         )
-        micro_batches = _next_micro_batches(parts, stream, state, step)
+        micro_batches = _next_micro_batches(parts, micro, state, step)
         loss, trained, read = _make_step(parts, micro_batches, learning_rate, step)
         state.step = step
         state.tokens += read
@@ -183,30 +182,30 @@ def _is_stopping(parts: Parts, request: StopRequest) -> bool:
     return bool(parts.accelerator.reduce(asked, "sum"))
 
 
-def _next_micro_batches(parts: Parts, stream: Iterator[tuple[int, int, Rows]], state: State, step: int) -> list[Rows]:
+def _next_micro_batches(parts: Parts, micro: Iterator[tuple[int, int, Any]], state: State, step: int) -> list[Any]:
     """The micro-batches of one optimizer step, all processes together; moves the state's place in the data on."""
     left = parts.micro_batches - (step - 1) * parts.micro_batches_a_step
-    taken = list(islice(stream, min(parts.micro_batches_a_step, left)))
+    taken = list(islice(micro, min(parts.micro_batches_a_step, left)))
     state.epoch, state.offset, _ = taken[-1]
     return [rows for _, _, rows in taken]
 
 
-def _make_step(parts: Parts, micro_batches: list[Rows], learning_rate: float, step: int) -> tuple[float, int, int]:
-    """One optimizer step over micro-batches: mean loss (nats), trained tokens, tokens read.
+def _make_step(parts: Parts, micro_batches: list[Any], learning_rate: float, step: int) -> tuple[float, int, int]:
+    """One optimizer step over micro-batches: mean loss (nats), trained tokens (or texts), tokens read.
 
     Each micro-batch's summed loss is divided by the trained tokens of the whole step, on all processes, so that the
     gradient is that of one batch of them all, however unequal they are.
     """
     accelerator, device = parts.accelerator, parts.model.device
     mine = micro_batches[accelerator.process_index :: accelerator.num_processes]
-    batches = [collate_rows(parts.train, rows, pad_id=parts.pad_id) for rows in mine]
-    counts = [[int((batch.labels[:, 1:] != -100).sum()), int((batch.segment_ids > 0).sum())] for batch in batches]
+    batches = [parts.task.collate(rows) for rows in mine]
+    counts = [[batch.trained, batch.read] for batch in batches]
     sums = accelerator.reduce(torch.tensor(counts or [[0, 0]], device=device).sum(0), "sum")
     trained, read = int(sums[0]), int(sums[1])
     total = torch.zeros((), device=device)
     for batch in batches:
         with autocast(parts.model):
-            loss, _ = loss_sum(parts.model, batch.to(device))
+            loss, _ = parts.task.loss_sum(parts.model, batch.to(device))
         loss = loss / max(trained, 1)
         accelerator.backward(loss)
         total += loss.detach()
@@ -221,7 +220,7 @@ def _make_step(parts: Parts, micro_batches: list[Rows], learning_rate: float, st
         )
     accelerator.clip_grad_norm_(parts.trained, parts.recipe.train.max_grad_norm)
     for group in parts.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["share"]
     parts.optimizer.step()
     parts.optimizer.zero_grad(set_to_none=True)
     return mean, trained, read
@@ -237,14 +236,7 @@ def _sum_gradients(parts: Parts) -> None:
 def _evaluate(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> None:
     """Eval loss after a step; keeps the adapter if it is the best so far, and counts towards early stopping."""
     train_loss, state.train_loss_tokens = state.train_loss, 0
-    table = parts.recipe.train
-    total, count = evaluate_loss(
-        parts.model,
-        parts.eval,
-        pad_id=parts.pad_id,
-        max_seq_len=parts.recipe.data.max_seq_len,
-        batch_size=table.batch_size,
-    )
+    total, count = parts.task.evaluate(parts.model)
     if count == 0:
         _keep_adapter(parts, run_dir)
         return
@@ -258,13 +250,13 @@ def _evaluate(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> 
         _keep_adapter(parts, run_dir)
     else:
         state.evaluations_since_best += 1
-        patience = table.early_stopping_patience
+        patience = parts.recipe.train.early_stopping_patience
         state.is_over = patience is not None and state.evaluations_since_best >= patience
 
 
 def _keep_adapter(parts: Parts, run_dir: RunDir) -> None:
     if parts.is_main:
-        save_adapter(parts.model, run_dir.adapter, parts.recipe.model)
+        parts.task.save(parts.model, run_dir.adapter)
 
 
 def _report(parts: Parts, run_dir: RunDir, state: State, event: Mapping[str, Any], notify: Progress) -> None:
@@ -293,7 +285,7 @@ def _finish(parts: Parts, run_dir: RunDir, state: State, inputs: str) -> TrainRe
     """Result, picture and record; only then do the checkpoints go. Dying in between, all this is done again."""
     result = _result(parts, state)
     draw_curve(run_dir.events, run_dir.loss_curve, title=parts.recipe.name)
-    facts = {"device": str(parts.model.device), "dtype": parts.dtype, "data": dataclasses.asdict(parts.report)}
+    facts = {"device": str(parts.model.device), "dtype": parts.dtype, "data": dataclasses.asdict(parts.task.report)}
     record = {**dataclasses.asdict(result), **facts, "provenance": provenance(parts.recipe.train.seed)}
     run_dir.results.mkdir(exist_ok=True)
     write_json(run_dir.results / "train.json", record)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from edgetune.model.classifier import Classifier
 from edgetune.train import segments
 from edgetune.train.batches import collate_rows, micro_batches
 
@@ -30,7 +31,7 @@ def loss_sum(model: Any, batch: Any) -> tuple[Tensor, int]:
     `batch` has input_ids, labels, position_ids, segment_ids, each (B, T); labels are not shifted, -100 is not trained,
     segment 0 is padding.
     """
-    causal_lm = find_causal_lm(model)
+    causal_lm = find_base(model)
     is_real = batch.segment_ids > 0
     ids = batch.input_ids[is_real]
     targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)[is_real]
@@ -73,8 +74,10 @@ def evaluate_loss(model: Any, tokens: Any, *, pad_id: int, max_seq_len: int, bat
     return total, count
 
 
-def find_causal_lm(model: Any) -> Any:
-    """The transformers model inside a PeftModel, or the model itself."""
+def find_base(model: Any) -> Any:
+    """The transformers model inside a Classifier, a PeftModel or both, or the model itself."""
+    if isinstance(model, Classifier):
+        model = model.encoder
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
@@ -82,7 +85,7 @@ def use_segments(model: Any) -> bool:
     """Switch the model to attention inside packed samples; False, and no change, if its architecture is not known."""
     from transformers import AttentionInterface
 
-    config = find_causal_lm(model).config
+    config = find_base(model).config
     if config.model_type not in segments.SUPPORTED_TYPES:
         return False
     AttentionInterface.register(segments.NAME, segments.segment_attention)
@@ -93,11 +96,7 @@ def use_segments(model: Any) -> bool:
 @contextlib.contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
     """Dropout off inside the block. Not model.eval(): see fuse() for what that does to bitsandbytes' weights."""
-    is_dropping = [
-        module
-        for module in model.modules()
-        if module.training and (isinstance(module, torch.nn.Dropout) or getattr(module, "attention_dropout", 0))
-    ]
+    is_dropping = [module for module in model.modules() if module.training and _drops(module)]
     for module in is_dropping:
         module.training = False
     try:
@@ -107,9 +106,16 @@ def without_dropout(model: Any) -> Iterator[None]:
             module.training = True
 
 
+def _drops(module: Any) -> bool:
+    """Whether a module drops something while it trains: itself, or in the attention that it calls."""
+    if isinstance(module, torch.nn.Dropout) or getattr(module, "attention_dropout", None):
+        return True
+    return any(isinstance(part, torch.nn.Dropout) for part in module.children())
+
+
 def autocast(model: Any) -> Any:
     """Autocast to the type in which the model's frozen parts are held; none where that is float32."""
-    dtype = find_causal_lm(model).get_input_embeddings().weight.dtype
+    dtype = find_base(model).get_input_embeddings().weight.dtype
     return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
 

@@ -15,18 +15,21 @@ BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 
-def make_optimizer(model: Any, table: TrainTable, learning_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: Any, table: TrainTable, learning_rate: float, *, head_share: float = 1.0
+) -> torch.optim.Optimizer:
     """The recipe's optimizer over the trainable parameters; weight decay spares biases, norms and magnitudes (1-D).
 
-    Raises HardwareError if the model's device has no such optimizer.
+    A group's "share" is its part of the learning rate: head_share for a classifier's head, else 1. Raises HardwareError
+    if the model's device has no such optimizer.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": table.weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return OPTIMIZERS[table.optimizer](groups, learning_rate, trained[0].device)
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups: dict[tuple[float, float], list[Any]] = {}
+    for name, parameter in trained:
+        decay = table.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((decay, head_share if name.startswith("head.") else 1.0), []).append(parameter)
+    made = [{"params": part, "weight_decay": decay, "share": share} for (decay, share), part in groups.items()]
+    return OPTIMIZERS[table.optimizer](made, learning_rate, trained[0][1].device)
 
 
 def _adamw(groups: list[Any], learning_rate: float, device: torch.device) -> torch.optim.Optimizer:

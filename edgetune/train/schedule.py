@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from edgetune.model.base import ENCODERS
+
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -12,8 +14,10 @@ def auto_learning_rate(config: Any) -> float:
     """5e-4 * (2000 / hidden_size) ** p, p = 0.0775 for Qwen and 0.781 for all others, which are nearer to Llama.
 
     `config` is the base's transformers configuration. Source: the fit of Thinking Machines' Tinker cookbook over LoRA
-    runs on Llama and Qwen, "LoRA Without Regret" (2025).
+    runs on Llama and Qwen, "LoRA Without Regret" (2025). Encoders: 1e-3 at a hidden size of 384, the same power.
     """
+    if config.model_type in ENCODERS:
+        return float(f"{1e-3 * (384 / config.hidden_size) ** 0.781:.3g}")
     power = 0.0775 if "qwen" in config.model_type else 0.781
     return float(f"{5e-4 * (2000 / config.get_text_config().hidden_size) ** power:.3g}")
 

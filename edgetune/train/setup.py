@@ -7,23 +7,29 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from edgetune.data.labelled import prepare_labelled
 from edgetune.data.prepare import prepare
 from edgetune.hashes import hash_values
 from edgetune.lora.adapter import attach
-from edgetune.model.base import load_base, load_tokenizer, resolve_base
+from edgetune.model.base import load_base, load_tokenizer, resolve_base, text_limit
+from edgetune.model.classifier import drop_unused_pooler
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
-from edgetune.train.batches import Order
+from edgetune.train.classify import Classification
 from edgetune.train.fused import fuse
-from edgetune.train.loss import find_causal_lm, use_segments
+from edgetune.train.loss import find_base
 from edgetune.train.optimizer import make_optimizer
 from edgetune.train.schedule import auto_learning_rate
+from edgetune.train.task import Generation, Task
 from edgetune.train.trackers import check_trackers
 
+HEAD_SHARE = 10.0
+"""How much faster a classifier's new head learns than the adapter, where the recipe does not say."""
 EVALUATIONS = 10
 """How many evaluations "auto" spreads over a run."""
 
@@ -39,11 +45,7 @@ class Parts:
     optimizer: Any
     scaler: Any
     """Gradient scaler of float16, else None."""
-    train: Any
-    eval: Any
-    report: Any
-    order: Order
-    pad_id: int
+    task: Task
     inputs: str
     """Hash of recipe, base and tokenised data: a checkpoint of other inputs is refused."""
     steps: int
@@ -71,15 +73,16 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mappi
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
     accelerator = _accelerator(recipe, run_dir)
     with accelerator.main_process_first():
-        prepared = prepare(recipe, tokenizer, cache=run_dir.cache)
-    model = _adapted_base(recipe, accelerator.device)
+        task = _make_task(recipe, tokenizer, path, run_dir)
+    model = _adapted_base(recipe, accelerator.device, task)
     learning_rate = recipe.train.learning_rate
     if learning_rate == "auto":
-        learning_rate = auto_learning_rate(find_causal_lm(model).config)
-    optimizer = accelerator.prepare(make_optimizer(model, recipe.train, learning_rate))
-    order = Order(recipe.data.max_seq_len, recipe.train.batch_size, recipe.data.packing, recipe.train.seed)
-    counts = _counts(recipe, len(order.epoch(prepared.train, 0)), accelerator.num_processes)
-    for message in _messages(prepared.report, counts["steps"], learning_rate):
+        learning_rate = auto_learning_rate(find_base(model).config)
+    head_rate = recipe.classify.head_learning_rate
+    head_share = HEAD_SHARE if head_rate == "auto" else head_rate / learning_rate
+    optimizer = accelerator.prepare(make_optimizer(model, recipe.train, learning_rate, head_share=head_share))
+    counts = _counts(recipe, len(task.epoch(0)), accelerator.num_processes)
+    for message in _messages(task, counts["steps"], learning_rate):
         if accelerator.is_main_process:
             notify({"stage": "train", "message": message})
     return Parts(
@@ -89,14 +92,10 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mappi
         trained=[parameter for parameter in model.parameters() if parameter.requires_grad],
         optimizer=optimizer,
         scaler=accelerator.scaler,
-        train=prepared.train,
-        eval=prepared.eval,
-        report=prepared.report,
-        order=order,
-        pad_id=tokenizer.pad_token_id or 0,
-        inputs=hash_values(inputs, prepared.train.fingerprint, prepared.eval.fingerprint, accelerator.num_processes),
+        task=task,
+        inputs=hash_values(inputs, task.train.fingerprint, task.eval.fingerprint, accelerator.num_processes),
         learning_rate=learning_rate,
-        dtype=str(find_causal_lm(model).get_input_embeddings().weight.dtype).removeprefix("torch."),
+        dtype=str(find_base(model).get_input_embeddings().weight.dtype).removeprefix("torch."),
         **counts,
     )
 
@@ -136,15 +135,26 @@ def _accelerator(recipe: Recipe, run_dir: RunDir) -> Any:
     return accelerator
 
 
-def _adapted_base(recipe: Recipe, device: torch.device) -> Any:
-    """The base with its adapter, in training mode, with the fused step and attention inside samples where they fit."""
+def _make_task(recipe: Recipe, tokenizer: Any, base: Path, run_dir: RunDir) -> Task:
+    """The recipe's rows, prepared, with what is learned from them."""
+    pad_id = tokenizer.pad_token_id or 0
+    if not recipe.is_classifier:
+        return Generation(recipe, prepare(recipe, tokenizer, cache=run_dir.cache), pad_id)
+    max_length = min(recipe.data.max_seq_len, text_limit(base, tokenizer))
+    prepared = prepare_labelled(recipe, tokenizer, max_length=max_length, cache=run_dir.cache)
+    return Classification(recipe, prepared, pad_id, max_length)
+
+
+def _adapted_base(recipe: Recipe, device: torch.device, task: Task) -> Any:
+    """The base with its adapter and what its task adds, in training mode, with the fused step where it fits."""
     base = load_base(recipe.model, device=device)
+    if recipe.is_classifier:
+        drop_unused_pooler(base, recipe.classify.pooling)
     torch.manual_seed(recipe.train.seed)
     model = attach(base, recipe.lora, gradient_checkpointing=recipe.train.gradient_checkpointing)
     model.train()
-    use_segments(model)
     fuse(model)
-    return model
+    return task.complete(model)
 
 
 def _counts(recipe: Recipe, epoch_micro_batches: int, processes: int) -> dict[str, int]:
@@ -167,10 +177,6 @@ def _counts(recipe: Recipe, epoch_micro_batches: int, processes: int) -> dict[st
     }
 
 
-def _messages(report: Any, steps: int, learning_rate: float) -> list[str]:
+def _messages(task: Task, steps: int, learning_rate: float) -> list[str]:
     """What the user is told before the first step: what was read, what was left out, what "auto" became."""
-    told = (
-        f"{report.train_rows:,} rows ({report.format}: {report.format_reason}), {report.tokens:,} tokens, "
-        f"{report.trained_tokens:,} of them trained; {report.eval_rows:,} eval rows: {report.eval_source}"
-    )
-    return [told, *report.notes, f"{steps:,} steps, learning rate {learning_rate:.2e}"]
+    return [task.summary, *task.report.notes, f"{steps:,} steps, learning rate {learning_rate:.2e}"]

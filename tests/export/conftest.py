@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,5 +72,147 @@ def a_decoder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(tiny_base / file, folder)
         return folder
+
+    return make
+
+
+WIDTHS = {"vocab_size": 400, "hidden_size": 36, "intermediate_size": 72, "num_hidden_layers": 2}
+ENCODER_CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
+    "bert": ("BertConfig", {**WIDTHS, "num_attention_heads": 2, "max_position_embeddings": 48}),
+    "deberta-v2": (
+        "DebertaV2Config",
+        {
+            **WIDTHS,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 48,
+            "relative_attention": True,
+            "position_buckets": 128,  # 256 rows of relative positions: an embedding on the grid
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+    ),
+    "distilbert": (
+        "DistilBertConfig",
+        {"vocab_size": 400, "dim": 36, "hidden_dim": 72, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 48},
+    ),
+    "modernbert": (
+        "ModernBertConfig",
+        {
+            **WIDTHS,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 48,
+            "local_attention": 8,
+            "global_attn_every_n_layers": 2,
+            "pad_token_id": 1,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "cls_token_id": 0,
+            "sep_token_id": 2,
+        },
+    ),
+    "roberta": (
+        "RobertaConfig",
+        {**WIDTHS, "hidden_size": 64, "num_attention_heads": 2, "max_position_embeddings": 50},
+    ),
+    "xlm-roberta": ("XLMRobertaConfig", {**WIDTHS, "num_attention_heads": 2, "max_position_embeddings": 300}),
+}
+"""model_type -> class of its configuration and a tiny one. 36 is no multiple of any block."""
+SPECS: dict[str, dict[str, object]] = {
+    "deberta-v2": {"pooling": "cls"},
+    "roberta": {"pooling": "cls", "head": "linear"},
+    "xlm-roberta": {"pooling": "pooler", "head": "linear", "multi_label": True},
+}
+"""What differs from a cosine head over the mean."""
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """What classifiers are verified on."""
+    path = Path(__file__).parent.parent.parent / "edgetune/assets/home/train.jsonl"
+    return [json.loads(row)["prompt"] for row in path.read_text(encoding="utf-8").splitlines()[:40]]
+
+
+@pytest.fixture(scope="session")
+def encoder_tokenizer(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """The tokenizer of a model type: WordPiece with BERT's special tokens, or byte-level BPE with RoBERTa's."""
+    from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+    from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+
+    def wordpiece(path: str) -> Any:
+        trained = BertWordPieceTokenizer()
+        trained.train_from_iterator(texts, vocab_size=400, show_progress=False)
+        trained.save(path)
+        return BertTokenizerFast(tokenizer_file=path)
+
+    def bpe(path: str) -> Any:
+        from tokenizers.processors import TemplateProcessing
+
+        trained = ByteLevelBPETokenizer(lowercase=True)
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        trained.train_from_iterator(texts, vocab_size=400, special_tokens=special, show_progress=False)
+        template = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+        trained._tokenizer.post_processor = template
+        trained.save(path)
+        names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), special, strict=True))
+        return PreTrainedTokenizerFast(tokenizer_file=path, **names)
+
+    folder = tmp_path_factory.mktemp("tokenizers")
+    made = {
+        "wordpiece": cache(lambda: wordpiece(str(folder / "wordpiece.json"))),
+        "bpe": cache(lambda: bpe(str(folder / "bpe.json"))),
+    }
+    return lambda kind: made["wordpiece" if kind in ("bert", "deberta-v2", "distilbert") else "bpe"]()
+
+
+@pytest.fixture(scope="session")
+def a_classifier() -> Callable[[str], Any]:
+    """A random torch classifier of a model type, its biases and norms random too."""
+    import torch
+    import transformers
+
+    from edgetune.model.classifier import Classifier, ClassifierSpec
+
+    def make(kind: str) -> Classifier:
+        name, values = ENCODER_CONFIGS[kind]
+        torch.manual_seed(0)
+        encoder = transformers.AutoModel.from_config(getattr(transformers, name)(**values))
+        for parameter in encoder.parameters():
+            mean, std = (parameter.mean().item(), 0.1) if parameter.dim() == 1 else (0.0, 0.2)
+            torch.nn.init.normal_(parameter, mean=mean, std=std)
+        spec = {"pooling": "mean", "head": "cosine", "multi_label": False, "out_of_scope_label": None}
+        spec |= SPECS.get(kind, {})
+        labels = tuple(f"label {number}" for number in range(5))
+        return Classifier(encoder, ClassifierSpec(labels=labels, scale=16.0, max_length=40, **spec)).eval()  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(
+    a_classifier: Callable[[str], Any],
+    encoder_tokenizer: Callable[[str], Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., tuple[Any, Any, Any]]:
+    """(bundle, torch classifier, tokenizer) of a model type at a precision; each made once, for it takes seconds."""
+    from edgetune.export.encoder import build_encoder
+    from edgetune.runtime.bundle import Bundle, ClassifierFormat, Grid, write_manifest
+
+    @cache
+    def make(kind: str, precision: str = "int4", block_size: int = 32, is_symmetric: bool = False) -> Any:
+        classifier, tokenizer = a_classifier(kind), encoder_tokenizer(kind)
+        spec, folder = classifier.spec, tmp_path_factory.mktemp(f"{kind}-{precision}")
+        bits = {"int4": 4, "int8": 8}.get(precision)
+        grid = None if bits is None else Grid(bits, block_size, is_symmetric, accuracy_level=4, head_bits=8)
+        build_encoder(classifier, folder, precision=precision, grid=grid, max_length=spec.max_length)
+        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        values = {"labels": spec.labels, "multi_label": spec.multi_label, "max_length": spec.max_length}
+        format_ = ClassifierFormat(**values, pad_id=tokenizer.pad_token_id)
+        bundle = Bundle(
+            folder, kind, precision, grid, None, context_length=40, task="classification", classifier=format_
+        )
+        return write_manifest(bundle), classifier, tokenizer
 
     return make

@@ -38,6 +38,15 @@ def test_a_bundle_opens_equal_to_what_was_written(bundle: Bundle) -> None:
     assert bundle.size_bytes == sum((bundle.path / name).stat().st_size for name in bundle.files)
 
 
+def test_a_manifest_from_before_there_were_classifiers_opens(bundle: Bundle) -> None:
+    values = json.loads((bundle.path / MANIFEST).read_text())
+    assert values["format"] == 1
+    del values["classifier"]
+    (bundle.path / MANIFEST).write_text(json.dumps(values))
+    assert open_bundle(bundle.path) == bundle
+    assert open_bundle(bundle.path).chat_format == bundle.chat
+
+
 def test_a_verification_is_added_without_reading_the_files_again(bundle: Bundle) -> None:
     (bundle.path / "model.onnx").write_text("model.ONNX")
     write_manifest(dataclasses.replace(bundle, verified={"passed": False}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from types import SimpleNamespace
 
 import pytest
@@ -27,13 +26,6 @@ def test_the_order_follows_from_seed_and_epoch():
     assert order.epoch(TOKENS, 0) == Order(32, 2, True, seed=1).epoch(TOKENS, 0)
     assert order.epoch(TOKENS, 0) != order.epoch(TOKENS, 1)
     assert order.epoch(TOKENS, 0) != Order(32, 2, True, seed=2).epoch(TOKENS, 0)
-
-
-def test_the_stream_goes_on_from_any_position_as_if_it_had_not_stopped():
-    order = Order(32, 1, True, seed=3)
-    whole = list(islice(order.stream(TOKENS, 0, 0), 20))
-    epoch, offset, _ = whole[6]
-    assert list(islice(order.stream(TOKENS, epoch, offset), 13)) == whole[7:]
 
 
 def test_evaluation_has_one_order():

@@ -16,7 +16,7 @@ from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base
 from edgetune.recipe import LoraTable, ModelTable, TrainTable, load_recipe
 from edgetune.run_dir import RunDir
-from edgetune.train import loop
+from edgetune.train import loop, task
 from edgetune.train.events import read_events
 from edgetune.train.fused import fuse
 from edgetune.train.loop import train
@@ -49,8 +49,7 @@ def parts_for(base, tokens):
         model=model,
         trained=trained,
         optimizer=NoOptimizer(),
-        train=tokens,
-        pad_id=0,
+        task=task.Generation(None, SimpleNamespace(train=tokens), pad_id=0),
         recipe=SimpleNamespace(train=SimpleNamespace(max_grad_norm=1e9)),
     )
 
@@ -110,7 +109,7 @@ def test_the_adapter_kept_is_the_best_one_by_eval_loss(make_recipe, tmp_path, mo
         kept.append(hash_tree(run_dir.adapter) if run_dir.adapter.exists() else None)
         return next(losses) * 10, 10
 
-    monkeypatch.setattr(loop, "evaluate_loss", evaluate)
+    monkeypatch.setattr(task, "evaluate_loss", evaluate)
     result = train(make_recipe(), run_dir)
     assert (result.eval_loss, result.best_step, result.steps) == (1.0, 4, 6)
     assert hash_tree(run_dir.adapter) == kept[2] != kept[1]
@@ -118,7 +117,7 @@ def test_the_adapter_kept_is_the_best_one_by_eval_loss(make_recipe, tmp_path, mo
 
 def test_early_stopping_ends_a_run_after_its_patience(make_recipe, tmp_path, monkeypatch):
     losses = iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr(loop, "evaluate_loss", lambda *_, **__: (next(losses), 1))
+    monkeypatch.setattr(task, "evaluate_loss", lambda *_, **__: (next(losses), 1))
     result = train(make_recipe("train.early_stopping_patience=1", "train.max_steps=20"), RunDir(tmp_path / "r"))
     assert (result.steps, result.best_step, result.stopped_early) == (4, 2, True)
 
@@ -222,7 +221,7 @@ def test_memory_that_runs_out_is_named_with_a_cure(make_recipe, tmp_path, monkey
     def fail(*_, **__):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(loop, "loss_sum", fail)
+    monkeypatch.setattr(task, "loss_sum", fail)
     with pytest.raises(OutOfMemoryError, match=r"lower train\.batch_size"):
         train(make_recipe(), RunDir(tmp_path / "r"))
 

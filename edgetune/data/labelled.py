@@ -1,0 +1,263 @@
+"""Texts with labels: rows -> examples -> token ids and targets on disk. The data flow of classifiers.
+
+Rows come from the same sources as conversations do (data/read.py), or from one folder of .txt files a label. The
+labels are those of the training rows, sorted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgetune.data.encode import Encoded
+from edgetune.data.formats import Example
+from edgetune.data.prepare import cache_key, columns_of, examples, sources
+from edgetune.data.tokens import Tokens, open_tokens, write_tokens
+from edgetune.errors import DataError
+from edgetune.files import atomic_folder, read_json, write_json
+from edgetune.recipe import Recipe
+
+BATCH_ROWS = 1024
+Part = Literal["train", "eval"]
+PARTS: tuple[Part, ...] = ("train", "eval")
+
+
+@dataclass(frozen=True)
+class LabelReport:
+    """What became of the rows of a classifier's data."""
+
+    columns: str
+    """Which columns were read, and why."""
+    train_rows: int
+    eval_rows: int
+    labels: int
+    fewest: tuple[str, int]
+    """The label with the fewest training rows, and how many."""
+    most: tuple[str, int]
+    train_source: str
+    eval_source: str
+    truncated: int
+    """Of the training rows, as the next two."""
+    dropped_too_long: int
+    dropped_empty: int
+    eval_dropped: int
+    tokens: int
+    longest: int
+    """Tokens of the longest text read, before it was cut."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line for each thing that a user may not expect."""
+        lines = (
+            (self.truncated, f"{self.truncated:,} texts cut to the longest allowed; the longest has {self.longest:,}"),
+            (
+                self.dropped_too_long,
+                f"{self.dropped_too_long:,} texts too long left out; the longest has {self.longest:,}",
+            ),
+            (self.dropped_empty, f"{self.dropped_empty:,} rows without text left out"),
+            (self.eval_dropped, f"{self.eval_dropped:,} eval rows without text, or too long, left out"),
+            (self.fewest[1] < 5, f"label {self.fewest[0]!r} has only {self.fewest[1]} training rows"),
+        )
+        return tuple(line for applies, line in lines if applies)
+
+
+@dataclass(frozen=True)
+class LabelledTokens:
+    """Tokenised texts with their targets, memory-mapped. len() rows."""
+
+    tokens: Tokens
+    targets: np.ndarray
+    """int64 (rows,): the number of the label; of multi-label rows uint8 (rows, ceil(labels / 8)), bits of a set."""
+    labels: int
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, int64 (rows,)."""
+        return self.tokens.lengths
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal rows and targets."""
+        return self.tokens.fingerprint
+
+    def target(self, rows: Sequence[int]) -> Tensor:
+        """int64 (rows,), or float32 (rows, labels) of zeros and ones."""
+        chosen = np.asarray(self.targets[list(rows)])
+        if chosen.ndim == 1:
+            return torch.from_numpy(chosen)
+        return torch.from_numpy(np.unpackbits(chosen, axis=1, count=self.labels).astype(np.float32))
+
+    def counts(self) -> np.ndarray:
+        """Rows of each label, int64 (labels,)."""
+        if self.targets.ndim == 1:
+            return np.bincount(self.targets, minlength=self.labels)
+        total = np.zeros(self.labels, np.int64)
+        for start in range(0, len(self), BATCH_ROWS):
+            total += self.target(range(start, min(start + BATCH_ROWS, len(self)))).sum(0).long().numpy()
+        return total
+
+
+@dataclass(frozen=True)
+class PreparedLabels:
+    """Rows ready for training a classifier."""
+
+    train: LabelledTokens
+    eval: LabelledTokens
+    labels: tuple[str, ...]
+    report: LabelReport
+
+
+def find_labels(rows: Iterable[Example], *, source: str) -> tuple[str, ...]:
+    """The labels of the training rows, sorted. Raises DataError if there are fewer than two."""
+    found = {name for row in rows if (row.text or "").strip() for name in row.labels}
+    if len(found) < 2:
+        what = f"one label only, {next(iter(found))!r}" if found else "no labels"
+        raise DataError(f"{source}: {what}; a classifier needs two", cure="give rows of more labels")
+    return tuple(sorted(found))
+
+
+def prepare_labelled(recipe: Recipe, tokenizer: Any, *, max_length: int, cache: Path) -> PreparedLabels:
+    """Train and eval rows of a classifier's recipe, tokenised to at most max_length, from the cache where up to date.
+
+    Raises DataError: unreadable rows with their place, fewer than two labels, an eval label that training has not.
+    """
+    key = cache_key(recipe, tokenizer, max_length)
+    folder = cache / f"labelled-{key[:16]}"
+    if not (folder / "report.json").exists():
+        with atomic_folder(folder) as temporary:
+            _write(recipe, tokenizer, max_length, temporary)
+    values = read_json(folder / "report.json")
+    labels = tuple(values.pop("names"))
+    report = LabelReport(**{**values, "fewest": tuple(values["fewest"]), "most": tuple(values["most"])})
+    train, held_out = (_open(folder / part, key, len(labels)) for part in ("train", "eval"))
+    return PreparedLabels(train, held_out, labels, report)
+
+
+def targets_of(rows: Sequence[Example], labels: Sequence[str], *, multi_label: bool) -> np.ndarray:
+    """int64 (rows,), or bool (rows, labels). Raises DataError for a label that training does not have."""
+    places = {name: number for number, name in enumerate(labels)}
+    for row in rows:
+        for name in row.labels:
+            if name not in places:
+                raise DataError(
+                    f"{row.place}: label {name!r} does not occur in the training rows, which have"
+                    f" {len(labels):,} others",
+                    cure="add training rows of it, or leave its rows out",
+                )
+    if not multi_label:
+        return np.array([places[row.labels[0]] for row in rows], np.int64)
+    sets = np.zeros((len(rows), len(labels)), bool)
+    for number, row in enumerate(rows):
+        sets[number, [places[name] for name in row.labels]] = True
+    return sets
+
+
+def _write(recipe: Recipe, tokenizer: Any, max_length: int, folder: Path) -> None:
+    """Tokenise both splits into `folder` and say what became of the rows."""
+    counts = {part: Counter[str]() for part in PARTS}
+    names = find_labels(_split(recipe, "train"), source=recipe.data.train)
+    kept = {}
+    for part in PARTS:
+        batches = _kept(_split(recipe, part), recipe, tokenizer, max_length, counts[part])
+        kept[part] = _write_part(batches, folder / part, names, is_set=recipe.classify.multi_label)
+        if not kept[part]:
+            raise DataError(f"{recipe.data.train}: no {part} row can be used", cure="give rows with a text")
+    per_label = _open(folder / "train", "", len(names)).counts()
+    fewest, most = int(per_label.argmin()), int(per_label.argmax())
+    train_source, eval_source = sources(recipe)
+    report = LabelReport(
+        columns=columns_of(recipe),
+        train_rows=kept["train"],
+        eval_rows=kept["eval"],
+        labels=len(names),
+        fewest=(names[fewest], int(per_label[fewest])),
+        most=(names[most], int(per_label[most])),
+        train_source=train_source,
+        eval_source=eval_source,
+        truncated=counts["train"]["truncated"],
+        dropped_too_long=counts["train"]["too_long"],
+        dropped_empty=counts["train"]["empty"],
+        eval_dropped=counts["eval"]["empty"] + counts["eval"]["too_long"],
+        tokens=counts["train"]["tokens"],
+        longest=counts["train"]["longest"],
+    )
+    write_json(folder / "report.json", {**dataclasses.asdict(report), "names": list(names)})
+
+
+def _split(recipe: Recipe, part: Part) -> Iterator[Example]:
+    return itertools.islice(examples(recipe, part), recipe.data.max_train_rows if part == "train" else None)
+
+
+def _write_part(
+    batches: Iterator[tuple[list[Example], list[Encoded]]], path: Path, names: Sequence[str], *, is_set: bool
+) -> int:
+    """Token ids and targets of one split; how many rows they are."""
+    targets: list[np.ndarray] = []
+
+    def rows() -> Iterator[Encoded]:
+        for part, encoded in batches:
+            found = targets_of(part, names, multi_label=is_set)
+            targets.append(np.packbits(found, axis=1) if is_set else found)
+            yield from encoded
+
+    kept = write_tokens(rows(), path)
+    if kept:
+        np.save(path.with_name(f"{path.name}-targets.npy"), np.concatenate(targets))
+    return kept
+
+
+def _kept(
+    stream: Iterator[Example], recipe: Recipe, tokenizer: Any, max_length: int, counts: Counter[str]
+) -> Iterator[tuple[list[Example], list[Encoded]]]:
+    """Batches of examples with their token ids; rows without text, and too long ones, are counted."""
+    while batch := list(itertools.islice(stream, BATCH_ROWS)):
+        filled = [example for example in batch if (example.text or "").strip()]
+        counts["empty"] += len(batch) - len(filled)
+        ids = tokenizer([example.text for example in filled], verbose=False)["input_ids"] if filled else []
+        pairs = [pair for pair in zip(filled, ids, strict=True) if _fits(*pair, recipe, max_length, counts)]
+        cut = [(example, cut_ids(whole, max_length, tokenizer)) for example, whole in pairs]
+        counts["tokens"] += sum(len(ids) for _, ids in cut)
+        if cut:
+            yield [example for example, _ in cut], [Encoded(ids, ids, example.place) for example, ids in cut]
+
+
+def _fits(example: Example, ids: Sequence[int], recipe: Recipe, max_length: int, counts: Counter[str]) -> bool:
+    """Whether a text is kept; too long ones are cut, left out or refused as data.too_long says, and counted."""
+    counts["longest"] = max(counts["longest"], len(ids))
+    if len(ids) <= max_length:
+        return True
+    if recipe.data.too_long == "error":
+        raise DataError(
+            f"{example.place}: {len(ids)} tokens, more than {max_length}", cure='set data.too_long = "truncate"'
+        )
+    counts["too_long" if recipe.data.too_long == "drop" else "truncated"] += 1
+    return recipe.data.too_long == "truncate"
+
+
+def cut_ids(ids: Sequence[int], max_length: int, tokenizer: Any) -> list[int]:
+    """The first ids of a text with the special tokens that end it: as the tokenizer truncates, which devices do too."""
+    if len(ids) <= max_length:
+        return list(ids)
+    specials = set(tokenizer.all_special_ids)
+    tail = len(ids)
+    while tail > 0 and ids[tail - 1] in specials:
+        tail -= 1
+    ending = list(ids[tail:])
+    return [*ids[: max_length - len(ending)], *ending]
+
+
+def _open(path: Path, key: str, labels: int) -> LabelledTokens:
+    targets = np.load(path.with_name(f"{path.name}-targets.npy"), mmap_mode="r")
+    return LabelledTokens(open_tokens(path, key), targets, labels)

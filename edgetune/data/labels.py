@@ -1,0 +1,82 @@
+"""Rows -> texts with labels: which columns hold them, and what counts as a label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgetune.data.files import Row
+from edgetune.data.formats import Example, text_of
+from edgetune.errors import DataError
+from edgetune.recipe import ClassifyTable
+
+TEXT_COLUMNS = ("text", "sentence", "utterance", "query", "message", "content", "question")
+LABEL_COLUMNS = ("label", "labels", "category", "intent", "class", "target")
+
+
+def find_columns(row: Row) -> tuple[str, str]:
+    """The columns of text and label by the first row's names. Raises DataError that lists what is there."""
+    names = list(row.values)
+    text = next((name for name in TEXT_COLUMNS if name in row.values), None)
+    label = next((name for name in LABEL_COLUMNS if name in row.values and name != text), None)
+    if text is None or label is None:
+        missing = "text" if text is None else "label"
+        raise DataError(
+            f"{row.place}: no column for the {missing}; found: {', '.join(names) or '(none)'}",
+            cure='name yours in [data], e.g. columns = { text = "review", label = "stars" }; the first line of a'
+            " .csv or .tsv file names its columns",
+        )
+    return text, label
+
+
+def to_labelled(row: Row, columns: tuple[str, str], table: ClassifyTable) -> Example:
+    """A row as an example with labels. Raises DataError with the place for a label that is none."""
+    text, label = columns
+    for name in columns:
+        if name not in row.values:
+            raise DataError(f"{row.place}: no column {name!r}", cure=f"columns found: {', '.join(row.values)}")
+    content = "" if row.values[text] is None else text_of(row, text)
+    value = row.values[label]
+    if table.multi_label:
+        names = value if isinstance(value, list) else _separated(value, table.label_separator)
+        return Example((), content, row.place, tuple(dict.fromkeys(_name(item, row, label) for item in names)))
+    if isinstance(value, list):
+        raise DataError(f"{row.place}: a list of labels", cure="set classify.multi_label = true")
+    return Example((), content, row.place, (_name(value, row, label),))
+
+
+def _separated(value: Any, separator: str) -> list[Any]:
+    if value is None or not isinstance(value, str):
+        return [] if value is None else [value]
+    return [part.strip() for part in value.split(separator) if part.strip()]
+
+
+def _name(value: Any, row: Row, column: str) -> str:
+    """A label as text: names, whole numbers, true and false. Raises DataError for anything else."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and not value.is_integer():
+        raise DataError(
+            f"{row.place}: column {column!r} holds {value}, a measured number and no label",
+            cure="give names or whole numbers; EdgeTune fits no regressions",
+        )
+    if isinstance(value, int | float):
+        return str(int(value))
+    if not isinstance(value, str) or not value.strip():
+        shown = "nothing" if value is None or value == "" else f"{value!r}"
+        raise DataError(f"{row.place}: column {column!r} holds {shown}, no label", cure="fill it or leave the row out")
+    text = value.strip()
+    if _is_fraction(text):
+        raise DataError(
+            f"{row.place}: column {column!r} holds {text}, a measured number and no label",
+            cure="give names or whole numbers; EdgeTune fits no regressions",
+        )
+    return text
+
+
+def _is_fraction(text: str) -> bool:
+    """Whether a text is a number with a part behind the point that is not zero."""
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    return text.lower() not in ("nan", "inf", "-inf", "infinity") and not number.is_integer()

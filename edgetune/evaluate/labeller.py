@@ -1,0 +1,234 @@
+"""Score a classifier on a label set: the same code for a torch model and for a bundle, through the Labeller protocol.
+
+Runs in the target's own process (child.py). Logits -> temperature, fitted on the eval rows (a bundle has its own) ->
+probabilities -> scores with intervals, and rejection where it is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from edgetune.evaluate import classification
+from edgetune.evaluate.label_rows import LabelRow, LabelSet, make_label_set, read_label_set, targets_of_rows
+from edgetune.evaluate.metrics import Interval
+from edgetune.process_memory import peak_resident_bytes
+from edgetune.recipe import Recipe
+
+Progress = Callable[[Mapping[str, Any]], None]
+LATENCY_TEXTS = 50
+BATCH_TEXTS = 256
+"""Texts between two reports of progress."""
+
+
+class Labeller(Protocol):
+    """What can be measured: gives logits."""
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """N texts -> (N, labels) float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """What a target scored. Shares in 0..1, losses in nats per text."""
+
+    metric: str
+    rows: int
+    score: float
+    """By the metric."""
+    interval: Interval
+    loss: float
+    loss_interval: Interval
+    temperature: float
+    classes: Mapping[str, Any]
+    """classification.ClassificationScore as JSON-able values; of the rows in scope."""
+    rejection: Mapping[str, Any] | None
+    """classification.Rejection as JSON-able values, where the recipe asks for it."""
+    confidence: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Labelling single texts (batch 1), tokenizer included."""
+
+    median_s: float
+    p95_s: float
+    texts: int
+
+
+def measure(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Load the target of a request, measure latency and memory of single texts, then score all rows."""
+    label_set = read_label_set(Path(request["eval_set"]))
+    target, own = _load(request)
+    latency = measure_latency(target, [row.text for row in label_set.rows[:LATENCY_TEXTS]])
+    peak_bytes, device_peak_bytes = peak_resident_bytes(), _device_peak_bytes()
+    result, answers = score(target, label_set, calibrated=own, progress=progress)
+    return {
+        "score": dataclasses.asdict(result),
+        "speed": dataclasses.asdict(latency),
+        "peak_bytes": peak_bytes,
+        "device_peak_bytes": device_peak_bytes,
+        "scoring_peak_bytes": peak_resident_bytes(),
+        "answers": answers,
+        "torch_loaded": "torch" in sys.modules,
+    }
+
+
+def score(
+    target: Labeller,
+    label_set: LabelSet,
+    *,
+    calibrated: tuple[float, float | None] | None = None,
+    progress: Progress | None = None,
+) -> tuple[LabelScore, list[dict[str, Any]]]:
+    """Scores and one JSON-able answer a row. `calibrated`: temperature and threshold, where the target has its own."""
+    started = time.perf_counter()
+    temperature, threshold = calibrated or calibrate(target, label_set)
+    logits = _logits(target, label_set.rows, progress)
+    targets = targets_of_rows(label_set.rows, len(label_set.labels), multi_label=label_set.multi_label)
+    found = classification.probabilities(logits, temperature=temperature, multi_label=label_set.multi_label)
+    is_in_scope = _in_scope(label_set, targets)
+    losses = classification.row_losses(logits, targets, temperature=temperature, multi_label=label_set.multi_label)
+    classes = classification.score(
+        found[is_in_scope],
+        targets[is_in_scope],
+        label_set.labels,
+        multi_label=label_set.multi_label,
+        bootstrap_samples=label_set.bootstrap_samples,
+        confidence=label_set.confidence,
+        seed=label_set.seed,
+        positive_label=label_set.positive_label,
+        losses=losses[is_in_scope],
+    )
+    rejection = None
+    if label_set.out_of_scope is not None or threshold is not None:
+        sure, is_right = _sureness(label_set, found, targets)
+        rejection = dataclasses.asdict(classification.score_rejection(sure, is_right, is_in_scope, threshold or 0.0))
+    name = {"accuracy": "accuracy", "macro_f1": "macro_f1", "f1": "positive_f1"}[label_set.metric]
+    values = dataclasses.asdict(classes)
+    result = LabelScore(
+        metric=label_set.metric,
+        rows=len(label_set.rows),
+        score=values[name],
+        interval=values[f"{name}_interval"],
+        loss=classes.loss,
+        loss_interval=classes.loss_interval,
+        temperature=temperature,
+        classes=values,
+        rejection=rejection,
+        confidence=label_set.confidence,
+        seconds=time.perf_counter() - started,
+    )
+    return result, _answers(label_set, found, threshold)
+
+
+def calibrate(target: Labeller, label_set: LabelSet) -> tuple[float, float | None]:
+    """Temperature and threshold, chosen on the eval rows; no threshold unless a false-accept rate is asked for."""
+    rows = label_set.calibration
+    if not rows:
+        return 1.0, None
+    logits = _logits(target, rows, None)
+    targets = targets_of_rows(rows, len(label_set.labels), multi_label=label_set.multi_label)
+    is_in_scope = _in_scope(label_set, targets)
+    temperature = classification.fit_temperature(logits, targets, multi_label=label_set.multi_label)
+    if label_set.false_accept_rate is None:
+        return temperature, None
+    found = classification.probabilities(logits, temperature=temperature, multi_label=label_set.multi_label)
+    sure, is_right = _sureness(label_set, found, targets)
+    acceptable = classification.acceptable_rows(is_right, is_in_scope)
+    rate = label_set.false_accept_rate
+    return temperature, max(0.0, classification.choose_threshold(sure, acceptable, false_accept_rate=rate))
+
+
+def calibrate_for(recipe: Recipe, target: Labeller, labels: Sequence[str]) -> tuple[float, float | None]:
+    """The same on a recipe's eval rows: what export writes into a bundle."""
+    return calibrate(target, make_label_set(recipe, labels))
+
+
+def measure_latency(target: Labeller, texts: Sequence[str]) -> Latency:
+    """Time of one text at a time, after a warm-up."""
+    for text in texts[:3]:
+        target.logits([text])
+    times = []
+    for text in texts:
+        started = time.perf_counter()
+        target.logits([text])
+        times.append(time.perf_counter() - started)
+    return Latency(statistics.median(times), float(np.quantile(times, 0.95)), len(times))
+
+
+def _load(request: Mapping[str, Any]) -> tuple[Labeller, tuple[float, float | None] | None]:
+    """The target, and temperature and threshold where it has its own."""
+    if request["kind"] == "bundle":
+        from edgetune.runtime.bundle import check_hashes
+        from edgetune.runtime.classifier import Classifier
+
+        target = Classifier(request["path"])
+        check_hashes(target.bundle)
+        return target, (target.format.temperature, target.format.threshold)
+    return importlib.import_module("edgetune.evaluate.torch_classifier").load(request), None
+
+
+def _device_peak_bytes() -> int | None:
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else None
+
+
+def _logits(target: Labeller, rows: Sequence[LabelRow], progress: Progress | None) -> np.ndarray:
+    parts = []
+    for start in range(0, len(rows), BATCH_TEXTS):
+        parts.append(target.logits([row.text for row in rows[start : start + BATCH_TEXTS]]))
+        if progress:
+            done = min(start + BATCH_TEXTS, len(rows))
+            progress({"stage": "evaluate", "step": done, "steps": len(rows), "is_last": done == len(rows)})
+    return np.concatenate(parts)
+
+
+def _in_scope(label_set: LabelSet, targets: np.ndarray) -> np.ndarray:
+    """Which rows have a label of their own, (rows,) bool."""
+    if label_set.multi_label or label_set.out_of_scope is None:
+        return np.ones(len(targets), bool)
+    return np.asarray(targets != label_set.out_of_scope)
+
+
+def _sureness(label_set: LabelSet, found: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How sure an answer with a label is, (rows,), -1 where the answer is out of scope; and whether it is right."""
+    chosen = classification.answers(found, multi_label=label_set.multi_label)
+    is_right = (chosen == targets).all(1) if label_set.multi_label else chosen == targets
+    sure = classification.confidences(found)
+    if label_set.out_of_scope is not None:
+        sure = np.where(chosen == label_set.out_of_scope, -1.0, sure)
+    return sure, np.asarray(is_right)
+
+
+def _answers(label_set: LabelSet, found: np.ndarray, threshold: float | None) -> list[dict[str, Any]]:
+    """What each row was and what it was taken for."""
+    chosen = classification.answers(found, multi_label=label_set.multi_label)
+    sure = classification.confidences(found)
+    answers = []
+    for row, answer, probability in zip(label_set.rows, chosen, sure, strict=True):
+        numbers = np.flatnonzero(answer).tolist() if label_set.multi_label else [int(answer)]
+        is_unknown = probability < (threshold or 0.0) or numbers == [label_set.out_of_scope]
+        answers.append(
+            {
+                "text": row.text,
+                "labels": [label_set.labels[number] for number in row.labels],
+                "answer": [label_set.labels[number] for number in numbers],
+                "probability": float(probability),
+                "is_unknown": bool(is_unknown),
+                "correct": sorted(numbers) == sorted(row.labels),
+                "place": row.place,
+            }
+        )
+    return answers

@@ -1,0 +1,64 @@
+"""A torch classifier as a Labeller: the base with its adapter as it was trained, or the merged model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgetune.lora import adapter
+from edgetune.model import base
+from edgetune.model.classifier import Classifier, drop_unused_pooler, load_head, read_spec
+from edgetune.model.device import compute_dtype, device
+from edgetune.recipe import ModelTable
+
+BATCH_TEXTS = 32
+
+
+def load(request: Mapping[str, Any]) -> TorchLabeller:
+    """The torch target of a request (see child.py). Raises ModelError."""
+    table, folder = ModelTable(**request["model"]), Path(request["path"])
+    spec = read_spec(folder)
+    if request["kind"] == "merged":
+        on = device()
+        encoder = base.load_merged(Path(table.base), dtype=compute_dtype(table.compute_dtype, on), device=on)
+    else:
+        encoder = base.load_base(table)
+    drop_unused_pooler(encoder, spec.pooling)
+    if request["kind"] == "tuned":
+        encoder = adapter.load(encoder, folder)
+    classifier = Classifier(encoder, spec).eval()
+    load_head(classifier, folder)
+    return TorchLabeller(classifier, base.load_tokenizer(Path(table.base), trust_remote_code=table.trust_remote_code))
+
+
+class TorchLabeller:
+    """A classifier with its tokenizer."""
+
+    def __init__(self, classifier: Classifier, tokenizer: Any) -> None:
+        self.classifier, self.tokenizer = classifier, tokenizer
+
+    @torch.no_grad()
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """N texts -> (N, labels) float32; batches of texts of like length."""
+        limit = self.classifier.spec.max_length
+        ids = self.tokenizer(list(texts), truncation=True, max_length=limit, verbose=False)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+        found = np.empty((len(ids), len(self.classifier.spec.labels)), np.float32)
+        for start in range(0, len(order), BATCH_TEXTS):
+            rows = order[start : start + BATCH_TEXTS]
+            found[rows] = self._run([ids[row] for row in rows])
+        return found
+
+    def _run(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        longest = max(map(len, ids))
+        pad = self.tokenizer.pad_token_id or 0
+        on = self.classifier.device
+        padded = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in ids], device=on)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=on)
+        dtype = self.classifier.encoder.get_input_embeddings().weight.dtype
+        with torch.autocast(on.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
+            return np.asarray(self.classifier(padded, mask).float().cpu().numpy())

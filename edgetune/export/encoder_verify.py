@@ -1,0 +1,152 @@
+"""Verification of a classification bundle: has it our numbers, torch's logits, training's tokens?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgetune.export.checks import Check, Verification, check, made
+from edgetune.export.compare import ALL_PRODUCTS, LEAST_TOKENS, MOST_TOKENS, at_level_0
+from edgetune.export.encoder import float_copy, graph_tensors, on_grid
+from edgetune.export.weights import GraphFile, same_bytes
+from edgetune.model.classifier import Classifier
+from edgetune.quant.grid import QuantizedMatrix, dequantize
+from edgetune.runtime.bundle import GRAPH, Bundle
+from edgetune.runtime.classifier import Classifier as DeviceClassifier
+
+MOST_TEXTS = 200
+BATCH_TEXTS = 16
+LOGITS_LIMIT = {"fp32": 1e-3, "fp16": 5e-2, "int4": 1e-3, "int8": 1e-3}
+"""Largest difference, in standard deviations of the logits: see verify.LOGITS_LIMIT."""
+ROUNDED_LIMIT = 0.2
+"""Root mean square, in the same unit; what int8 activations may cost. A sound MiniLM measures 0.02, broken ones 1."""
+DIFFERING_SHARE = 0.05
+"""Of the texts may get another label than from torch with the same integers, a single one always: close calls."""
+
+
+def verify_encoder(bundle: Bundle, classifier: Classifier, texts: Sequence[str], tokenizer: Any) -> Verification:
+    """Compare a bundle with the torch classifier it was made from, on up to MOST_TEXTS of the user's texts.
+
+    A check that cannot even be made counts as failed, with the reason in its detail.
+    """
+    texts = [text for text in texts if text.strip()][:MOST_TEXTS] or ["a text"]
+    reference = float_copy(classifier)
+    matrices: dict[str, QuantizedMatrix] = {}
+    if bundle.grid is not None:
+        for name, module, matrix in on_grid(reference, bundle.grid):
+            matrices[name] = matrix
+            module.weight = nn.Parameter(dequantize(matrix), requires_grad=False)
+    checks = made("weights", lambda: _weights(bundle, classifier, matrices))
+    checks += made("token ids", lambda: _token_ids(bundle, classifier, texts, tokenizer))
+    checks += made("logits", lambda: _logits(bundle, reference, texts, tokenizer))
+    return Verification(tuple(checks))
+
+
+def _weights(bundle: Bundle, classifier: Classifier, matrices: Mapping[str, QuantizedMatrix]) -> Iterator[Check]:
+    """The graph holds, byte for byte, what quant.grid makes of the classifier's weights, and the others as they are.
+
+    A float matrix that the exporter turned over for MatMul has no name any more: the logits show what is wrong with it.
+    """
+    graph = GraphFile(bundle.path / GRAPH)
+    wrong = _wrong_matrices(graph, bundle, matrices) if bundle.grid else []
+    compared = len(matrices)
+    for name, tensor in graph_tensors(classifier).items():
+        if name in graph.names:
+            array = torch.from_numpy(graph.array(name).copy())
+            compared += 1
+            if not torch.equal(array, tensor.to(array.dtype)):
+                wrong.append(name)
+    detail = f"{compared} tensors compared byte for byte" + (f", differing: {wrong[0]}" if wrong else "")
+    yield check("weight bytes", len(wrong), 0, detail)
+    if bundle.grid is not None:
+        slow = graph.float_matmuls()[:-1]
+        detail = f"{slow[0]} is not on the grid" if slow else "every matrix product but the head's takes the fast path"
+        yield check("matrices off the grid", len(slow), 0, detail)
+
+
+def _wrong_matrices(graph: GraphFile, bundle: Bundle, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
+    """Names of quantised weights that the graph does not hold, or holds otherwise than ours."""
+    assert bundle.grid is not None
+    right: set[str] = set()
+    wrong: list[str] = []
+    for _, inputs, attributes in graph.grid_nodes():
+        name = inputs[0].removeprefix("classifier.").removesuffix(".packed")
+        ours = matrices.get(name)
+        level = attributes.get("accuracy_level", bundle.grid.accuracy_level)
+        is_ours = (
+            ours is not None
+            and (attributes["bits"], attributes["block_size"], level)
+            == (bundle.grid.bits, bundle.grid.block_size, bundle.grid.accuracy_level)
+            and same_bytes(ours, graph.read_matrix(inputs, attributes, columns=ours.in_features))
+        )
+        (right.add if is_ours else wrong.append)(name)
+    return wrong + [name for name in matrices if name not in right and name not in wrong]
+
+
+def _token_ids(bundle: Bundle, classifier: Classifier, texts: Sequence[str], tokenizer: Any) -> Iterator[Check]:
+    """The device's tokenizer gives training's ids, also of a text that is too long."""
+    most = classifier.spec.max_length
+    words = " ".join(texts).split()
+    asked = [*texts, " ".join(words * (1 + most // len(words)))]
+    wanted = tokenizer(asked, truncation=True, max_length=most)["input_ids"]
+    found = DeviceClassifier(bundle).token_ids(asked)
+    wrong = [text for text, a, b in zip(asked, wanted, found, strict=True) if list(a) != list(b)]
+    detail = f"{len(asked)} texts, one of them cut" + (f", differing: {wrong[0][:80]!r}" if wrong else "")
+    yield check("token ids", len(wrong), 0, detail)
+
+
+def _logits(bundle: Bundle, reference: Classifier, texts: Sequence[str], tokenizer: Any) -> Iterator[Check]:
+    """The graph computes what torch computes with the same numbers; with int8 activations, nearly."""
+    chosen = _affordable(reference, texts, tokenizer)
+    wanted = _torch_logits(reference, chosen, tokenizer)
+    spread = max(float(wanted.std()), 1e-6)
+    shipped = DeviceClassifier(bundle).logits(chosen)
+    exact = shipped
+    if bundle.grid is not None:
+        with at_level_0(bundle) as unrounded:
+            exact = DeviceClassifier(unrounded).logits(chosen)
+    kind = "the same dequantised integers, activations in float32" if bundle.grid else "the same weights"
+    largest = float(np.abs(exact - wanted).max()) / spread
+    yield check("logits against torch", largest, LOGITS_LIMIT[bundle.precision], f"{len(chosen)} texts, {kind}")
+    if bundle.grid is not None:
+        rms = float(np.sqrt(np.square(shipped - wanted).mean())) / spread
+        detail = f"root mean square at accuracy level {bundle.grid.accuracy_level}"
+        yield check("rounded activations", rms, ROUNDED_LIMIT, detail)
+    is_multi = reference.spec.multi_label
+    answers = [values > 0 if is_multi else values.argmax(-1, keepdims=True) for values in (shipped, wanted)]
+    differing = int((answers[0] != answers[1]).any(-1).sum())
+    limit = max(1, int(DIFFERING_SHARE * len(chosen)))
+    yield check("differing answers", differing, limit, f"of {len(chosen)} texts, against torch with {kind}")
+
+
+def _affordable(reference: Classifier, texts: Sequence[str], tokenizer: Any) -> list[str]:
+    """The first texts whose tokens times the weights stay within ALL_PRODUCTS; one at least."""
+    weights = sum(module.weight.numel() for module in reference.modules() if isinstance(module, nn.Linear))
+    left = min(MOST_TOKENS, max(LEAST_TOKENS, ALL_PRODUCTS // weights))
+    chosen: list[str] = []
+    for text in texts:
+        left -= len(tokenizer(text, truncation=True, max_length=reference.spec.max_length)["input_ids"])
+        if chosen and left < 0:
+            break
+        chosen.append(text)
+    return chosen
+
+
+@torch.no_grad()
+def _torch_logits(reference: Classifier, texts: Sequence[str], tokenizer: Any) -> np.ndarray:
+    """N texts -> (N, labels) float32, encoded and padded by training's tokenizer."""
+    rows = []
+    for start in range(0, len(texts), BATCH_TEXTS):
+        batch = tokenizer(
+            list(texts[start : start + BATCH_TEXTS]),
+            truncation=True,
+            max_length=reference.spec.max_length,
+            padding=True,
+            return_tensors="pt",
+        )
+        rows.append(reference(batch["input_ids"], batch["attention_mask"]))
+    return np.asarray(torch.cat(rows).numpy())

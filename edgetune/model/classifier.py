@@ -1,0 +1,139 @@
+"""Classifiers: a base encoder, its token states pooled to one vector a text, and a head over the labels.
+
+In the flow: base folder -> Encoder in NF4 with a new head -> training -> adapter/ with the head beside it -> merged/.
+The head is small and stays unquantised here; what it means is in classifier.json beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from edgetune.errors import ModelError
+from edgetune.files import write_json
+
+HEAD = "head.safetensors"
+SPEC = "classifier.json"
+Pooling = Literal["mean", "cls", "pooler"]
+HeadKind = Literal["cosine", "linear"]
+
+
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """What a classifier's tensors mean."""
+
+    labels: tuple[str, ...]
+    """Names in the order of the logits."""
+    pooling: Pooling
+    head: HeadKind
+    scale: float
+    """Of a cosine head: its logits lie in -scale to scale."""
+    multi_label: bool
+    max_length: int
+    """Tokens of a text, special ones included; what is longer is cut."""
+    out_of_scope_label: str | None = None
+    """The label whose rows are out of scope: the answer to them is "unknown"."""
+
+
+class Classifier(nn.Module):
+    """An encoder with a head. Calling it gives logits, (B, T) ids and mask -> (B, labels) float32."""
+
+    def __init__(self, encoder: Any, spec: ClassifierSpec) -> None:
+        """A new head, drawn from torch's generator. Raises ModelError if the encoder lacks the pooler asked for."""
+        super().__init__()
+        if spec.pooling == "pooler" and getattr(encoder, "pooler", None) is None:
+            raise ModelError("classify.pooling: this base has no pooler", cure='set it to "mean" or "cls"')
+        self.encoder, self.spec = encoder, spec
+        self.head = nn.Linear(encoder.config.hidden_size, len(spec.labels), bias=spec.head == "linear")
+        self.head.to(device=encoder.device, dtype=torch.float32)
+
+    @property
+    def config(self) -> Any:
+        """The encoder's configuration."""
+        return self.encoder.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs must be."""
+        return self.head.weight.device
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (B, labels) float32 of padded ids and mask, both (B, T); temperature not applied."""
+        return self.classify(self.embed(input_ids, attention_mask))
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """One vector (B, hidden) float32 for each text: (B, T) ids and mask, pooled as the spec says."""
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        if self.spec.pooling == "pooler":
+            return output.pooler_output.float()
+        states = output.last_hidden_state.float()
+        if self.spec.pooling == "cls":
+            return states[:, 0]
+        is_token = attention_mask.unsqueeze(-1).to(states.dtype)
+        return (states * is_token).sum(1) / is_token.sum(1).clamp(min=1.0)
+
+    def classify(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, hidden) -> logits (B, labels): scaled cosines with the labels' directions, or a linear map."""
+        if self.spec.head == "linear":
+            return self.head(vectors)
+        return self.spec.scale * F.linear(F.normalize(vectors, dim=-1), F.normalize(self.head.weight, dim=-1))
+
+
+def drop_unused_pooler(encoder: Any, pooling: Pooling) -> None:
+    """Take the pooler off an encoder unless it is asked for: it would be adapted and exported for nothing."""
+    if pooling != "pooler" and getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None
+
+
+def imprint(classifier: Classifier, vectors: Tensor, targets: Tensor) -> None:
+    """Start a cosine head at the mean direction of each label's texts, so that training begins from a classifier.
+
+    vectors (N, hidden), targets (N,) int64; labels without a text keep their draw.
+    Source: Qi et al. 2018, Low-Shot Learning with Imprinted Weights, arXiv:1712.07136, section 3.2.
+    """
+    sums = torch.zeros_like(classifier.head.weight).index_add_(0, targets, F.normalize(vectors, dim=-1))
+    is_seen = sums.abs().sum(1) > 0
+    with torch.no_grad():
+        classifier.head.weight[is_seen] = F.normalize(sums[is_seen], dim=-1)
+
+
+def save_head(classifier: Classifier, folder: Path) -> None:
+    """Write head.safetensors (float32) and classifier.json into a folder."""
+    tensors = {
+        name: tensor.detach().float().cpu().contiguous() for name, tensor in classifier.head.state_dict().items()
+    }
+    save_file(tensors, folder / HEAD)
+    write_json(folder / SPEC, dataclasses.asdict(classifier.spec))
+
+
+def read_spec(folder: Path) -> ClassifierSpec:
+    """classifier.json of an adapter or merged folder. Raises ModelError if it is missing or damaged."""
+    try:
+        values = json.loads((folder / SPEC).read_text("utf-8"))
+        spec = ClassifierSpec(**{**values, "labels": tuple(map(str, values["labels"]))})
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no {SPEC}", cure="give a classifier that EdgeTune trained") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{folder / SPEC}: cannot be read: {error}", cure="train or copy it again") from None
+    if not spec.labels:
+        raise ModelError(f"{folder / SPEC}: names no labels", cure="train or copy it again")
+    return spec
+
+
+def load_head(classifier: Classifier, folder: Path) -> None:
+    """Fill the head from head.safetensors. Raises ModelError for a missing, damaged or foreign file."""
+    try:
+        classifier.head.load_state_dict(load_file(folder / HEAD))
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no {HEAD}", cure="train or copy it again") from None
+    except Exception as error:  # safetensors and torch raise many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{folder / HEAD}: cannot be read: {reason}", cure="train or copy it again") from None

@@ -1,0 +1,148 @@
+"""Labels for texts from a classification bundle, by plain onnxruntime.
+
+classifier = Classifier("runs/intents/bundle")
+print(classifier.classify(["my card has not arrived"])[0].label)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgetune.errors import BundleError, PromptError
+from edgetune.runtime.bundle import GRAPH, Bundle, ClassifierFormat
+from edgetune.runtime.session import as_bundle, check_text, load_error, load_tokenizer, open_session
+
+BATCH_TEXTS = 32
+BATCH_TOKENS = 1 << 12
+"""Tokens of a batch, padding included: what the layers hold at once does not grow with the number of texts."""
+APPLIES = 0.5
+"""Where there may be several labels, those of at least this probability are the answer."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The answer to one text."""
+
+    label: str | None
+    """The likeliest label; None when the text is unknown."""
+    labels: tuple[str, ...]
+    """All labels of the answer, likeliest first: `label` alone, or, where there may be several, as many as apply."""
+    probability: float
+    """Of the likeliest label, whether it is the answer or not."""
+    is_unknown: bool
+    """The likeliest label means out of scope, or is less probable than the bundle's threshold."""
+    top: tuple[tuple[str, float], ...]
+    """The likeliest labels and their probabilities, as many as were asked for."""
+
+
+class Classifier:
+    """A loaded classification bundle: `bundle` says what it is, `format` how its logits become answers."""
+
+    def __init__(self, bundle: Bundle | Path | str, *, threads: int | None = None) -> None:
+        """Load; `threads` defaults to the physical cores this process may use. Raises BundleError."""
+        self.bundle = as_bundle(bundle)
+        self.format: ClassifierFormat = self.bundle.classifier_format
+        self._tokenizer = load_tokenizer(self.bundle)
+        most = self.format.max_length
+        if most <= self._tokenizer.num_special_tokens_to_add(False):  # tokenizers would cut nothing, without a word
+            raise BundleError(
+                f"{self.bundle.path}: max_length {most} leaves no room for a text", cure="export it again"
+            )
+        self._tokenizer.enable_truncation(most)
+        self._session = open_session(self.bundle, GRAPH, threads=threads)
+
+    def classify(self, texts: Sequence[str], *, top_k: int = 1) -> list[Classification]:
+        """An answer for each text, with its `top_k` likeliest labels (all of them if there are fewer).
+
+        Raises PromptError: an empty text, one that is no UTF-8, top_k below 1.
+        """
+        if top_k < 1:
+            raise PromptError(f"top_k is {top_k}, must be at least 1")
+        rows = probabilities(self.logits(texts), self.format)
+        return [_answer(row, self.format, top_k) for row in rows]
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """N texts -> (N, labels) float32, as the graph makes them: temperature not applied. Raises PromptError."""
+        ids = self.token_ids(texts)
+        logits = np.empty((len(ids), len(self.format.labels)), np.float32)
+        for rows in _batches(ids):
+            logits[rows] = self._run([ids[row] for row in rows])
+        return logits
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text: special tokens around it, cut to the bundle's length. Raises PromptError."""
+        if isinstance(texts, str):
+            raise TypeError("texts is a single text; give a list of texts")
+        for text in texts:
+            check_text(text, what="text")
+            if not text.strip():
+                raise PromptError("the text is empty")
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    def _run(self, batch: Sequence[Sequence[int]]) -> np.ndarray:
+        """Token ids of B texts, padded here -> (B, labels) float32. Raises BundleError if the graph does not fit."""
+        input_ids = np.full((len(batch), max(map(len, batch))), self.format.pad_id, np.int64)
+        mask = np.zeros_like(input_ids)
+        for row, ids in enumerate(batch):
+            input_ids[row, : len(ids)] = ids
+            mask[row, : len(ids)] = 1
+        try:
+            found = self._session.run(["logits"], {"input_ids": input_ids, "attention_mask": mask})[0]
+        except Exception as error:  # onnxruntime raises one type for each of its status codes
+            raise load_error(self.bundle, error, what="run") from None
+        if found.shape != (len(batch), len(self.format.labels)) or not np.isfinite(found).all():
+            raise BundleError(
+                f"{self.bundle.path}: answers {len(self.format.labels)} labels with an array {found.shape} or with NaN",
+                cure="copy or export it again",
+            )
+        return np.asarray(found, np.float32)
+
+
+def probabilities(logits: np.ndarray, format_: ClassifierFormat) -> np.ndarray:
+    """Logits (N, labels) -> (N, labels) float64: softmax at the bundle's temperature, or sigmoid for each label.
+
+    Finite logits of any size give finite probabilities.
+    """
+    wide = logits.astype(np.float64)
+    with np.errstate(over="ignore"):  # a tiny temperature: infinity is what is meant
+        if format_.multi_label:
+            return 0.5 * (1.0 + np.tanh(wide / (2.0 * format_.temperature)))
+        shares = np.exp((wide - wide.max(-1, keepdims=True)) / format_.temperature)
+    return np.asarray(shares / shares.sum(-1, keepdims=True))
+
+
+def _answer(row: np.ndarray, format_: ClassifierFormat, top_k: int) -> Classification:
+    """Probabilities (labels,) of one text -> its answer; of equal ones the first label comes first."""
+    order = np.argsort(-row, kind="stable")
+    best, probability = format_.labels[order[0]], float(row[order[0]])
+    is_unknown = best == format_.out_of_scope_label or probability < (format_.threshold or 0.0)
+    if is_unknown:
+        labels: tuple[str, ...] = ()
+    elif format_.multi_label:
+        applying = [format_.labels[index] for index in order if row[index] >= APPLIES]
+        labels = tuple(label for label in applying if label != format_.out_of_scope_label)
+    else:
+        labels = (best,)
+    return Classification(
+        label=None if is_unknown else best,
+        labels=labels,
+        probability=probability,
+        is_unknown=is_unknown,
+        top=tuple((format_.labels[index], float(row[index])) for index in order[:top_k]),
+    )
+
+
+def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Rows of texts of like length, longest last: at most BATCH_TEXTS, and BATCH_TOKENS where there are several."""
+    batch: list[int] = []
+    for row in sorted(range(len(ids)), key=lambda row: len(ids[row])):
+        if batch and (len(batch) == BATCH_TEXTS or (len(batch) + 1) * len(ids[row]) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

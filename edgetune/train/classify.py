@@ -1,0 +1,187 @@
+"""Training of classifiers: batches of texts of like length, and the loss over labels. A Task of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgetune.data.labelled import LabelledTokens, PreparedLabels
+from edgetune.lora.adapter import save
+from edgetune.model.classifier import Classifier, ClassifierSpec, imprint, save_head
+from edgetune.recipe import Recipe
+from edgetune.train.loss import autocast, without_dropout
+
+BUCKET_BATCHES = 50
+"""Batches whose texts are sorted by length together: little padding, and still another mix in every epoch."""
+EVAL_ROWS = 256
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Padded texts with targets."""
+
+    input_ids: Tensor
+    """int64 (B, T)."""
+    attention_mask: Tensor
+    """int64 (B, T), 1 for tokens."""
+    targets: Tensor
+    """int64 (B,), or float32 (B, labels)."""
+
+    @property
+    def trained(self) -> int:
+        """Texts."""
+        return len(self.input_ids)
+
+    @property
+    def read(self) -> int:
+        """Tokens, padding aside."""
+        return int(self.attention_mask.sum())
+
+    def to(self, device: Any) -> LabelledBatch:
+        """The same batch on a device."""
+        return LabelledBatch(*(part.to(device, non_blocking=True) for part in vars(self).values()))
+
+
+@dataclass
+class Classification:
+    """Labelled texts for an encoder."""
+
+    recipe: Recipe
+    prepared: PreparedLabels
+    pad_id: int
+    max_length: int
+
+    @property
+    def train(self) -> LabelledTokens:
+        """Tokenised texts with targets."""
+        return self.prepared.train
+
+    @property
+    def eval(self) -> LabelledTokens:
+        """Tokenised texts with targets."""
+        return self.prepared.eval
+
+    @property
+    def report(self) -> Any:
+        """Counts of rows, labels and tokens."""
+        return self.prepared.report
+
+    @property
+    def summary(self) -> str:
+        """Rows, columns, labels."""
+        report = self.prepared.report
+        return (
+            f"{report.train_rows:,} texts ({report.columns}), {report.labels:,} labels with {report.fewest[1]:,} to "
+            f"{report.most[1]:,} rows; {report.eval_rows:,} eval rows: {report.eval_source}"
+        )
+
+    @property
+    def spec(self) -> ClassifierSpec:
+        """What the head will mean."""
+        table = self.recipe.classify
+        return ClassifierSpec(
+            labels=self.prepared.labels,
+            pooling=table.pooling,
+            head=table.head,
+            scale=table.scale,
+            multi_label=table.multi_label,
+            max_length=self.max_length,
+            out_of_scope_label=table.out_of_scope_label,
+        )
+
+    def complete(self, model: Any) -> Classifier:
+        """The encoder with a head; a cosine head starts at the mean direction of each label's training texts."""
+        classifier = Classifier(model, self.spec)
+        if self.recipe.classify.head == "cosine" and not self.recipe.classify.multi_label:
+            with torch.no_grad(), without_dropout(classifier), autocast(classifier):
+                batches = [batch.to(classifier.device) for batch in self._batches(self.train)]
+                vectors = [classifier.embed(batch.input_ids, batch.attention_mask) for batch in batches]
+            imprint(classifier, torch.cat(vectors), torch.cat([batch.targets for batch in batches]))
+        return classifier
+
+    def epoch(self, number: int) -> list[list[int]]:
+        """Texts of like length together, in an order that follows from seed and epoch."""
+        table = self.recipe.train
+        generator = np.random.default_rng([table.seed, number])
+        return bucketed(self.train.lengths, batch_size=table.batch_size, generator=generator)
+
+    def collate(self, rows: Sequence[int]) -> LabelledBatch:
+        """Texts padded to the longest of them."""
+        return collate(self.train, rows, pad_id=self.pad_id)
+
+    def loss_sum(self, model: Any, batch: LabelledBatch) -> tuple[Tensor, int]:
+        """Cross entropy over labels (of multi-label rows the mean binary one), smoothed and weighted as asked."""
+        logits = model(batch.input_ids, batch.attention_mask)
+        table = self.recipe.classify
+        weights = None if self._weights is None else self._weights.to(logits.device)
+        if table.multi_label:
+            wanted = batch.targets * (1 - table.label_smoothing) + table.label_smoothing / 2
+            losses = F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weights, reduction="none")
+            return losses.mean(1).sum(), batch.trained
+        loss = F.cross_entropy(
+            logits, batch.targets, weight=weights, label_smoothing=table.label_smoothing, reduction="sum"
+        )
+        return loss, batch.trained
+
+    @torch.no_grad()
+    def evaluate(self, model: Any) -> tuple[float, int]:
+        """The training's loss over the eval rows, dropout off."""
+        total, count = 0.0, 0
+        with without_dropout(model), autocast(model):
+            for batch in self._batches(self.eval):
+                summed, texts = self.loss_sum(model, batch.to(model.device))
+                total += float(summed)
+                count += texts
+        return total, count
+
+    def save(self, model: Classifier, folder: Path) -> None:
+        """The adapter in PEFT's format, the head beside it."""
+        save(model.encoder, folder, self.recipe.model, beside=partial(save_head, model))
+
+    @cached_property
+    def _weights(self) -> Tensor | None:
+        """float32 (labels,): rows / (labels * rows of the label); of multi-label rows absent / present."""
+        if self.recipe.classify.class_weights == "none":
+            return None
+        counts = np.maximum(self.train.counts(), 1)
+        rows = len(self.train)
+        shares = (rows - counts) / counts if self.recipe.classify.multi_label else rows / (len(counts) * counts)
+        return torch.from_numpy(shares.astype(np.float32))
+
+    def _batches(self, rows: LabelledTokens) -> list[LabelledBatch]:
+        """All rows in batches of like length."""
+        order = np.argsort(rows.lengths, kind="stable")
+        parts = [order[start : start + EVAL_ROWS].tolist() for start in range(0, len(order), EVAL_ROWS)]
+        return [collate(rows, part, pad_id=self.pad_id) for part in parts]
+
+
+def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Generator) -> list[list[int]]:
+    """Row numbers in batches of like length: shuffled, sorted within stretches of batches, batches shuffled."""
+    order = generator.permutation(len(lengths))
+    batches: list[list[int]] = []
+    stretch = batch_size * BUCKET_BATCHES
+    for start in range(0, len(order), stretch):
+        part = order[start : start + stretch]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches += [part[at : at + batch_size].tolist() for at in range(0, len(part), batch_size)]
+    return [batches[place] for place in generator.permutation(len(batches))]
+
+
+def collate(rows: LabelledTokens, numbers: Sequence[int], *, pad_id: int) -> LabelledBatch:
+    """Texts as one batch, padded on the right to the longest of them."""
+    texts = [rows.tokens[number].input_ids for number in numbers]
+    longest = max(map(len, texts))
+    ids = torch.full((len(texts), longest), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+        mask[row, : len(text)] = 1
+    return LabelledBatch(ids, mask, rows.target(numbers))

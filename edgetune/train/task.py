@@ -1,0 +1,148 @@
+"""What a training does with its rows: the one thing in which decoders and classifiers differ for the loop.
+
+A task holds the rows, cuts an epoch into micro-batches, and takes their loss. set_up makes the recipe's, the loop calls
+it. generation is here, classification in classify.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from edgetune.data.prepare import Prepared
+from edgetune.lora.adapter import save
+from edgetune.recipe import Recipe
+from edgetune.train.batches import Order, collate_rows
+from edgetune.train.loss import evaluate_loss, loss_sum, use_segments
+
+
+class Batch(Protocol):
+    """One micro-batch, on some device."""
+
+    @property
+    def trained(self) -> int:
+        """What the summed loss sums over: trained tokens, or texts."""
+
+    @property
+    def read(self) -> int:
+        """Tokens, padding aside."""
+
+    def to(self, device: Any) -> Any:
+        """The same batch on a device."""
+
+
+class Task(Protocol):
+    """Rows and what is learned from them."""
+
+    @property
+    def train(self) -> Any:
+        """The training rows; len() and fingerprint."""
+
+    @property
+    def eval(self) -> Any:
+        """The eval rows, likewise."""
+
+    @property
+    def report(self) -> Any:
+        """What became of the data's rows; a dataclass with `notes`."""
+
+    @property
+    def summary(self) -> str:
+        """The data in one line, for a user who waits."""
+
+    def complete(self, model: Any) -> Any:
+        """The adapted base, ready to train: with its head, with its attention."""
+
+    def epoch(self, number: int) -> list[Any]:
+        """All micro-batches of an epoch, from 0, as the numbers of their rows; the same for the same number."""
+
+    def collate(self, rows: Any) -> Batch:
+        """The batch of one micro-batch."""
+
+    def loss_sum(self, model: Any, batch: Any) -> tuple[Tensor, int]:
+        """Summed loss in nats, a float32 scalar with gradient, and what it sums over."""
+
+    def evaluate(self, model: Any) -> tuple[float, int]:
+        """Summed loss over all eval rows, dropout off, and what it sums over."""
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write the adapter folder, all or nothing. Raises RunError."""
+
+
+def stream(task: Task, epoch: int, offset: int) -> Iterator[tuple[int, int, Any]]:
+    """Micro-batches without end from a position on, each with the position (epoch, offset) that follows it."""
+    while True:
+        batches = task.epoch(epoch)
+        for number in range(offset, len(batches)):
+            is_last = number + 1 == len(batches)
+            yield epoch + is_last, 0 if is_last else number + 1, batches[number]
+        epoch, offset = epoch + 1, 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Conversations or texts for a decoder: packed rows, cross entropy of the next token."""
+
+    recipe: Recipe
+    prepared: Prepared
+    pad_id: int
+
+    @property
+    def train(self) -> Any:
+        """Tokenised rows."""
+        return self.prepared.train
+
+    @property
+    def eval(self) -> Any:
+        """Tokenised rows."""
+        return self.prepared.eval
+
+    @property
+    def report(self) -> Any:
+        """Counts of rows and tokens."""
+        return self.prepared.report
+
+    @property
+    def summary(self) -> str:
+        """Rows, their format, tokens."""
+        report = self.prepared.report
+        return (
+            f"{report.train_rows:,} rows ({report.format}: {report.format_reason}), {report.tokens:,} tokens, "
+            f"{report.trained_tokens:,} of them trained; {report.eval_rows:,} eval rows: {report.eval_source}"
+        )
+
+    def complete(self, model: Any) -> Any:
+        """The model with attention inside packed samples."""
+        use_segments(model)
+        return model
+
+    def epoch(self, number: int) -> list[Any]:
+        """Packed rows in the seed's order."""
+        data, table = self.recipe.data, self.recipe.train
+        return Order(data.max_seq_len, table.batch_size, data.packing, table.seed).epoch(self.prepared.train, number)
+
+    def collate(self, rows: Any) -> Any:
+        """Packed rows as tensors."""
+        return collate_rows(self.prepared.train, rows, pad_id=self.pad_id)
+
+    def loss_sum(self, model: Any, batch: Any) -> tuple[Tensor, int]:
+        """Cross entropy at trained positions."""
+        return loss_sum(model, batch)
+
+    def evaluate(self, model: Any) -> tuple[float, int]:
+        """The same over the eval rows."""
+        return evaluate_loss(
+            model,
+            self.prepared.eval,
+            pad_id=self.pad_id,
+            max_seq_len=self.recipe.data.max_seq_len,
+            batch_size=self.recipe.train.batch_size,
+        )
+
+    def save(self, model: Any, folder: Path) -> None:
+        """PEFT's format."""
+        save(model, folder, self.recipe.model)

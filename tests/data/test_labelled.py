@@ -1,0 +1,190 @@
+"""data/labelled.py: texts with labels, from any table or from folders, to token ids and targets."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from edgetune.data.files import Row
+from edgetune.data.labelled import cut_ids, prepare_labelled
+from edgetune.data.labels import find_columns, to_labelled
+from edgetune.data.prepare import examples
+from edgetune.errors import DataError
+from edgetune.model.base import load_tokenizer
+from edgetune.recipe import ClassifyTable, parse_recipe
+
+ROWS = [(f"turn {word} the lamp {number}", word) for number in range(40) for word in ("on", "off")]
+
+
+@pytest.fixture
+def tokenizer(tiny_base):
+    return load_tokenizer(tiny_base)
+
+
+@pytest.fixture
+def recipe_for(tmp_path):
+    def make(*overrides, source=None):
+        path = source or tmp_path / "rows.jsonl"
+        if source is None:
+            path.write_text("".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in ROWS))
+        text = f'[model]\nbase = "x"\ntask = "classification"\n[data]\ntrain = {json.dumps(str(path))}\n'
+        return parse_recipe(text, source="recipe.toml", overrides=["data.eval_fraction=0.2", *overrides])
+
+    return make
+
+
+def prepared(recipe, tokenizer, tmp_path, *, max_length=64):
+    return prepare_labelled(recipe, tokenizer, max_length=max_length, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        (("text", "label"), ("text", "label")),
+        (("id", "utterance", "intent"), ("utterance", "intent")),
+        (("sentence", "class", "extra"), ("sentence", "class")),
+    ],
+)
+def test_columns_are_found_by_their_usual_names(columns, found):
+    assert find_columns(Row(dict.fromkeys(columns, "x"), "f:1")) == found
+
+
+def test_columns_that_are_not_found_are_a_line_that_lists_what_is_there():
+    with pytest.raises(DataError, match=r"f:1: no column for the label; found: text, ham"):
+        find_columns(Row({"text": "a", "ham": "b"}, "f:1"))
+
+
+@pytest.mark.parametrize(
+    ("value", "name"), [("spam", "spam"), (" spam ", "spam"), (3, "3"), (3.0, "3"), (True, "true"), ("7", "7")]
+)
+def test_names_whole_numbers_and_truth_are_labels(value, name):
+    row = Row({"text": "a", "label": value}, "f:1")
+    assert to_labelled(row, ("text", "label"), ClassifyTable()).labels == (name,)
+
+
+@pytest.mark.parametrize("value", [0.37, "0.37", None, "", "  ", {"a": 1}])
+def test_what_is_no_label_is_named_with_its_place(value):
+    with pytest.raises(DataError, match=r"f:1: column 'label' holds .* no label"):
+        to_labelled(Row({"text": "a", "label": value}, "f:1"), ("text", "label"), ClassifyTable())
+
+
+def test_a_list_of_labels_needs_multi_label():
+    row = Row({"text": "a", "label": ["x", "y", "x"]}, "f:1")
+    with pytest.raises(DataError, match="multi_label = true"):
+        to_labelled(row, ("text", "label"), ClassifyTable())
+    assert to_labelled(row, ("text", "label"), ClassifyTable(multi_label=True)).labels == ("x", "y")
+
+
+@pytest.mark.parametrize(("value", "names"), [("x, y", ("x", "y")), ("", ()), (None, ()), ("x", ("x",)), ([], ())])
+def test_several_labels_may_stand_in_one_text(value, names):
+    row = Row({"text": "a", "label": value}, "f:1")
+    assert to_labelled(row, ("text", "label"), ClassifyTable(multi_label=True)).labels == names
+
+
+def test_rows_become_ids_and_targets_with_the_tokenizers_special_tokens(recipe_for, tokenizer, tmp_path):
+    recipe = recipe_for()
+    found = prepared(recipe, tokenizer, tmp_path)
+    assert found.labels == ("off", "on")
+    first = next(examples(recipe, "train"))
+    assert list(found.train.tokens[0].input_ids) == tokenizer(first.text)["input_ids"]
+    assert found.labels[int(found.train.target([0])[0])] == first.labels[0]
+    assert len(found.train) + len(found.eval) == len(ROWS)
+    assert found.train.counts().sum() == len(found.train)
+    assert found.report.train_rows == len(found.train)
+
+
+def test_multi_label_targets_are_sets(recipe_for, tokenizer, tmp_path):
+    path = tmp_path / "sets.jsonl"
+    rows = [{"text": f"row {n}", "label": [["a"], ["a", "c"], []][n % 3]} for n in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = recipe_for("classify.multi_label=true", source=path)
+    found = prepared(recipe, tokenizer, tmp_path)
+    assert found.labels == ("a", "c")
+    kept = list(examples(recipe, "train"))
+    wanted = [[float(name in example.labels) for name in found.labels] for example in kept]
+    assert found.train.target(range(len(kept))).tolist() == wanted
+    assert found.train.counts().tolist() == np.sum(wanted, 0).tolist()
+
+
+def test_empty_texts_are_left_out_and_counted(recipe_for, tokenizer, tmp_path):
+    path = tmp_path / "gaps.jsonl"
+    rows = [{"text": text, "label": name} for text, name in ROWS] + [{"text": " ", "label": "on"}] * 3
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out = tmp_path / "eval.jsonl"
+    held_out.write_text('{"text": "turn it on", "label": "on"}\n{"text": null, "label": "on"}\n')
+    report = prepared(recipe_for(f"data.eval={held_out}", source=path), tokenizer, tmp_path).report
+    assert (report.dropped_empty, report.eval_dropped, report.eval_rows) == (3, 1, 1)
+    assert any("3 rows without text" in note for note in report.notes)
+
+
+def test_long_texts_are_cut_left_out_or_refused(recipe_for, tokenizer, tmp_path):
+    long = "turn on " * 60
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in [*ROWS, (long, "on")]))
+    held_out = tmp_path / "eval.jsonl"
+    held_out.write_text('{"text": "turn it on", "label": "on"}\n')
+    of = lambda how: recipe_for(f"data.too_long={how}", f"data.eval={held_out}", source=path)  # noqa: E731
+    cut = prepared(of("truncate"), tokenizer, tmp_path, max_length=20)
+    assert cut.report.truncated == 1
+    assert max(cut.train.lengths) == 20
+    assert prepared(of("drop"), tokenizer, tmp_path, max_length=20).report.dropped_too_long == 1
+    with pytest.raises(DataError, match=r"long.jsonl:81: \d+ tokens, more than 20"):
+        prepared(of("error"), tokenizer, tmp_path, max_length=20)
+
+
+def test_a_text_is_cut_as_the_device_tokenizer_cuts_it(tiny_encoder):
+    tokenizer = load_tokenizer(tiny_encoder)
+    text = "turn on the lamp in the kitchen and then turn it off again"
+    ids = tokenizer(text)["input_ids"]
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(9)
+    assert cut_ids(ids, 9, tokenizer) == backend.encode(text).ids
+
+
+def test_one_label_only_is_refused(recipe_for, tokenizer, tmp_path):
+    path = tmp_path / "one.jsonl"
+    path.write_text("".join(json.dumps({"text": f"a {n}", "label": "x"}) + "\n" for n in range(9)))
+    with pytest.raises(DataError, match="one label only, 'x'"):
+        prepared(recipe_for(source=path), tokenizer, tmp_path)
+
+
+def test_an_eval_label_that_training_lacks_is_named_with_its_place(recipe_for, tokenizer, tmp_path):
+    held_out = tmp_path / "eval.jsonl"
+    held_out.write_text('{"text": "a", "label": "on"}\n{"text": "b", "label": "dim"}\n')
+    with pytest.raises(DataError, match=r"eval.jsonl:2: label 'dim' does not occur in the training rows"):
+        prepared(recipe_for(f"data.eval={held_out}"), tokenizer, tmp_path)
+
+
+def test_ten_thousand_labels_are_prepared(recipe_for, tokenizer, tmp_path):
+    path = tmp_path / "many.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows([f"text {n}", f"label-{n % 10_000}"] for n in range(20_000))
+    held_out = tmp_path / "eval.csv"
+    held_out.write_text("text,label\ntext 1,label-1\n")
+    found = prepared(recipe_for(f"data.eval={held_out}", source=path), tokenizer, tmp_path)
+    assert len(found.labels) == 10_000
+    assert set(found.train.counts()) == {2}
+
+
+def test_folders_of_text_files_are_labels(recipe_for, tokenizer, tmp_path):
+    for split, count in (("train", 6), ("test", 2)):
+        for name in ("neg", "pos"):
+            folder = tmp_path / "reviews" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                (folder / f"{number}.txt").write_text(f"{name} review {split} {number}")
+    recipe = recipe_for("data.eval_fraction=0.3", source=tmp_path / "reviews")
+    assert {example.labels for example in examples(recipe, "test")} == {("neg",), ("pos",)}
+    assert len(list(examples(recipe, "test"))) == 4
+    assert prepared(recipe, tokenizer, tmp_path).labels == ("neg", "pos")
+
+
+def test_a_folder_without_data_says_what_would_be_data(recipe_for, tokenizer, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no data files; known: .*folders of .txt files, one a label"):
+        prepared(recipe_for(source=tmp_path / "empty"), tokenizer, tmp_path)

@@ -1,0 +1,156 @@
+"""export/encoder_verify.py: a bundle that is not the classifier it was made from does not pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx.external_data_helper import ExternalDataInfo
+
+from edgetune.export.checks import Verification
+from edgetune.export.encoder_verify import verify_encoder
+from edgetune.runtime.bundle import Bundle
+
+LAYER = "classifier.encoder.encoder.layer.1.output"
+PARTS = ("dense.packed", "dense.scales", "dense.zero_points", "dense.bias", "LayerNorm.weight")
+
+
+@pytest.fixture
+def verified(exported, texts: list[str], tmp_path: Path) -> Callable[..., Verification]:
+    """Verify a copy of a good bundle after `change(bundle)` has had its way with it."""
+
+    def run(change: Callable[[Bundle], object], *, precision: str = "int4") -> Verification:
+        bundle, classifier, tokenizer = exported("bert", precision)
+        bundle = dataclasses.replace(bundle, path=shutil.copytree(bundle.path, tmp_path / "copy"))
+        changed = change(bundle)
+        return verify_encoder(changed if isinstance(changed, Bundle) else bundle, classifier, texts, tokenizer)
+
+    return run
+
+
+def failures(verification: Verification) -> set[str]:
+    return {failed.name for failed in verification.failures}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_changed_byte_is_found(verified, part: str) -> None:
+    def change(bundle: Bundle) -> None:
+        edit(bundle, f"{LAYER}.{part}", lambda data: data[:4] + bytes([data[4] ^ 1]) + data[5:])
+
+    verification = verified(change)
+    (failed,) = [failed for failed in verification.failures if failed.name == "weight bytes"]
+    assert failed.value == 1
+    assert "encoder.layer.1.output" in failed.detail
+
+
+def test_a_changed_byte_of_the_head_or_of_an_embedding_is_found(verified) -> None:
+    def change(bundle: Bundle) -> None:
+        edit(bundle, "head.weight", lambda data: bytes([data[0] ^ 1]) + data[1:])
+        embedding = "classifier.encoder.embeddings.word_embeddings"
+        edit(bundle, f"{embedding}.packed", lambda data: bytes([data[0] ^ 1]) + data[1:])
+
+    (failed,) = [failed for failed in verified(change).failures if failed.name == "weight bytes"]
+    assert failed.value == 2
+
+
+@pytest.mark.slow
+def test_a_zeroed_matrix_of_a_float_bundle_is_found_in_the_logits(verified) -> None:
+    def change(bundle: Bundle) -> None:
+        model = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False)
+        matrix = next(item.name for item in model.graph.initializer if list(item.dims) == [72, 36])
+        edit(bundle, matrix, lambda data: bytes(len(data)))
+
+    assert failures(verified(change, precision="fp32")) >= {"logits against torch"}
+
+
+def test_bytes_wired_wrongly_are_found_in_the_logits(verified) -> None:
+    """Query and key of a layer, exchanged with all their bytes."""
+
+    def change(bundle: Bundle) -> None:
+        model = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False)
+        node = next(node for node in model.graph.node if node.op_type == "MultiHeadAttention")
+        node.input[1], node.input[2] = node.input[2], node.input[1]
+        onnx.save(model, str(bundle.path / "model.onnx"))
+
+    found = failures(verified(change))
+    assert "logits against torch" in found
+    assert "weight bytes" not in found
+
+
+def test_another_grid_than_the_manifest_says_is_found(verified) -> None:
+    def change(bundle: Bundle) -> Bundle:
+        assert bundle.grid is not None
+        return dataclasses.replace(bundle, grid=dataclasses.replace(bundle.grid, accuracy_level=1))
+
+    assert "weight bytes" in failures(verified(change))
+
+
+def test_a_weight_that_the_graph_does_not_hold_is_found(verified) -> None:
+    def change(bundle: Bundle) -> None:
+        path = bundle.path / "model.onnx"
+        path.write_bytes(path.read_bytes().replace(b"layer.1.output.dense.packed", b"layer.7.output.dense.packed"))
+
+    (failed,) = [failed for failed in verified(change).failures if failed.name == "weight bytes"]
+    assert failed.value == 2, "one that is ours and not there, one that is there and not ours"
+
+
+def test_a_tokenizer_with_other_pieces_is_found(verified) -> None:
+    def change(bundle: Bundle) -> None:
+        path = bundle.path / "tokenizer.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        pieces = values["model"]["vocab"]
+        values["model"]["vocab"] = {piece: index for piece, index in pieces.items() if index < len(pieces) // 2}
+        path.write_text(json.dumps(values), encoding="utf-8")
+
+    assert "token ids" in failures(verified(change))
+
+
+def test_another_length_than_training_s_is_found(verified) -> None:
+    def change(bundle: Bundle) -> Bundle:
+        return dataclasses.replace(bundle, classifier=dataclasses.replace(bundle.classifier_format, max_length=39))
+
+    assert failures(verified(change)) == {"token ids"}
+
+
+def test_a_truncated_data_file_is_refused_with_a_reason(verified) -> None:
+    def change(bundle: Bundle) -> None:
+        path = bundle.path / "model.onnx.data"
+        path.write_bytes(path.read_bytes()[:1000])
+
+    verification = verified(change)
+    assert {"weights", "logits"} <= failures(verification)
+    assert all(failed.detail for failed in verification.failures)
+
+
+def test_without_texts_a_bundle_is_verified_on_one_of_ours(exported) -> None:
+    bundle, classifier, tokenizer = exported("bert")
+    assert verify_encoder(bundle, classifier, ["", " "], tokenizer).failures == ()
+
+
+def test_the_outcome_can_be_written_as_json(exported, texts: list[str]) -> None:
+    values = verify_encoder(*exported("bert")[:2], texts[:2], exported("bert")[2]).to_json()
+    assert values["passed"] is True
+    assert json.loads(json.dumps(values)) == values
+
+
+def edit(bundle: Bundle, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Change the bytes of a tensor where they lie: in model.onnx.data, or in model.onnx for a small one."""
+    path = bundle.path / "model.onnx"
+    model = onnx.load(str(path), load_external_data=False)
+    tensor = next(item for item in model.graph.initializer if item.name == name)
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        tensor.raw_data = change(onnx.numpy_helper.to_array(tensor).tobytes())
+        assert np.frombuffer(tensor.raw_data, np.uint8).size
+        onnx.save(model, str(path))
+        return
+    info = ExternalDataInfo(tensor)
+    data = bytearray((bundle.path / info.location).read_bytes())
+    start, end = info.offset or 0, (info.offset or 0) + info.length
+    data[start:end] = change(bytes(data[start:end]))
+    (bundle.path / info.location).write_bytes(data)

@@ -1,0 +1,84 @@
+"""A classifier through all stages: recipe and labelled rows in, a verified, calibrated bundle out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgetune.evaluate.by_path import evaluate_path
+from edgetune.pipeline import run
+from edgetune.recipe import parse_recipe
+from edgetune.run_dir import RunDir
+from edgetune.runtime.bundle import open_bundle
+from edgetune.runtime.classifier import Classifier
+
+LABELS = ("on", "off", "dim")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_encoder, tmp_path_factory):
+    """A run with rows out of scope, so that the bundle learns to say "unknown"."""
+    folder = tmp_path_factory.mktemp("classifier")
+    rows = [{"text": f"turn {name} the lamp in room {n}", "label": name} for n in range(60) for name in LABELS]
+    rows += [{"text": f"set the garage to {n} degrees", "label": "other"} for n in range(60)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    test = [row | {"text": row["text"].replace("the lamp", "the hall lamp")} for row in rows[::5]]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test))
+    recipe = parse_recipe(
+        f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\ncompute_dtype = "float32"\n'
+        f"[data]\ntrain = {json.dumps(str(folder / 'rows.jsonl'))}\ntest = {json.dumps(str(folder / 'test.jsonl'))}\n"
+        'eval_fraction = 0.2\n[classify]\nout_of_scope_label = "other"\nfalse_accept_rate = 0.05\n'
+        "[lora]\nr = 4\nalpha = 8\n[train]\nepochs = 5\nbatch_size = 8\n",
+        source="recipe.toml",
+    )
+    run_dir = RunDir(folder / "run")
+    return recipe, run_dir, run(recipe, run_dir)
+
+
+def test_the_table_has_the_adapter_the_merged_model_and_the_bundle(finished):
+    _, _, result = finished
+    assert [row["name"] for row in result.summary["table"]] == ["fine-tuned (4-bit + adapter)", "merged", "int4 bundle"]
+    assert all(row["score"] > 0.9 for row in result.summary["table"])
+    assert "accuracy" in result.table
+    assert "one text" in result.table
+
+
+def test_the_bundle_is_verified_calibrated_and_answers(finished):
+    _, run_dir, result = finished
+    bundle = open_bundle(run_dir.bundle)
+    assert bundle.verified["passed"]
+    format_ = bundle.classifier_format
+    assert format_.labels == ("dim", "off", "on", "other")
+    assert format_.temperature == result.summary["classification"]["temperature"]
+    on, other = Classifier(bundle).classify(["turn on the lamp in room 7", "set the garage to 21 degrees"])
+    assert (on.label, on.is_unknown) == ("on", False)
+    assert (other.label, other.is_unknown) == (None, True)
+    assert result.summary["classification"]["rejection"]["out_of_scope_recall"] > 0.8
+
+
+def test_a_confusion_picture_and_answers_are_kept(finished):
+    _, run_dir, _ = finished
+    assert (run_dir.results / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    answers = [json.loads(line) for line in (run_dir.results / "bundle-answers.jsonl").read_text().splitlines()]
+    assert {"text", "labels", "answer", "probability", "is_unknown", "correct", "place"} == set(answers[0])
+
+
+def test_a_finished_run_is_up_to_date(finished):
+    recipe, run_dir, result = finished
+    said = []
+    again = run(recipe, run_dir, progress=said.append)
+    assert again.summary["table"] == result.summary["table"]
+    assert sum("up to date" in str(event.get("message")) for event in said) >= 5
+
+
+def test_the_bundle_is_scored_alone_on_other_rows(finished, tmp_path):
+    recipe, run_dir, _ = finished
+    copy = tmp_path / "shipped"
+    run_dir.bundle.rename(copy)
+    try:
+        found = evaluate_path(str(copy), overrides=[f"data.test={json.dumps(recipe.data.test)}"], out=tmp_path / "out")
+    finally:
+        copy.rename(run_dir.bundle)
+    assert found.summary["table"][0]["score"] > 0.9
+    assert found.summary["rows"] == 48

@@ -1,0 +1,146 @@
+"""train/classify.py: batches of like length, the loss over labels, and a whole training of a tiny classifier."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from edgetune.data.labelled import LabelledTokens
+from edgetune.errors import ModelError
+from edgetune.lora.merge import merge
+from edgetune.model.base import load_merged, load_tokenizer
+from edgetune.model.classifier import Classifier, load_head, read_spec
+from edgetune.recipe import ClassifyTable, Recipe, parse_recipe
+from edgetune.run_dir import RunDir
+from edgetune.train.classify import Classification, bucketed
+from edgetune.train.loop import train
+
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture
+def recipe_for(tiny_encoder, tmp_path):
+    def make(*overrides):
+        path = tmp_path / "rows.jsonl"
+        rows = [
+            {"text": f"{colour} light {n} in the kitchen", "label": colour} for n in range(40) for colour in COLOURS
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = (
+            f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\ncompute_dtype = "float32"\n'
+            f"[data]\ntrain = {json.dumps(str(path))}\neval_fraction = 0.2\n[lora]\nr = 4\nalpha = 8\n"
+            "[train]\nepochs = 6\nbatch_size = 8\n"
+        )
+        return parse_recipe(text, source="recipe.toml", overrides=overrides)
+
+    return make
+
+
+def task_with(targets, *, labels=3, **classify):
+    rows = LabelledTokens(SimpleNamespace(), np.array(targets), labels)
+    recipe = SimpleNamespace(classify=ClassifyTable(**classify))
+    return Classification(recipe, SimpleNamespace(train=rows), 0, 64)  # type: ignore[arg-type]
+
+
+def loss_of(task, logits, targets):
+    batch = SimpleNamespace(input_ids=None, attention_mask=None, targets=targets, trained=len(logits))
+    total, count = task.loss_sum(lambda *_: logits, batch)
+    return float(total) / count
+
+
+def test_batches_hold_every_row_once_and_rows_of_like_length():
+    lengths = np.random.default_rng(0).integers(3, 60, 1000)
+    batches = bucketed(lengths, batch_size=8, generator=np.random.default_rng(1))
+    assert sorted(row for batch in batches for row in batch) == list(range(1000))
+    padded = sum(len(batch) * max(lengths[batch]) for batch in batches)
+    assert padded < 1.1 * lengths.sum()
+    again = bucketed(lengths, batch_size=8, generator=np.random.default_rng(1))
+    assert batches == again
+    assert batches != bucketed(lengths, batch_size=8, generator=np.random.default_rng(2))
+
+
+def test_the_loss_is_smoothed_cross_entropy():
+    logits, targets = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 1, 0])
+    task = task_with([0, 1, 2], label_smoothing=0.1)
+    assert loss_of(task, logits, targets) == pytest.approx(float(F.cross_entropy(logits, targets, label_smoothing=0.1)))
+
+
+def test_balanced_weights_make_each_label_count_the_same():
+    logits = torch.zeros(4, 2)
+    targets = torch.tensor([0, 0, 0, 1])
+    task = task_with([0, 0, 0, 1], labels=2, label_smoothing=0.0, class_weights="balanced")
+    per_row = [loss_of(task, logits[:1], targets[row : row + 1]) for row in range(4)]
+    assert sum(per_row[:3]) == pytest.approx(per_row[3])
+    assert sum(per_row) / 4 == pytest.approx(np.log(2))
+
+
+def test_the_loss_of_sets_of_labels_is_binary():
+    sets = np.array([[1, 0, 1], [0, 0, 0]], bool)
+    task = task_with(np.packbits(sets, axis=1), multi_label=True, label_smoothing=0.0)
+    logits, targets = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), task.train.target([0, 1])
+    assert targets.tolist() == sets.astype(float).tolist()
+    assert loss_of(task, logits, targets) == pytest.approx(
+        float(F.binary_cross_entropy_with_logits(logits, targets)), rel=1e-6
+    )
+
+
+@pytest.fixture
+def trained(recipe_for, tmp_path):
+    recipe, run_dir = recipe_for(), RunDir(tmp_path / "run")
+    return recipe, run_dir, train(recipe, run_dir)
+
+
+def right_answers(classifier: Classifier, recipe: Recipe, tokenizer) -> float:
+    rows = [json.loads(line) for line in Path(recipe.data.train).read_text(encoding="utf-8").splitlines()]
+    batch = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = classifier(batch["input_ids"], batch["attention_mask"]).argmax(1).tolist()
+    return float(np.mean([classifier.spec.labels[n] == row["label"] for n, row in zip(found, rows, strict=True)]))
+
+
+def test_a_classifier_learns_in_4_bits_and_merges_with_its_head(trained, tiny_encoder, tmp_path):
+    recipe, run_dir, result = trained
+    assert result.eval_loss is not None
+    assert {"adapter_model.safetensors", "head.safetensors", "classifier.json"} <= {
+        path.name for path in run_dir.adapter.iterdir()
+    }
+    merge(run_dir.adapter, tiny_encoder, tmp_path / "merged")
+    spec = read_spec(tmp_path / "merged")
+    assert (spec.labels, spec.pooling, spec.max_length) == (("blue", "green", "red"), "mean", 64)
+    classifier = Classifier(load_merged(tmp_path / "merged"), spec).eval()
+    load_head(classifier, tmp_path / "merged")
+    assert right_answers(classifier, recipe, load_tokenizer(tmp_path / "merged")) > 0.95
+
+
+def test_the_adapter_of_a_classifier_loads_in_plain_peft(trained, tiny_encoder):
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    _, run_dir, _ = trained
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of names that PEFT still uses and transformers 5.24 renamed
+        model = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_encoder), str(run_dir.adapter))
+    saved = load_file(run_dir.adapter / "adapter_model.safetensors")
+    assert saved
+    assert any("lora_A" in name for name, _ in model.named_parameters())
+
+
+def test_the_pooler_is_trained_only_where_it_is_asked_for(recipe_for, tmp_path):
+    for pooling, expected in (("cls", False), ("pooler", True)):
+        run_dir = RunDir(tmp_path / pooling)
+        train(recipe_for(f"classify.pooling={pooling}", "train.max_steps=2"), run_dir)
+        names = load_file(run_dir.adapter / "adapter_model.safetensors")
+        assert any("pooler" in name for name in names) == expected
+
+
+def test_a_decoder_is_no_base_for_classification(recipe_for, tiny_base, tmp_path):
+    with pytest.raises(ModelError, match=r"'llama' is not an encoder"):
+        train(recipe_for(f"model.base={tiny_base}"), RunDir(tmp_path / "run"))
