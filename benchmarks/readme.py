@@ -117,7 +117,6 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "nano-snips": run_table,
     "train_throughput": train_table,
     "decode": decode_table,
-    "decode_avx2": decode_table,
     "decode_nano": decode_table,
     "int4_loss": int4_loss_table,
 }

@@ -198,12 +198,12 @@ class Recipe:
 
     model: ModelTable
     data: DataTable
-    classify: ClassifyTable = ClassifyTable()
     lora: LoraTable = LoraTable()
     train: TrainTable = TrainTable()
     export: ExportTable = ExportTable()
     evaluate: EvaluateTable = EvaluateTable()
     budget: BudgetTable = BudgetTable()
+    classify: ClassifyTable = ClassifyTable()
     name: str = "run"
 
     @property
