@@ -95,10 +95,14 @@ def on_grid(classifier: Classifier, grid: Grid) -> Iterator[tuple[str, Any, Quan
 
 
 def float_copy(classifier: Classifier, dtype: torch.dtype = torch.float32) -> Classifier:
-    """The classifier's modules anew, without an unused pooler, over the same tensors where they have the type."""
+    """The classifier's modules anew, without an unused pooler, over the same tensors where they have the type.
+
+    `dtype` is the encoder's; the head's is float32.
+    """
     shared: dict[int, Any] = {id(buffer): buffer for buffer in classifier.buffers()}
-    for parameter in classifier.parameters():
-        shared[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+    for part, kind in ((classifier.encoder, dtype), (classifier.head, torch.float32)):
+        for parameter in part.parameters():
+            shared[id(parameter)] = nn.Parameter(parameter.detach().to(kind), requires_grad=False)
     copied = copy.deepcopy(classifier, shared)
     drop_unused_pooler(copied.encoder, copied.spec.pooling)
     return copied.eval()
@@ -114,7 +118,7 @@ class _Graph(nn.Module):
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        self.head: nn.Module = classifier.head.float()
+        self.head: nn.Module = classifier.head
         if classifier.spec.head == "cosine":
             self.head = _CosineHead(classifier.spec.scale * F.normalize(classifier.head.weight, dim=-1))
         self.classifier = classifier
@@ -154,12 +158,11 @@ def _strip(model: ir.Model) -> None:
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.graph.doc_string = None
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in (*node.outputs, *model.graph.inputs, *model.graph.initializers.values()):
-            value.metadata_props.clear()
-            value.doc_string = None
+    nodes = list(model.graph.all_nodes())
+    values = [value for node in nodes for value in node.outputs]
+    for noted in (*nodes, *values, *model.graph.inputs, *model.graph.initializers.values()):
+        noted.metadata_props.clear()
+        noted.doc_string = None
 
 
 @contextmanager
