@@ -20,6 +20,7 @@ from torch import Tensor
 
 from edgetune.data.encode import Encoded
 from edgetune.data.formats import Example
+from edgetune.data.labels import as_targets, check_named, label_numbers
 from edgetune.data.prepare import cache_key, columns_of, examples, sources
 from edgetune.data.tokens import Tokens, open_tokens, write_tokens
 from edgetune.errors import DataError
@@ -53,6 +54,14 @@ class LabelReport:
     tokens: int
     longest: int
     """Tokens of the longest text read, before it was cut."""
+
+    @property
+    def summary(self) -> str:
+        """The data in one line."""
+        return (
+            f"{self.train_rows:,} texts ({self.columns}), {self.labels:,} labels with {self.fewest[1]:,} to "
+            f"{self.most[1]:,} rows; {self.eval_rows:,} eval rows: {self.eval_source}"
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -131,7 +140,8 @@ def find_labels(rows: Iterable[Example], *, source: str) -> tuple[str, ...]:
 def prepare_labelled(recipe: Recipe, tokenizer: Any, *, max_length: int, cache: Path) -> PreparedLabels:
     """Train and eval rows of a classifier's recipe, tokenised to at most max_length, from the cache where up to date.
 
-    Raises DataError: unreadable rows with their place, fewer than two labels, an eval label that training has not.
+    Raises DataError: unreadable rows with their place, fewer than two labels, an eval or test label that training does
+    not have.
     """
     key = cache_key(recipe, tokenizer, max_length)
     folder = cache / f"labelled-{key[:16]}"
@@ -141,27 +151,11 @@ def prepare_labelled(recipe: Recipe, tokenizer: Any, *, max_length: int, cache: 
     values = read_json(folder / "report.json")
     labels = tuple(values.pop("names"))
     report = LabelReport(**{**values, "fewest": tuple(values["fewest"]), "most": tuple(values["most"])})
+    check_named(recipe.classify, labels)
+    for example in examples(recipe, "test"):  # what would stop the evaluation stops here, before the training
+        label_numbers(example, labels)
     train, held_out = (_open(folder / part, key, len(labels)) for part in ("train", "eval"))
     return PreparedLabels(train, held_out, labels, report)
-
-
-def targets_of(rows: Sequence[Example], labels: Sequence[str], *, multi_label: bool) -> np.ndarray:
-    """int64 (rows,), or bool (rows, labels). Raises DataError for a label that training does not have."""
-    places = {name: number for number, name in enumerate(labels)}
-    for row in rows:
-        for name in row.labels:
-            if name not in places:
-                raise DataError(
-                    f"{row.place}: label {name!r} does not occur in the training rows, which have"
-                    f" {len(labels):,} others",
-                    cure="add training rows of it, or leave its rows out",
-                )
-    if not multi_label:
-        return np.array([places[row.labels[0]] for row in rows], np.int64)
-    sets = np.zeros((len(rows), len(labels)), bool)
-    for number, row in enumerate(rows):
-        sets[number, [places[name] for name in row.labels]] = True
-    return sets
 
 
 def _write(recipe: Recipe, tokenizer: Any, max_length: int, folder: Path) -> None:
@@ -208,7 +202,7 @@ def _write_part(
 
     def rows() -> Iterator[Encoded]:
         for part, encoded in batches:
-            found = targets_of(part, names, multi_label=is_set)
+            found = as_targets([label_numbers(row, names) for row in part], len(names), multi_label=is_set)
             targets.append(np.packbits(found, axis=1) if is_set else found)
             yield from encoded
 

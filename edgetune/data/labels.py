@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from edgetune.data.files import Row
 from edgetune.data.formats import Example, text_of
@@ -28,7 +33,7 @@ def find_columns(row: Row) -> tuple[str, str]:
     return text, label
 
 
-def to_labelled(row: Row, columns: tuple[str, str], table: ClassifyTable) -> Example:
+def to_labelled(row: Row, *, columns: tuple[str, str], table: ClassifyTable) -> Example:
     """A row as an example with labels. Raises DataError with the place for a label that is none."""
     text, label = columns
     for name in columns:
@@ -42,6 +47,46 @@ def to_labelled(row: Row, columns: tuple[str, str], table: ClassifyTable) -> Exa
     if isinstance(value, list):
         raise DataError(f"{row.place}: a list of labels", cure="set classify.multi_label = true")
     return Example((), content, row.place, (_name(value, row, label),))
+
+
+def label_numbers(example: Example, labels: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of an example's labels. Raises DataError for a label that is not among `labels`."""
+    places = _places(tuple(labels))
+    for name in example.labels:
+        if name not in places:
+            raise DataError(
+                f"{example.place}: label {name!r} does not occur in the training rows, which have {len(labels):,}"
+                " others",
+                cure="add training rows of it, or leave its rows out",
+            )
+    return tuple(places[name] for name in example.labels)
+
+
+def as_targets(numbers: Sequence[tuple[int, ...]], labels: int, *, multi_label: bool) -> np.ndarray:
+    """Label numbers of rows -> int64 (rows,), or bool (rows, labels)."""
+    if not multi_label:
+        return np.array([row[0] for row in numbers], np.int64)
+    sets = np.zeros((len(numbers), labels), bool)
+    for place, row in enumerate(numbers):
+        sets[place, list(row)] = True
+    return sets
+
+
+def check_named(table: ClassifyTable, labels: Sequence[str]) -> None:
+    """Raises DataError if the recipe names a label that is none."""
+    for key in ("positive_label", "out_of_scope_label"):
+        name = getattr(table, key)
+        if name is not None and name not in labels:
+            close = difflib.get_close_matches(name, labels, n=1)
+            raise DataError(
+                f"classify.{key}: {name!r} is no label of the training rows",
+                cure=f"did you mean {close[0]!r}?" if close else f"they are {', '.join(labels[:10])}",
+            )
+
+
+@functools.lru_cache(maxsize=4)
+def _places(labels: tuple[str, ...]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(labels)}
 
 
 def _separated(value: Any, separator: str) -> list[Any]:

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,14 @@ class DataReport:
     """Tokens of the longest row read, also of one that was dropped."""
     has_default_template: bool
     """The tokenizer has no chat template; EdgeTune's default is used."""
+
+    @property
+    def summary(self) -> str:
+        """The data in one line."""
+        return (
+            f"{self.train_rows:,} rows ({self.format}: {self.format_reason}), {self.tokens:,} tokens, "
+            f"{self.trained_tokens:,} of them trained; {self.eval_rows:,} eval rows: {self.eval_source}"
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -151,12 +160,11 @@ def _reader(recipe: Recipe, source: str, split: Split | None) -> tuple[Callable[
     """How rows of a source become examples, and what was recognised. Raises DataError."""
     data = recipe.data
     if recipe.is_classifier:
-        columns = find_columns(_first_row(data, source, split))
-        return lambda row: to_labelled(
-            row, columns, recipe.classify
-        ), f"text in {columns[0]!r}, label in {columns[1]!r}"
+        text, label = find_columns(_first_row(data, source, split))
+        read = partial(to_labelled, columns=(text, label), table=recipe.classify)
+        return read, f"text in {text!r}, label in {label!r}"
     form, reason = _format_of(data, source, split)
-    return lambda row: to_example(row, form, system=data.system), f"{form}: {reason}"
+    return partial(to_example, form=form, system=data.system), f"{form}: {reason}"
 
 
 def _first_row(data: DataTable, source: str, split: Split | None) -> Row:

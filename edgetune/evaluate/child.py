@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -46,14 +47,12 @@ def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
 
     Memory is read between the two: what it takes to load the target and to answer one prompt at a time.
     """
-    if request["task"] == "classification":
-        return labeller.measure(request, progress)
-    eval_set = read_eval_set(Path(request["eval_set"]))
-    target = _load(request)
-    speed = measure_speed(target, eval_set)
+    open_target = labeller.open_target if request["task"] == "classification" else _open_target
+    measure_speed, score = open_target(request)
+    speed = measure_speed()
     peak_bytes = peak_resident_bytes()
     device_peak_bytes = _device_peak_bytes()
-    result, answers = score(target, eval_set, progress=progress)
+    result, answers = score(progress)
     return {
         "score": dataclasses.asdict(result),
         "speed": dataclasses.asdict(speed) if speed else None,
@@ -63,6 +62,12 @@ def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
         "answers": [dataclasses.asdict(answer) for answer in answers],
         "torch_loaded": "torch" in sys.modules,
     }
+
+
+def _open_target(request: Mapping[str, Any]) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    """Load a target that generates: what measures its speed, and what scores it."""
+    eval_set, target = read_eval_set(Path(request["eval_set"])), _load(request)
+    return partial(measure_speed, target, eval_set), lambda progress: score(target, eval_set, progress=progress)
 
 
 def _load(request: Mapping[str, Any]) -> Answerer:

@@ -1,7 +1,7 @@
-"""Scores of text classifiers: calibration, F1 and confusion with bootstrap intervals, and rejection. Pure functions.
+"""Scores of text classifiers: calibration, F1 and confusion with bootstrap intervals. Pure functions.
 
-In the flow: logits of the eval split -> fit_temperature -> probabilities -> score; where the bundle may answer
-"unknown", confidences -> choose_threshold -> score_rejection. N rows, C labels; arithmetic in float64.
+In the flow: logits of the eval split -> fit_temperature -> probabilities -> score. N rows, C labels; arithmetic in
+float64. What a classifier that may answer "unknown" is worth is in rejection.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgetune.evaluate.metrics import Interval
+from edgetune.runtime.classifier import probabilities as probabilities
 
 BINS = 15
 """Of the expected calibration error, as in Guo et al. 2017."""
@@ -63,35 +64,6 @@ class ClassificationScore:
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...] | None
     """Rows are the truth, columns the answers; None for multi-label rows and above MAX_CONFUSION_LABELS."""
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """What a classifier that may answer "unknown" does at a threshold. Shares in 0..1."""
-
-    threshold: float
-    """A row is accepted if its confidence is at least this."""
-    in_scope_accuracy: float
-    """Share of in-scope rows that are accepted and right."""
-    in_scope_accepted: float
-    out_of_scope_recall: float | None
-    """Share of out-of-scope rows that are rejected; None without such rows."""
-    false_accept_rate: float
-    """Share of unacceptable rows, see acceptable_rows(), that are accepted; 0.0 without such rows."""
-    auroc: float | None
-    """How well the confidence tells acceptable from unacceptable rows, 0.5 by chance; None if all are of one kind."""
-
-
-def probabilities(logits: np.ndarray, *, temperature: float, multi_label: bool) -> np.ndarray:
-    """Probabilities of logits / temperature: (N, C) -> (N, C) float64; softmax over labels, or a sigmoid for each.
-
-    To the last bit what runtime.classifier computes on the device, so that a threshold cuts there where it cuts here.
-    """
-    wide = np.asarray(logits, np.float64)
-    if multi_label:
-        return np.asarray(0.5 * (1.0 + np.tanh(wide / (2.0 * temperature))))
-    shares = np.exp((wide - wide.max(axis=1, keepdims=True)) / temperature)
-    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
 def answers(probabilities: np.ndarray, *, multi_label: bool) -> np.ndarray:
@@ -207,54 +179,6 @@ def score(
         positive_f1_interval=intervals.get("positive_f1"),
         per_class=_per_class(sums[3 + BINS :], labels),
         confusion=None if multi_label else _confusion(targets, answers(probabilities, multi_label=False), len(labels)),
-    )
-
-
-def acceptable_rows(is_right: np.ndarray, is_in_scope: np.ndarray) -> np.ndarray:
-    """Which rows may be answered, (N,) bool: those in scope; where all are, those answered rightly."""
-    is_in_scope = np.asarray(is_in_scope, bool)
-    return np.asarray(is_right, bool) if is_in_scope.all() else is_in_scope
-
-
-def choose_threshold(confidence: np.ndarray, is_acceptable: np.ndarray, *, false_accept_rate: float) -> float:
-    """The least threshold that accepts at most this share of the unacceptable rows; accepted: confidence >= threshold.
-
-    confidence (N,), is_acceptable (N,) bool from acceptable_rows(). 0.0, which rejects nothing, where there is no
-    unacceptable row or the share allows all. Else it lies just above, by one step of float64, the most confident
-    unacceptable row that must be rejected, and rejects rows tied with that one too: compare in float64. A share below
-    one row leaves none, so that all of them are rejected. Raises ValueError if the share is not in 0..1.
-    """
-    if not 0.0 <= false_accept_rate <= 1.0:
-        raise ValueError(f"false_accept_rate is {false_accept_rate}: need a share in 0..1")
-    unacceptable = np.sort(np.asarray(confidence, np.float64)[~np.asarray(is_acceptable, bool)])[::-1]
-    allowed = math.floor(false_accept_rate * unacceptable.size + 1e-9)  # 0.29 * 100 is 28.999999999999996
-    return float(np.nextafter(unacceptable[allowed], np.inf)) if allowed < unacceptable.size else 0.0
-
-
-def score_rejection(
-    confidence: np.ndarray, is_right: np.ndarray, is_in_scope: np.ndarray, threshold: float
-) -> Rejection:
-    """What answering "unknown" below the threshold does, (N,) each; is_right is not read where a row is out of scope.
-
-    Raises ValueError without an in-scope row. Sources: the AUROC between in-scope and other rows, or right and wrong
-    ones, is that of Hendrycks and Gimpel 2017, arXiv:1610.02136; in-scope accuracy and out-of-scope recall are those of
-    Larson et al. 2019, arXiv:1909.02027.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    confidence = np.asarray(confidence, np.float64)
-    is_right, is_in_scope = np.asarray(is_right, bool), np.asarray(is_in_scope, bool)
-    if not is_in_scope.any():
-        raise ValueError("no in-scope row: need one to score rejection")
-    is_accepted, is_acceptable = confidence >= threshold, acceptable_rows(is_right, is_in_scope)
-    has_unacceptable = not is_acceptable.all()
-    return Rejection(
-        threshold=float(threshold),
-        in_scope_accuracy=float((is_accepted & is_right)[is_in_scope].mean()),
-        in_scope_accepted=float(is_accepted[is_in_scope].mean()),
-        out_of_scope_recall=None if is_in_scope.all() else float((~is_accepted)[~is_in_scope].mean()),
-        false_accept_rate=float(is_accepted[~is_acceptable].mean()) if has_unacceptable else 0.0,
-        auroc=float(roc_auc_score(is_acceptable, confidence)) if is_acceptable.any() and has_unacceptable else None,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from edgetune.data.labels import as_targets, check_named, label_numbers
 from edgetune.errors import DataError, RunError
 from edgetune.files import atomic_file
 from edgetune.hashes import hash_values
@@ -74,9 +75,7 @@ def make_label_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
     a positive or out-of-scope label that is no label.
     """
     table = recipe.classify
-    for key, name in (("positive_label", table.positive_label), ("out_of_scope_label", table.out_of_scope_label)):
-        if name is not None and name not in labels:
-            raise DataError(f"classify.{key}: {name!r} is no label of the training rows")
+    check_named(table, labels)
     found, empty = _rows(recipe, "test", labels)
     drawn = found
     if recipe.evaluate.max_rows is not None and recipe.evaluate.max_rows < len(found):
@@ -103,12 +102,9 @@ def make_label_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
     )
 
 
-def targets_of_rows(rows: Iterable[LabelRow], labels: int, *, multi_label: bool) -> np.ndarray:
+def targets_of(rows: Iterable[LabelRow], label_set: LabelSet) -> np.ndarray:
     """int64 (rows,), or bool (rows, labels)."""
-    if not multi_label:
-        return np.array([row.labels[0] for row in rows], np.int64)
-    sets = [[number in row.labels for number in range(labels)] for row in rows]
-    return np.array(sets, bool).reshape(-1, labels)
+    return as_targets([row.labels for row in rows], len(label_set.labels), multi_label=label_set.multi_label)
 
 
 def write_label_set(path: Path, label_set: LabelSet) -> None:
@@ -134,16 +130,9 @@ def _row(values: Mapping[str, Any]) -> LabelRow:
 
 def _rows(recipe: Recipe, which: Any, labels: Sequence[str]) -> tuple[list[LabelRow], int]:
     """A split's rows with a text, and how many have none."""
-    from edgetune.data.labelled import targets_of
     from edgetune.data.prepare import examples
 
     every = list(examples(recipe, which))
     filled = [example for example in every if (example.text or "").strip()]
-    if not filled:
-        return [], len(every)
-    targets = targets_of(filled, labels, multi_label=True)
-    rows = [
-        LabelRow(example.text or "", tuple(np.flatnonzero(found).tolist()), example.place)
-        for example, found in zip(filled, targets, strict=True)
-    ]
+    rows = [LabelRow(example.text or "", label_numbers(example, labels), example.place) for example in filled]
     return rows, len(every) - len(filled)

@@ -9,19 +9,19 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from edgetune.evaluate import classification
-from edgetune.evaluate.label_rows import LabelRow, LabelSet, make_label_set, read_label_set, targets_of_rows
+from edgetune.evaluate import rejection as rejecting
+from edgetune.evaluate.label_rows import LabelRow, LabelSet, make_label_set, read_label_set, targets_of
 from edgetune.evaluate.metrics import Interval
-from edgetune.process_memory import peak_resident_bytes
 from edgetune.recipe import Recipe
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -53,9 +53,26 @@ class LabelScore:
     classes: Mapping[str, Any]
     """classification.ClassificationScore as JSON-able values; of the rows in scope."""
     rejection: Mapping[str, Any] | None
-    """classification.Rejection as JSON-able values, where the recipe asks for it."""
+    """rejection.Rejection as JSON-able values, where the recipe asks for it."""
     confidence: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class LabelAnswer:
+    """One labelled row."""
+
+    text: str
+    labels: tuple[str, ...]
+    """The right ones."""
+    answer: tuple[str, ...]
+    """The likeliest, whether the target is sure of it or not; of multi-label rows all that apply."""
+    probability: float
+    """Of the likeliest label."""
+    is_unknown: bool
+    correct: bool
+    """Whether `answer` is right; a row that is unknown can be."""
+    place: str
 
 
 @dataclass(frozen=True)
@@ -67,22 +84,14 @@ class Latency:
     texts: int
 
 
-def measure(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Load the target of a request, measure latency and memory of single texts, then score all rows."""
+def open_target(request: Mapping[str, Any]) -> tuple[Callable[[], Latency], Callable[[Progress], Any]]:
+    """Load the target of a request: what measures its latency, and what scores it."""
     label_set = read_label_set(Path(request["eval_set"]))
     target, own = _load(request)
-    latency = measure_latency(target, [row.text for row in label_set.rows[:LATENCY_TEXTS]])
-    peak_bytes, device_peak_bytes = peak_resident_bytes(), _device_peak_bytes()
-    result, answers = score(target, label_set, calibrated=own, progress=progress)
-    return {
-        "score": dataclasses.asdict(result),
-        "speed": dataclasses.asdict(latency),
-        "peak_bytes": peak_bytes,
-        "device_peak_bytes": device_peak_bytes,
-        "scoring_peak_bytes": peak_resident_bytes(),
-        "answers": answers,
-        "torch_loaded": "torch" in sys.modules,
-    }
+    texts = [row.text for row in label_set.rows[:LATENCY_TEXTS]]
+    return partial(measure_latency, target, texts), lambda progress: score(
+        target, label_set, calibrated=own, progress=progress
+    )
 
 
 def score(
@@ -91,12 +100,12 @@ def score(
     *,
     calibrated: tuple[float, float | None] | None = None,
     progress: Progress | None = None,
-) -> tuple[LabelScore, list[dict[str, Any]]]:
-    """Scores and one JSON-able answer a row. `calibrated`: temperature and threshold, where the target has its own."""
+) -> tuple[LabelScore, list[LabelAnswer]]:
+    """Scores and the answer to each row. `calibrated`: temperature and threshold, where the target has its own."""
     started = time.perf_counter()
     temperature, threshold = calibrated or calibrate(target, label_set)
     logits = _logits(target, label_set.rows, progress)
-    targets = targets_of_rows(label_set.rows, len(label_set.labels), multi_label=label_set.multi_label)
+    targets = targets_of(label_set.rows, label_set)
     found = classification.probabilities(logits, temperature=temperature, multi_label=label_set.multi_label)
     is_in_scope = _in_scope(label_set, targets)
     losses = classification.row_losses(logits, targets, temperature=temperature, multi_label=label_set.multi_label)
@@ -114,7 +123,7 @@ def score(
     rejection = None
     if label_set.out_of_scope is not None or threshold is not None:
         sure, is_right = _sureness(label_set, found, targets)
-        rejection = dataclasses.asdict(classification.score_rejection(sure, is_right, is_in_scope, threshold or 0.0))
+        rejection = dataclasses.asdict(rejecting.score_rejection(sure, is_right, is_in_scope, threshold or 0.0))
     name = {"accuracy": "accuracy", "macro_f1": "macro_f1", "f1": "positive_f1"}[label_set.metric]
     values = dataclasses.asdict(classes)
     result = LabelScore(
@@ -139,16 +148,16 @@ def calibrate(target: Labeller, label_set: LabelSet) -> tuple[float, float | Non
     if not rows:
         return 1.0, None
     logits = _logits(target, rows, None)
-    targets = targets_of_rows(rows, len(label_set.labels), multi_label=label_set.multi_label)
+    targets = targets_of(rows, label_set)
     is_in_scope = _in_scope(label_set, targets)
     temperature = classification.fit_temperature(logits, targets, multi_label=label_set.multi_label)
     if label_set.false_accept_rate is None:
         return temperature, None
     found = classification.probabilities(logits, temperature=temperature, multi_label=label_set.multi_label)
     sure, is_right = _sureness(label_set, found, targets)
-    acceptable = classification.acceptable_rows(is_right, is_in_scope)
+    acceptable = rejecting.acceptable_rows(is_right, is_in_scope)
     rate = label_set.false_accept_rate
-    return temperature, max(0.0, classification.choose_threshold(sure, acceptable, false_accept_rate=rate))
+    return temperature, max(0.0, rejecting.choose_threshold(sure, acceptable, false_accept_rate=rate))
 
 
 def calibrate_for(recipe: Recipe, target: Labeller, labels: Sequence[str]) -> tuple[float, float | None]:
@@ -180,11 +189,6 @@ def _load(request: Mapping[str, Any]) -> tuple[Labeller, tuple[float, float | No
     return importlib.import_module("edgetune.evaluate.torch_classifier").load(request), None
 
 
-def _device_peak_bytes() -> int | None:
-    torch = sys.modules.get("torch")
-    return torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else None
-
-
 def _logits(target: Labeller, rows: Sequence[LabelRow], progress: Progress | None) -> np.ndarray:
     parts = []
     for start in range(0, len(rows), BATCH_TEXTS):
@@ -212,23 +216,22 @@ def _sureness(label_set: LabelSet, found: np.ndarray, targets: np.ndarray) -> tu
     return sure, np.asarray(is_right)
 
 
-def _answers(label_set: LabelSet, found: np.ndarray, threshold: float | None) -> list[dict[str, Any]]:
+def _answers(label_set: LabelSet, found: np.ndarray, threshold: float | None) -> list[LabelAnswer]:
     """What each row was and what it was taken for."""
     chosen = classification.answers(found, multi_label=label_set.multi_label)
     sure = classification.confidences(found)
     answers = []
     for row, answer, probability in zip(label_set.rows, chosen, sure, strict=True):
         numbers = np.flatnonzero(answer).tolist() if label_set.multi_label else [int(answer)]
-        is_unknown = probability < (threshold or 0.0) or numbers == [label_set.out_of_scope]
         answers.append(
-            {
-                "text": row.text,
-                "labels": [label_set.labels[number] for number in row.labels],
-                "answer": [label_set.labels[number] for number in numbers],
-                "probability": float(probability),
-                "is_unknown": bool(is_unknown),
-                "correct": sorted(numbers) == sorted(row.labels),
-                "place": row.place,
-            }
+            LabelAnswer(
+                text=row.text,
+                labels=tuple(label_set.labels[number] for number in row.labels),
+                answer=tuple(label_set.labels[number] for number in numbers),
+                probability=float(probability),
+                is_unknown=bool(probability < (threshold or 0.0) or numbers == [label_set.out_of_scope]),
+                correct=sorted(numbers) == sorted(row.labels),
+                place=row.place,
+            )
         )
     return answers

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,16 +94,18 @@ def drop_unused_pooler(encoder: Any, pooling: Pooling) -> None:
         encoder.pooler = None
 
 
-def imprint(classifier: Classifier, vectors: Tensor, targets: Tensor) -> None:
+@torch.no_grad()
+def imprint(classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Start a cosine head at the mean direction of each label's texts, so that training begins from a classifier.
 
-    vectors (N, hidden), targets (N,) int64; labels without a text keep their draw.
+    Each batch: vectors (B, hidden), targets (B,) int64. Labels without a text keep their draw.
     Source: Qi et al. 2018, Low-Shot Learning with Imprinted Weights, arXiv:1712.07136, section 3.2.
     """
-    sums = torch.zeros_like(classifier.head.weight).index_add_(0, targets, F.normalize(vectors, dim=-1))
+    sums = torch.zeros_like(classifier.head.weight)
+    for vectors, targets in batches:
+        sums.index_add_(0, targets, F.normalize(vectors, dim=-1))
     is_seen = sums.abs().sum(1) > 0
-    with torch.no_grad():
-        classifier.head.weight[is_seen] = F.normalize(sums[is_seen], dim=-1)
+    classifier.head.weight[is_seen] = F.normalize(sums[is_seen], dim=-1)
 
 
 def save_head(classifier: Classifier, folder: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgetune.recipe import CLASSIFIER_METRICS
+
 MIB = 1024**2
 SCORE_NAMES = {
     "exact_match": "exact match",
@@ -16,8 +18,6 @@ SCORE_NAMES = {
     "macro_f1": "macro F1",
     "f1": "F1",
 }
-LABELLING = ("accuracy", "macro_f1", "f1")
-"""Metrics of models that label texts: their speed is the time of one text."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def values(rows: Sequence[TableRow]) -> list[dict[str, Any]]:
 
 
 def _header(metric: str) -> list[str]:
-    speed = "one text" if metric in LABELLING else "tokens/s"
+    speed = "one text" if metric in CLASSIFIER_METRICS else "tokens/s"
     return ["model", SCORE_NAMES[metric], "interval", "loss", "on disk", "peak memory", speed]
 
 
@@ -75,7 +75,7 @@ def _cells(row: TableRow, metric: str) -> list[str]:
 
 
 def _speed(row: TableRow, metric: str) -> str:
-    if metric in LABELLING:
+    if metric in CLASSIFIER_METRICS:
         return "-" if row.latency_s is None else f"{row.latency_s * 1000:.1f} ms"
     return "-" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}"
 

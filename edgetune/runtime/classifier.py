@@ -62,7 +62,9 @@ class Classifier:
         """
         if top_k < 1:
             raise PromptError(f"top_k is {top_k}, must be at least 1")
-        rows = probabilities(self.logits(texts), self.format)
+        rows = probabilities(
+            self.logits(texts), temperature=self.format.temperature, multi_label=self.format.multi_label
+        )
         return [_answer(row, self.format, top_k) for row in rows]
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
@@ -102,16 +104,16 @@ class Classifier:
         return np.asarray(found, np.float32)
 
 
-def probabilities(logits: np.ndarray, format_: ClassifierFormat) -> np.ndarray:
-    """Logits (N, labels) -> (N, labels) float64: softmax at the bundle's temperature, or sigmoid for each label.
+def probabilities(logits: np.ndarray, *, temperature: float, multi_label: bool) -> np.ndarray:
+    """Logits (N, labels) -> (N, labels) float64: softmax of logits / temperature, or a sigmoid for each label.
 
-    Finite logits of any size give finite probabilities.
+    Finite logits of any size give finite probabilities. Thresholds are chosen by this function too.
     """
     wide = logits.astype(np.float64)
     with np.errstate(over="ignore"):  # a tiny temperature: infinity is what is meant
-        if format_.multi_label:
-            return 0.5 * (1.0 + np.tanh(wide / (2.0 * format_.temperature)))
-        shares = np.exp((wide - wide.max(-1, keepdims=True)) / format_.temperature)
+        if multi_label:
+            return 0.5 * (1.0 + np.tanh(wide / (2.0 * temperature)))
+        shares = np.exp((wide - wide.max(-1, keepdims=True)) / temperature)
     return np.asarray(shares / shares.sum(-1, keepdims=True))
 
 

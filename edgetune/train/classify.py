@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -60,30 +60,6 @@ class Classification:
     max_length: int
 
     @property
-    def train(self) -> LabelledTokens:
-        """Tokenised texts with targets."""
-        return self.prepared.train
-
-    @property
-    def eval(self) -> LabelledTokens:
-        """Tokenised texts with targets."""
-        return self.prepared.eval
-
-    @property
-    def report(self) -> Any:
-        """Counts of rows, labels and tokens."""
-        return self.prepared.report
-
-    @property
-    def summary(self) -> str:
-        """Rows, columns, labels."""
-        report = self.prepared.report
-        return (
-            f"{report.train_rows:,} texts ({report.columns}), {report.labels:,} labels with {report.fewest[1]:,} to "
-            f"{report.most[1]:,} rows; {report.eval_rows:,} eval rows: {report.eval_source}"
-        )
-
-    @property
     def spec(self) -> ClassifierSpec:
         """What the head will mean."""
         table = self.recipe.classify
@@ -102,20 +78,20 @@ class Classification:
         classifier = Classifier(model, self.spec)
         if self.recipe.classify.head == "cosine" and not self.recipe.classify.multi_label:
             with torch.no_grad(), without_dropout(classifier), autocast(classifier):
-                batches = [batch.to(classifier.device) for batch in self._batches(self.train)]
-                vectors = [classifier.embed(batch.input_ids, batch.attention_mask) for batch in batches]
-            imprint(classifier, torch.cat(vectors), torch.cat([batch.targets for batch in batches]))
+                batches = (batch.to(classifier.device) for batch in self._batches(self.prepared.train))
+                embedded = ((classifier.embed(b.input_ids, b.attention_mask), b.targets) for b in batches)
+                imprint(classifier, embedded)
         return classifier
 
     def epoch(self, number: int) -> list[list[int]]:
         """Texts of like length together, in an order that follows from seed and epoch."""
         table = self.recipe.train
         generator = np.random.default_rng([table.seed, number])
-        return bucketed(self.train.lengths, batch_size=table.batch_size, generator=generator)
+        return bucketed(self.prepared.train.lengths, batch_size=table.batch_size, generator=generator)
 
     def collate(self, rows: Sequence[int]) -> LabelledBatch:
         """Texts padded to the longest of them."""
-        return collate(self.train, rows, pad_id=self.pad_id)
+        return collate(self.prepared.train, rows, pad_id=self.pad_id)
 
     def loss_sum(self, model: Any, batch: LabelledBatch) -> tuple[Tensor, int]:
         """Cross entropy over labels (of multi-label rows the mean binary one), smoothed and weighted as asked."""
@@ -136,7 +112,7 @@ class Classification:
         """The training's loss over the eval rows, dropout off."""
         total, count = 0.0, 0
         with without_dropout(model), autocast(model):
-            for batch in self._batches(self.eval):
+            for batch in self._batches(self.prepared.eval):
                 summed, texts = self.loss_sum(model, batch.to(model.device))
                 total += float(summed)
                 count += texts
@@ -151,16 +127,16 @@ class Classification:
         """float32 (labels,): rows / (labels * rows of the label); of multi-label rows absent / present."""
         if self.recipe.classify.class_weights == "none":
             return None
-        counts = np.maximum(self.train.counts(), 1)
-        rows = len(self.train)
+        counts = np.maximum(self.prepared.train.counts(), 1)
+        rows = len(self.prepared.train)
         shares = (rows - counts) / counts if self.recipe.classify.multi_label else rows / (len(counts) * counts)
         return torch.from_numpy(shares.astype(np.float32))
 
-    def _batches(self, rows: LabelledTokens) -> list[LabelledBatch]:
+    def _batches(self, rows: LabelledTokens) -> Iterator[LabelledBatch]:
         """All rows in batches of like length."""
         order = np.argsort(rows.lengths, kind="stable")
-        parts = [order[start : start + EVAL_ROWS].tolist() for start in range(0, len(order), EVAL_ROWS)]
-        return [collate(rows, part, pad_id=self.pad_id) for part in parts]
+        for start in range(0, len(order), EVAL_ROWS):
+            yield collate(rows, order[start : start + EVAL_ROWS].tolist(), pad_id=self.pad_id)
 
 
 def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Generator) -> list[list[int]]:

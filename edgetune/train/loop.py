@@ -285,7 +285,8 @@ def _finish(parts: Parts, run_dir: RunDir, state: State, inputs: str) -> TrainRe
     """Result, picture and record; only then do the checkpoints go. Dying in between, all this is done again."""
     result = _result(parts, state)
     draw_curve(run_dir.events, run_dir.loss_curve, title=parts.recipe.name)
-    facts = {"device": str(parts.model.device), "dtype": parts.dtype, "data": dataclasses.asdict(parts.task.report)}
+    data = dataclasses.asdict(parts.task.prepared.report)
+    facts = {"device": str(parts.model.device), "dtype": parts.dtype, "data": data}
     record = {**dataclasses.asdict(result), **facts, "provenance": provenance(parts.recipe.train.seed)}
     run_dir.results.mkdir(exist_ok=True)
     write_json(run_dir.results / "train.json", record)

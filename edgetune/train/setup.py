@@ -74,7 +74,7 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mappi
     accelerator = _accelerator(recipe, run_dir)
     with accelerator.main_process_first():
         task = _make_task(recipe, tokenizer, path, run_dir)
-    model = _adapted_base(recipe, accelerator.device, task)
+    rows, model = task.prepared, _adapted_base(recipe, accelerator.device, task)
     learning_rate = recipe.train.learning_rate
     if learning_rate == "auto":
         learning_rate = auto_learning_rate(find_base(model).config)
@@ -93,7 +93,7 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mappi
         optimizer=optimizer,
         scaler=accelerator.scaler,
         task=task,
-        inputs=hash_values(inputs, task.train.fingerprint, task.eval.fingerprint, accelerator.num_processes),
+        inputs=hash_values(inputs, rows.train.fingerprint, rows.eval.fingerprint, accelerator.num_processes),
         learning_rate=learning_rate,
         dtype=str(find_base(model).get_input_embeddings().weight.dtype).removeprefix("torch."),
         **counts,
@@ -179,4 +179,5 @@ def _counts(recipe: Recipe, epoch_micro_batches: int, processes: int) -> dict[st
 
 def _messages(task: Task, steps: int, learning_rate: float) -> list[str]:
     """What the user is told before the first step: what was read, what was left out, what "auto" became."""
-    return [task.summary, *task.report.notes, f"{steps:,} steps, learning rate {learning_rate:.2e}"]
+    report = task.prepared.report
+    return [report.summary, *report.notes, f"{steps:,} steps, learning rate {learning_rate:.2e}"]

@@ -39,20 +39,8 @@ class Task(Protocol):
     """Rows and what is learned from them."""
 
     @property
-    def train(self) -> Any:
-        """The training rows; len() and fingerprint."""
-
-    @property
-    def eval(self) -> Any:
-        """The eval rows, likewise."""
-
-    @property
-    def report(self) -> Any:
-        """What became of the data's rows; a dataclass with `notes`."""
-
-    @property
-    def summary(self) -> str:
-        """The data in one line, for a user who waits."""
+    def prepared(self) -> Any:
+        """The data: `train` and `eval` rows, each with a fingerprint, and a `report` with summary and notes."""
 
     def complete(self, model: Any) -> Any:
         """The adapted base, ready to train: with its head, with its attention."""
@@ -90,30 +78,6 @@ class Generation:
     recipe: Recipe
     prepared: Prepared
     pad_id: int
-
-    @property
-    def train(self) -> Any:
-        """Tokenised rows."""
-        return self.prepared.train
-
-    @property
-    def eval(self) -> Any:
-        """Tokenised rows."""
-        return self.prepared.eval
-
-    @property
-    def report(self) -> Any:
-        """Counts of rows and tokens."""
-        return self.prepared.report
-
-    @property
-    def summary(self) -> str:
-        """Rows, their format, tokens."""
-        report = self.prepared.report
-        return (
-            f"{report.train_rows:,} rows ({report.format}: {report.format_reason}), {report.tokens:,} tokens, "
-            f"{report.trained_tokens:,} of them trained; {report.eval_rows:,} eval rows: {report.eval_source}"
-        )
 
     def complete(self, model: Any) -> Any:
         """The model with attention inside packed samples."""

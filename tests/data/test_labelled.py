@@ -62,26 +62,26 @@ def test_columns_that_are_not_found_are_a_line_that_lists_what_is_there():
 )
 def test_names_whole_numbers_and_truth_are_labels(value, name):
     row = Row({"text": "a", "label": value}, "f:1")
-    assert to_labelled(row, ("text", "label"), ClassifyTable()).labels == (name,)
+    assert to_labelled(row, columns=("text", "label"), table=ClassifyTable()).labels == (name,)
 
 
 @pytest.mark.parametrize("value", [0.37, "0.37", None, "", "  ", {"a": 1}])
 def test_what_is_no_label_is_named_with_its_place(value):
     with pytest.raises(DataError, match=r"f:1: column 'label' holds .* no label"):
-        to_labelled(Row({"text": "a", "label": value}, "f:1"), ("text", "label"), ClassifyTable())
+        to_labelled(Row({"text": "a", "label": value}, "f:1"), columns=("text", "label"), table=ClassifyTable())
 
 
 def test_a_list_of_labels_needs_multi_label():
     row = Row({"text": "a", "label": ["x", "y", "x"]}, "f:1")
     with pytest.raises(DataError, match="multi_label = true"):
-        to_labelled(row, ("text", "label"), ClassifyTable())
-    assert to_labelled(row, ("text", "label"), ClassifyTable(multi_label=True)).labels == ("x", "y")
+        to_labelled(row, columns=("text", "label"), table=ClassifyTable())
+    assert to_labelled(row, columns=("text", "label"), table=ClassifyTable(multi_label=True)).labels == ("x", "y")
 
 
 @pytest.mark.parametrize(("value", "names"), [("x, y", ("x", "y")), ("", ()), (None, ()), ("x", ("x",)), ([], ())])
 def test_several_labels_may_stand_in_one_text(value, names):
     row = Row({"text": "a", "label": value}, "f:1")
-    assert to_labelled(row, ("text", "label"), ClassifyTable(multi_label=True)).labels == names
+    assert to_labelled(row, columns=("text", "label"), table=ClassifyTable(multi_label=True)).labels == names
 
 
 def test_rows_become_ids_and_targets_with_the_tokenizers_special_tokens(recipe_for, tokenizer, tmp_path):
@@ -156,6 +156,19 @@ def test_an_eval_label_that_training_lacks_is_named_with_its_place(recipe_for, t
     held_out.write_text('{"text": "a", "label": "on"}\n{"text": "b", "label": "dim"}\n')
     with pytest.raises(DataError, match=r"eval.jsonl:2: label 'dim' does not occur in the training rows"):
         prepared(recipe_for(f"data.eval={held_out}"), tokenizer, tmp_path)
+
+
+def test_a_test_label_that_training_lacks_stops_before_the_training(recipe_for, tokenizer, tmp_path):
+    rows = tmp_path / "test.jsonl"
+    rows.write_text('{"text": "a", "label": "on"}\n{"text": "b", "label": "dim"}\n')
+    with pytest.raises(DataError, match=r"test.jsonl:2: label 'dim' does not occur in the training rows"):
+        prepared(recipe_for(f"data.test={rows}"), tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["positive_label", "out_of_scope_label"])
+def test_a_label_that_the_recipe_names_and_no_row_has_stops_before_the_training(recipe_for, tokenizer, tmp_path, key):
+    with pytest.raises(DataError, match=rf"classify.{key}: 'onn' is no label of the training rows; did you mean 'on'"):
+        prepared(recipe_for(f"classify.{key}=onn"), tokenizer, tmp_path)
 
 
 def test_ten_thousand_labels_are_prepared(recipe_for, tokenizer, tmp_path):

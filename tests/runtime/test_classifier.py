@@ -126,7 +126,7 @@ def test_probabilities_of_huge_logits_are_finite(is_multi: bool, temperature: fl
     logits = np.array([[3e38, -3e38, 0.0], [0.0, 0.0, 0.0]], np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = probabilities(logits, format_)
+        found = probabilities(logits, temperature=format_.temperature, multi_label=format_.multi_label)
     assert np.isfinite(found).all()
     assert found.min() >= 0
     assert found.max() <= 1

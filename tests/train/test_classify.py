@@ -85,7 +85,7 @@ def test_balanced_weights_make_each_label_count_the_same():
 def test_the_loss_of_sets_of_labels_is_binary():
     sets = np.array([[1, 0, 1], [0, 0, 0]], bool)
     task = task_with(np.packbits(sets, axis=1), multi_label=True, label_smoothing=0.0)
-    logits, targets = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), task.train.target([0, 1])
+    logits, targets = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), task.prepared.train.target([0, 1])
     assert targets.tolist() == sets.astype(float).tolist()
     assert loss_of(task, logits, targets) == pytest.approx(
         float(F.binary_cross_entropy_with_logits(logits, targets)), rel=1e-6
