@@ -13,8 +13,6 @@ import dataclasses
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 import click
 
+from benchmarks.measure import in_child, spread
 from edgetune.files import write_json
 from edgetune.provenance import provenance
 
@@ -50,9 +49,9 @@ def main(merged: Path | None, rounds: int, out: Path) -> None:
         results: dict[str, list[dict]] = {name: [] for name in contestants}
         for round_number in range(rounds):
             for name, (kind, path) in contestants.items():
-                results[name].append(_measure_in_child(kind, path))
+                results[name].append(in_child("benchmarks.decode_child", kind, path, PROMPT_TOKENS, NEW_TOKENS))
                 click.echo(f"round {round_number + 1} {name}: {results[name][-1]}", err=True)
-        bandwidth = _in_child("bandwidth", "-")
+        bandwidth = in_child("benchmarks.decode_child", "bandwidth", "-", PROMPT_TOKENS, NEW_TOKENS)
         sizes = {name: _weight_bytes(path) for name, (_, path) in contestants.items()}
         shape = json.loads((merged / "config.json").read_text(encoding="utf-8"))
     report = _summary(results, sizes, bandwidth, shape)
@@ -91,36 +90,21 @@ def _bundle(merged: Path, out: Path, settings: dict[str, Any]) -> Path:
     return out
 
 
-def _measure_in_child(kind: str, path: Path) -> dict:
-    return _in_child(kind, str(path))
-
-
-def _in_child(kind: str, path: str) -> dict:
-    """Run one measurement in a process of its own and read its last line."""
-    command = [sys.executable, "-m", "benchmarks.decode_child", kind, path, str(PROMPT_TOKENS), str(NEW_TOKENS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise click.ClickException(f"{kind} {path} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def _summary(results: dict, sizes: dict, bandwidth: dict, shape: dict) -> dict:
     rows = {}
     for name, rounds in results.items():
         decode = [item["decode_tokens_per_s"] for item in rounds]
         prefill = [item["prefill_tokens_per_s"] for item in rounds]
         rows[name] = {
-            "decode_tokens_per_s": _median_and_spread(decode),
-            "prefill_tokens_per_s": _median_and_spread(prefill),
+            "decode_tokens_per_s": spread(decode),
+            "prefill_tokens_per_s": spread(prefill),
             "peak_bytes": statistics.median(item["peak_bytes"] for item in rounds),
             "file_bytes": sizes[name],
             "share_of_bandwidth": statistics.median(decode) * sizes[name] / bandwidth["best"],
         }
     rival = results["llama.cpp Q4_K_M"]
     ratios = {
-        name: _median_and_spread(
-            [a["decode_tokens_per_s"] / b["decode_tokens_per_s"] for a, b in zip(rounds, rival, strict=True)]
-        )
+        name: spread([a["decode_tokens_per_s"] / b["decode_tokens_per_s"] for a, b in zip(rounds, rival, strict=True)])
         for name, rounds in results.items()
     }
     return {
@@ -136,10 +120,6 @@ def _summary(results: dict, sizes: dict, bandwidth: dict, shape: dict) -> dict:
         "provenance": provenance(seed=0),
         "finished_unix": round(time.time()),
     }
-
-
-def _median_and_spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def _print(report: dict) -> None:

@@ -9,16 +9,12 @@ function. The Trainer runs in the type that is faster for it, padding each batch
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import click
 
+from benchmarks.measure import in_child, spread
 from edgetune.files import write_json
 from edgetune.provenance import provenance
 
@@ -36,7 +32,9 @@ def main(rows: int, rounds: int, base: str, out: Path) -> None:
     results: dict[str, list[dict]] = {name: [] for name in CONTESTANTS}
     for round_number in range(rounds):
         for name in CONTESTANTS:
-            results[name].append(_in_child(name, rows, base, seed=round_number))
+            with tempfile.TemporaryDirectory() as work:
+                child = "benchmarks.train_throughput_child"
+                results[name].append(in_child(child, name, rows, base, round_number, work))
             click.echo(f"round {round_number + 1} {name}: {results[name][-1]}", err=True)
     report = _summary(results, rows, base)
     write_json(out, report)
@@ -48,20 +46,9 @@ def main(rows: int, rounds: int, base: str, out: Path) -> None:
     click.echo(f"ratio to the faster Trainer: {report['ratio']['median']:.2f}")
 
 
-def _in_child(name: str, rows: int, base: str, *, seed: int) -> dict:
-    with tempfile.TemporaryDirectory() as work:
-        command = [sys.executable, "-m", "benchmarks.train_throughput_child", name, str(rows), base, str(seed), work]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, "TQDM_DISABLE": "1"}
-        )
-    if done.returncode != 0:
-        raise click.ClickException(f"{name} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def _summary(results: dict[str, list[dict]], rows: int, base: str) -> dict:
     contestants = {
-        name: {key: _spread([item[key] for item in rounds]) for key in rounds[0]} for name, rounds in results.items()
+        name: {key: spread([item[key] for item in rounds]) for key in rounds[0]} for name, rounds in results.items()
     }
     peers = [name for name in CONTESTANTS if name != "edgetune"]
     best = max(peers, key=lambda name: contestants[name]["trained_tokens_per_s"]["median"])
@@ -77,13 +64,9 @@ def _summary(results: dict[str, list[dict]], rows: int, base: str) -> dict:
         "rounds": len(ratios),
         "contestants": contestants,
         "peer": best,
-        "ratio": _spread(ratios),
+        "ratio": spread(ratios),
         "provenance": provenance(),
     }
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 if __name__ == "__main__":

@@ -165,6 +165,8 @@ class ExportTable:
     """MatMulNBits: 4 multiplies in int8 (fast), 0 in the type of the activations."""
     head_bits: Literal[4, 8] = 8
     """Bits of the output head and the embedding, never fewer than the rest has."""
+    calibration_rows: int = _at(1024, least=0)
+    """Training rows for which a classifier's int4 weights are rounded (GPTQ, arXiv:2210.17323); 0: to the nearest."""
     max_length: int | None = _at(None, least=8)
     """Longest text, prompt and answer, in tokens; without it the base's context."""
 

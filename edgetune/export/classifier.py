@@ -3,33 +3,60 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from edgetune.data.formats import Example
 from edgetune.evaluate.labeller import calibrate_for
 from edgetune.export.bundle import grid_of
-from edgetune.export.encoder import build_encoder
+from edgetune.export.encoder import build_encoder, put_on_grid
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import load_merged, load_tokenizer
 from edgetune.model.classifier import Classifier, drop_unused_pooler, load_head, read_spec
 from edgetune.provenance import provenance
+from edgetune.quant.grid import QuantizedMatrix
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import TOKENIZER, Bundle, ClassifierFormat, write_manifest
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
 
+BATCH_TEXTS = 32
 
-def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe) -> tuple[Bundle, Classifier, Any]:
-    """Write a bundle, neither verified nor calibrated yet, into an empty folder.
 
-    Gives the bundle, the torch classifier it was made from, and the tokenizer of training. Raises ModelError.
-    """
+@dataclass(frozen=True)
+class Built:
+    """A bundle, neither verified nor calibrated yet, and what it was made from."""
+
+    bundle: Bundle
+    classifier: Classifier
+    """In torch, in float32."""
+    matrices: Mapping[str, QuantizedMatrix]
+    """Its weights on the bundle's grid, by module; none for a float precision."""
+    tokenizer: Any
+
+
+def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: Sequence[str] = ()) -> Built:
+    """Write a bundle into an empty folder, its int4 weights rounded for `texts`. Raises ModelError."""
     spec, tokenizer = read_spec(merged), load_tokenizer(merged)
     encoder = load_merged(merged)
     drop_unused_pooler(encoder, spec.pooling)
     classifier = Classifier(encoder, spec).eval()
     load_head(classifier, merged)
     grid, precision = grid_of(recipe.export), recipe.export.precision
-    build_encoder(classifier, folder, precision=precision, grid=grid, max_length=spec.max_length)
+    batches = token_batches(tokenizer, texts, max_length=spec.max_length)
+    matrices = put_on_grid(classifier, grid, batches) if grid else {}
+    build_encoder(
+        classifier,
+        folder,
+        precision=precision,
+        matrices=matrices,
+        accuracy_level=grid.accuracy_level if grid else 0,
+        max_length=spec.max_length,
+    )
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
     bundle = Bundle(
         path=folder,
@@ -53,7 +80,36 @@ def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe) -> tuple
             **provenance(recipe.train.seed),
         },
     )
-    return write_manifest(bundle), classifier, tokenizer
+    return Built(write_manifest(bundle), classifier, matrices, tokenizer)
+
+
+def token_batches(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> list[tuple[Tensor, Tensor]]:
+    """Ids and mask, int64 (B, T) each, of texts in batches of like length."""
+    in_order = sorted(texts, key=len)
+    batches = []
+    for start in range(0, len(in_order), BATCH_TEXTS):
+        batch = tokenizer(
+            in_order[start : start + BATCH_TEXTS],
+            truncation=True,
+            max_length=max_length,
+            padding=True,
+            return_tensors="pt",
+        )
+        batches.append((batch["input_ids"], batch["attention_mask"]))
+    return batches
+
+
+def draw_texts(rows: Iterable[Example], count: int, *, seed: int) -> list[str]:
+    """`count` texts drawn from all rows, the same for the same seed; memory does not grow with the rows.
+
+    Source: Vitter 1985, Random Sampling with a Reservoir, algorithm R.
+    """
+    draw, kept = random.Random(seed), list[str]()
+    for number, text in enumerate(row.text for row in rows if (row.text or "").strip()):
+        place = number if number < count else draw.randrange(number + 1)
+        if place < count:
+            kept[place : place + 1] = [str(text)]
+    return kept
 
 
 def calibrated(bundle: Bundle, recipe: Recipe) -> Bundle:

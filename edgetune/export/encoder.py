@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from edgetune.export.operators import ATTENTION, GridEmbedding, GridLinear, regi
 from edgetune.export.silence import silenced
 from edgetune.model.base import first_line
 from edgetune.model.classifier import Classifier, drop_unused_pooler
+from edgetune.quant.calibrate import input_moments, quantize_calibrated
 from edgetune.quant.grid import QuantizedMatrix, dequantize, quantize
 from edgetune.runtime.bundle import GRAPH, Grid
 
@@ -38,19 +39,25 @@ _LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def build_encoder(
-    classifier: Classifier, out: Path, *, precision: Precision, grid: Grid | None, max_length: int
+    classifier: Classifier,
+    out: Path,
+    *,
+    precision: Precision,
+    matrices: Mapping[str, QuantizedMatrix],
+    accuracy_level: int = 0,
+    max_length: int,
 ) -> None:
     """Write model.onnx and model.onnx.data of a classifier (float32, plain nn.Linear) into the folder `out`.
 
     Inputs: input_ids and attention_mask, int64 (batch, sequence), any batch, sequences up to `max_length`, which the
-    encoder's positions must allow. Output: logits, float32 (batch, labels). With `grid` the encoder's linear layers and
-    its embeddings of LEAST_ROWS rows or more are quantised by quant.grid; the head stays float32. With fp16 weights and
-    states are float16; onnxruntime's CPU computes most of that in float32 (a MiniLM is as fast and half as large).
+    encoder's positions must allow. Output: logits, float32 (batch, labels). `matrices`, from put_on_grid, are held as
+    they are and multiplied at `accuracy_level`; the head stays float32. With fp16 weights and states are float16;
+    onnxruntime's CPU computes most of that in float32 (a MiniLM is as fast and half as large).
     Silent; equal input gives equal bytes. Raises ModelError for an encoder that torch cannot export, HardwareError for
     a torch that cannot export any.
     """
     _check_libraries()
-    graph = _Graph(_exportable(classifier, precision, grid)).eval()
+    graph = _Graph(_exportable(classifier, precision, matrices, accuracy_level)).eval()
     texts, tokens = EXAMPLE
     example = torch.ones(texts, min(tokens, max_length), dtype=torch.long)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=max_length)}
@@ -74,24 +81,46 @@ def build_encoder(
     ir.save(program.model, out / GRAPH, external_data=f"{GRAPH}.data")
 
 
-def dequantized(classifier: Classifier, grid: Grid) -> Classifier:
+def put_on_grid(
+    classifier: Classifier, grid: Grid, batches: Sequence[tuple[Tensor, Tensor]] = ()
+) -> dict[str, QuantizedMatrix]:
+    """Each weight that the bundle holds on the grid, by its module's name.
+
+    These are the encoder's plain linear layers and its embeddings of LEAST_ROWS rows or more. `batches`: ids and mask,
+    (B, T) each, of texts as the classifier will be given; with them 4-bit linear layers are rounded so that their
+    outputs change least (quant.calibrate), without them each weight is rounded to the nearest.
+    """
+    copied = float_copy(classifier)
+    settings: dict[str, Any] = {"bits": grid.bits, "block_size": grid.block_size, "symmetric": grid.symmetric}
+    linears = {
+        name: module
+        for name, module in copied.named_modules()
+        if type(module) is nn.Linear and module is not copied.head
+    }
+    matrices: dict[str, QuantizedMatrix] = {}
+
+    @torch.no_grad()
+    def run() -> Iterator[Tensor]:
+        for ids, mask in batches:
+            yield mask.bool()
+            copied(ids, mask)
+
+    if batches and grid.bits == 4:
+        for name, moments in input_moments(linears, run):
+            matrices[name] = quantize_calibrated(linears[name].weight, moments, **settings)
+    for name, module in copied.named_modules():
+        is_table = type(module) is nn.Embedding and module.num_embeddings >= LEAST_ROWS
+        if is_table or (name in linears and name not in matrices):
+            matrices[name] = quantize(module.weight, **settings)
+    return matrices
+
+
+def dequantized(classifier: Classifier, matrices: Mapping[str, QuantizedMatrix]) -> Classifier:
     """A copy whose quantised weights are exactly the numbers that the bundle computes with; the rest is shared."""
     copied = float_copy(classifier)
-    for _, module, matrix in on_grid(copied, grid):
-        module.weight = nn.Parameter(dequantize(matrix), requires_grad=False)
+    for name, matrix in matrices.items():
+        copied.get_submodule(name).weight = nn.Parameter(dequantize(matrix), requires_grad=False)
     return copied
-
-
-def on_grid(classifier: Classifier, grid: Grid) -> Iterator[tuple[str, Any, QuantizedMatrix]]:
-    """Name and module of each weight that the bundle holds on the grid, and the weight on it.
-
-    These are the encoder's plain linear layers and its embeddings of LEAST_ROWS rows or more.
-    """
-    for name, module in list(classifier.named_modules()):
-        is_linear = type(module) is nn.Linear and module is not classifier.head
-        if is_linear or (type(module) is nn.Embedding and module.num_embeddings >= LEAST_ROWS):
-            weight = module.weight.detach()
-            yield name, module, quantize(weight, bits=grid.bits, block_size=grid.block_size, symmetric=grid.symmetric)
 
 
 def float_copy(classifier: Classifier, dtype: torch.dtype = torch.float32) -> Classifier:
@@ -139,14 +168,16 @@ class _CosineHead(nn.Module):
         return F.linear(F.normalize(vectors, dim=-1), self.weight)
 
 
-def _exportable(classifier: Classifier, precision: Precision, grid: Grid | None) -> Classifier:
+def _exportable(
+    classifier: Classifier, precision: Precision, matrices: Mapping[str, QuantizedMatrix], accuracy_level: int
+) -> Classifier:
     """A copy with the modules that the graph computes with, and attention as one operator where there is a choice."""
     copied = float_copy(classifier, torch.float16 if precision == "fp16" else torch.float32)
-    if grid is not None:
-        for name, module, matrix in on_grid(copied, grid):
-            is_linear = isinstance(module, nn.Linear)
-            made = GridLinear(matrix, module.bias, grid) if is_linear else GridEmbedding(matrix)
-            copied.set_submodule(name, made)
+    for name, matrix in matrices.items():
+        module = copied.get_submodule(name)
+        is_linear = isinstance(module, nn.Linear)
+        made = GridLinear(matrix, module.bias, accuracy_level) if is_linear else GridEmbedding(matrix)
+        copied.set_submodule(name, made)
     register_attention()
     with silenced():  # what cannot choose logs that, and keeps its own
         copied.encoder.set_attn_implementation(ATTENTION)

@@ -15,7 +15,7 @@ from edgetune.errors import CheckError, RunError
 from edgetune.export.architecture import check_architecture
 from edgetune.export.bundle import chat_format, grid_of
 from edgetune.export.checks import Verification
-from edgetune.export.classifier import build_classifier_bundle, calibrated
+from edgetune.export.classifier import build_classifier_bundle, calibrated, draw_texts
 from edgetune.export.decoder import build_decoder
 from edgetune.export.encoder_verify import verify_encoder
 from edgetune.export.settings import write_settings
@@ -97,19 +97,24 @@ def export_folder(
 def export_classifier(
     merged: Path, out: Path, recipe: Recipe, *, texts: Sequence[str], progress: Progress | None = None
 ) -> ExportResult:
-    """The bundle `out` of a merged classifier, verified on `texts`, calibrated on the recipe's eval rows.
+    """The bundle `out` of a merged classifier, verified on `texts`; its probabilities are calibrated on the recipe's
+    eval rows, its int4 weights rounded for train rows.
 
     Raises as `export` does.
     """
+    from edgetune.data.prepare import examples
+
     tell = progress or (lambda _: None)
 
     def make(folder: Path) -> tuple[Bundle, Verification]:
         tell({"stage": "export", "message": f"building {recipe.export.precision}"})
-        bundle, classifier, tokenizer = build_classifier_bundle(merged, folder, recipe)
+        rows, count = examples(recipe, "train"), recipe.export.calibration_rows
+        drawn = draw_texts(rows, count, seed=recipe.train.seed) if recipe.export.precision == "int4" else []
+        built = build_classifier_bundle(merged, folder, recipe, drawn)
         tell({"stage": "export", "message": f"verifying on {len(texts)} texts"})
-        verification = verify_encoder(bundle, classifier, texts, tokenizer)
+        verification = verify_encoder(built, texts)
         tell({"stage": "export", "message": "calibrating on the eval rows"})
-        return calibrated(bundle, recipe), verification
+        return calibrated(built.bundle, recipe), verification
 
     return _put_in_place(out, merged, make)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from edgetune.quant.grid import QuantizedMatrix
-from edgetune.runtime.bundle import Grid
 
 ATTENTION = "edgetune_onnx"
 """The name of `fused_attention` among transformers' attention functions."""
@@ -20,7 +19,7 @@ ATTENTION = "edgetune_onnx"
 class GridLinear(nn.Module):
     """A linear layer as MatMulNBits; what it adds to the product stays float."""
 
-    def __init__(self, matrix: QuantizedMatrix, bias: Tensor | None, grid: Grid) -> None:
+    def __init__(self, matrix: QuantizedMatrix, bias: Tensor | None, accuracy_level: int) -> None:
         super().__init__()
         _hold(self, matrix, matrix.packed)
         self.bias = bias
@@ -29,7 +28,7 @@ class GridLinear(nn.Module):
             "K": matrix.in_features,
             "bits": matrix.bits,
             "block_size": matrix.block_size,
-            "accuracy_level": grid.accuracy_level,
+            "accuracy_level": accuracy_level,
         }
 
     def forward(self, states: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ Source: onnxruntime docs/ContribOperators.md, com.microsoft.MatMulNBits.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -58,16 +59,28 @@ def quantize(
     blocks = -(-columns // block_size)
     rows_at_once = max(1, _CHUNK_WEIGHTS // (blocks * block_size))
     parts = weight.detach().split(rows_at_once)
-    with _one_thread():
-        encoded = [_encode(_blocked(part, block_size), bits, symmetric, method) for part in parts]
-    packed, scales, zero_points = (torch.cat(list(pieces)) for pieces in zip(*encoded, strict=True))
+    with one_thread():
+        encoded = [_encode(_blocked(part, block_size), bits, symmetric, method, columns) for part in parts]
+    zero_points = [part.zero_points for part in encoded if part.zero_points is not None]
+    return dataclasses.replace(
+        encoded[0],
+        packed=torch.cat([part.packed for part in encoded]),
+        scales=torch.cat([part.scales for part in encoded]),
+        zero_points=torch.cat(zero_points) if zero_points else None,
+    )
+
+
+def from_codes(
+    codes: Tensor, scales: Tensor, zeros: Tensor, *, bits: int, symmetric: bool, in_features: int
+) -> QuantizedMatrix:
+    """The bytes of codes (N, blocks, block_size) with scales and zero points (N, blocks), whole numbers as float32."""
     return QuantizedMatrix(
-        packed=packed,
+        packed=pack(codes.to(torch.uint8), bits),
         scales=scales,
-        zero_points=None if symmetric else zero_points,
+        zero_points=None if symmetric else pack(zeros.to(torch.uint8), bits),
         bits=bits,
-        block_size=block_size,
-        in_features=columns,
+        block_size=codes.shape[-1],
+        in_features=in_features,
     )
 
 
@@ -148,17 +161,17 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., :count]
 
 
-def _encode(blocks: Tensor, bits: int, symmetric: bool, method: Method) -> tuple[Tensor, Tensor, Tensor]:
-    """float32 (n, blocks, block_size) -> packed codes, scales, packed zero points."""
+def _encode(blocks: Tensor, bits: int, symmetric: bool, method: Method, columns: int) -> QuantizedMatrix:
+    """float32 (n, blocks, block_size), of which `columns` are no padding -> these rows on the grid."""
     if not torch.isfinite(blocks).all():
         raise ModelError("a weight holds NaN or infinity and cannot be quantised", cure="look at the training loss")
     scales, zeros = choose(blocks, bits=bits, symmetric=symmetric, method=method)
     codes = round_to_grid(blocks, scales, zeros, bits)
-    return pack(codes.to(torch.uint8), bits), scales, pack(zeros.to(torch.uint8), bits)
+    return from_codes(codes, scales, zeros, bits=bits, symmetric=symmetric, in_features=columns)
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Run torch in one thread: a chunk is too small for a barrier (on two busy cores 30 to 100 times slower)."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

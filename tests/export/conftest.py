@@ -195,9 +195,10 @@ def exported(
     a_classifier: Callable[[str], Any],
     encoder_tokenizer: Callable[[str], Any],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[..., tuple[Any, Any, Any]]:
-    """(bundle, torch classifier, tokenizer) of a model type at a precision; each made once, for it takes seconds."""
-    from edgetune.export.encoder import build_encoder
+) -> Callable[..., Any]:
+    """What a bundle of a model type at a precision was built from, as Built; each made once, for it takes seconds."""
+    from edgetune.export.classifier import Built, token_batches
+    from edgetune.export.encoder import build_encoder, put_on_grid
     from edgetune.runtime.bundle import Bundle, ClassifierFormat, Grid, write_manifest
 
     @cache
@@ -206,13 +207,22 @@ def exported(
         spec, folder = classifier.spec, tmp_path_factory.mktemp(f"{kind}-{precision}")
         bits = {"int4": 4, "int8": 8}.get(precision)
         grid = None if bits is None else Grid(bits, block_size, is_symmetric, accuracy_level=4, head_bits=8)
-        build_encoder(classifier, folder, precision=precision, grid=grid, max_length=spec.max_length)
+        batches = token_batches(tokenizer, ["turn on the lamp", "off", "what is the weather"], max_length=40)
+        matrices = put_on_grid(classifier, grid, batches) if grid else {}
+        build_encoder(
+            classifier,
+            folder,
+            precision=precision,
+            matrices=matrices,
+            accuracy_level=grid.accuracy_level if grid else 0,
+            max_length=spec.max_length,
+        )
         tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
         values = {"labels": spec.labels, "multi_label": spec.multi_label, "max_length": spec.max_length}
         format_ = ClassifierFormat(**values, pad_id=tokenizer.pad_token_id)
         bundle = Bundle(
             folder, kind, precision, grid, None, context_length=40, task="classification", classifier=format_
         )
-        return write_manifest(bundle), classifier, tokenizer
+        return Built(write_manifest(bundle), classifier, matrices, tokenizer)
 
     return make

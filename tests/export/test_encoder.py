@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,25 +13,25 @@ import pytest
 import torch
 
 from edgetune.errors import HardwareError, ModelError
+from edgetune.export.classifier import Built, token_batches
 from edgetune.export.compare import at_level_0
-from edgetune.export.encoder import build_encoder, dequantized, float_copy
+from edgetune.export.encoder import build_encoder, dequantized, float_copy, put_on_grid
 from edgetune.export.encoder_verify import verify_encoder
 from edgetune.export.weights import GraphFile
 from edgetune.model.base import ENCODERS
-from edgetune.runtime.bundle import Bundle, Grid
+from edgetune.runtime.bundle import Grid
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
 
 FAST = ("bert", "roberta")
 KINDS = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in ENCODERS]
 FUSED = {"bert", "distilbert", "modernbert", "roberta", "xlm-roberta"}
 GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
-Exported = Callable[..., tuple[Bundle, Any, Any]]
+Exported = Callable[..., Built]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_encoder_is_exported_and_passes_verification(kind: str, exported: Exported, texts: list[str]) -> None:
-    bundle, classifier, tokenizer = exported(kind)
-    verification = verify_encoder(bundle, classifier, texts, tokenizer)
+    verification = verify_encoder(exported(kind), texts)
     assert verification.failures == ()
     assert {check.name for check in verification.checks} >= {"weight bytes", "logits against torch", "token ids"}
 
@@ -40,12 +39,12 @@ def test_every_encoder_is_exported_and_passes_verification(kind: str, exported: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_graph_equals_torch_with_the_same_integers_at_every_size(kind: str, exported: Exported) -> None:
     """Batches and sequences of one and two too, which torch's exporter likes to take for fixed."""
-    bundle, classifier, tokenizer = exported(kind)
-    reference = dequantized(classifier, bundle.grid)
-    with at_level_0(bundle) as exact:
+    built = exported(kind)
+    reference = dequantized(built.classifier, built.matrices)
+    with at_level_0(built.bundle) as exact:
         session = onnxruntime.InferenceSession(str(exact.path / "model.onnx"))
         for batch, length in ((1, 1), (1, 2), (2, 1), (2, 7), (3, 16), (1, 40), (5, 33)):
-            ids, mask = padded_ids(batch, length, pad_id=tokenizer.pad_token_id)
+            ids, mask = padded_ids(batch, length, pad_id=built.tokenizer.pad_token_id)
             found = session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
             with torch.no_grad():
                 wanted = reference(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
@@ -55,7 +54,7 @@ def test_the_graph_equals_torch_with_the_same_integers_at_every_size(kind: str, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_is_one_operator_a_layer_and_every_other_matrix_on_the_grid(kind: str, exported: Exported) -> None:
-    graph = GraphFile(exported(kind)[0].path / "model.onnx")
+    graph = GraphFile(exported(kind).bundle.path / "model.onnx")
     kinds = Counter(node.op_type for node in graph.model.graph.node)
     assert kinds["MultiHeadAttention"] == (2 if kind in FUSED else 0)
     assert kinds["MatMulNBits"] >= 8
@@ -67,9 +66,9 @@ def test_attention_is_one_operator_a_layer_and_every_other_matrix_on_the_grid(ki
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_other_precisions_pass_verification(precision: str, exported: Exported, texts: list[str]) -> None:
-    bundle, classifier, tokenizer = exported("bert", precision)
-    assert verify_encoder(bundle, classifier, texts, tokenizer).failures == ()
-    assert DeviceClassifier(bundle).logits(texts[:3]).dtype == np.float32
+    built = exported("bert", precision)
+    assert verify_encoder(built, texts).failures == ()
+    assert DeviceClassifier(built.bundle).logits(texts[:3]).dtype == np.float32
 
 
 @pytest.mark.slow
@@ -78,19 +77,18 @@ def test_other_precisions_pass_verification(precision: str, exported: Exported, 
 def test_every_grid_passes_verification(
     kind: str, grid: tuple[int, bool], exported: Exported, texts: list[str]
 ) -> None:
-    bundle, classifier, tokenizer = exported(kind, "int4", *grid)
-    assert verify_encoder(bundle, classifier, texts, tokenizer).failures == ()
+    assert verify_encoder(exported(kind, "int4", *grid), texts).failures == ()
 
 
 @pytest.mark.slow
 def test_float16_takes_half_the_space(exported: Exported) -> None:
-    sizes = [(exported("bert", name)[0].path / "model.onnx.data").stat().st_size for name in ("fp16", "fp32")]
+    sizes = [(exported("bert", name).bundle.path / "model.onnx.data").stat().st_size for name in ("fp16", "fp32")]
     assert 0.5 < sizes[0] / sizes[1] < 0.55
 
 
 def test_int4_takes_five_and_an_eighth_bits_a_weight(exported: Exported) -> None:
     """Four of the code, one of the float32 scale and an eighth of the zero point, at blocks of 32."""
-    bundle, classifier, _ = exported("roberta")
+    bundle, classifier = exported("roberta").bundle, exported("roberta").classifier
     encoder = classifier.encoder
     linear = [module for module in encoder.encoder.modules() if type(module) is torch.nn.Linear]
     on_grid = [module.weight.numel() for module in linear]
@@ -103,7 +101,7 @@ def test_int4_takes_five_and_an_eighth_bits_a_weight(exported: Exported) -> None
 
 
 def test_small_embeddings_and_the_head_stay_float(exported: Exported) -> None:
-    bundle, classifier, _ = exported("bert")
+    bundle, classifier = exported("bert").bundle, exported("bert").classifier
     graph = GraphFile(bundle.path / "model.onnx")
     positions = graph.array("classifier.encoder.embeddings.position_embeddings.weight")
     np.testing.assert_array_equal(positions, classifier.encoder.embeddings.position_embeddings.weight.detach().numpy())
@@ -112,13 +110,13 @@ def test_small_embeddings_and_the_head_stay_float(exported: Exported) -> None:
 
 
 def test_an_unused_pooler_stays_behind(exported: Exported) -> None:
-    bundle, classifier, _ = exported("bert")
+    bundle, classifier = exported("bert").bundle, exported("bert").classifier
     assert classifier.encoder.pooler is not None
     assert not [name for name in GraphFile(bundle.path / "model.onnx").names if "pooler" in name]
 
 
 def test_the_classifier_stays_as_it_was(exported: Exported, a_classifier) -> None:
-    classifier, fresh = exported("bert")[1], a_classifier("bert")
+    classifier, fresh = exported("bert").classifier, a_classifier("bert")
     float_copy(classifier, torch.float16)
     left, wanted = classifier.state_dict(), fresh.state_dict()
     assert list(left) == list(wanted)
@@ -129,15 +127,16 @@ def test_the_classifier_stays_as_it_was(exported: Exported, a_classifier) -> Non
 def test_export_is_silent_repeats_its_bytes_and_tells_nothing_of_this_machine(
     exported, a_classifier, tmp_path: Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bundle = exported("bert")[0]
+    built = exported("bert")
     capfd.readouterr()
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        build_encoder(a_classifier("bert"), tmp_path, precision="int4", grid=GRID, max_length=40)
+        settings = {"precision": "int4", "matrices": built.matrices, "accuracy_level": 4, "max_length": 40}
+        build_encoder(a_classifier("bert"), tmp_path, **settings)
     assert capfd.readouterr() == ("", "")
     assert caplog.records == []
     for name in ("model.onnx", "model.onnx.data"):
-        assert (tmp_path / name).read_bytes() == (bundle.path / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (built.bundle.path / name).read_bytes()
     graph = (tmp_path / "model.onnx").read_bytes()
     assert b"site-packages" not in graph
     assert str(Path(__file__).parent.parent.parent).encode() not in graph
@@ -145,7 +144,7 @@ def test_export_is_silent_repeats_its_bytes_and_tells_nothing_of_this_machine(
 
 def test_dequantized_weights_are_the_numbers_of_the_grid_and_all_else_is_shared(a_classifier) -> None:
     classifier = a_classifier("bert")
-    found = dequantized(classifier, GRID)
+    found = dequantized(classifier, put_on_grid(classifier, GRID))
     layer, original = found.encoder.encoder.layer[0].output, classifier.encoder.encoder.layer[0].output
     assert len(layer.dense.weight[0, :32].unique()) <= 16
     assert not torch.equal(layer.dense.weight, original.dense.weight)
@@ -156,7 +155,7 @@ def test_dequantized_weights_are_the_numbers_of_the_grid_and_all_else_is_shared(
 def test_an_old_torch_is_a_hardware_error(a_classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.onnx.ops, "symbolic")
     with pytest.raises(HardwareError, match=r"cannot export encoders.*torch>=2\.8"):
-        build_encoder(a_classifier("bert"), tmp_path, precision="fp32", grid=None, max_length=40)
+        build_encoder(a_classifier("bert"), tmp_path, precision="fp32", matrices={}, max_length=40)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -165,7 +164,7 @@ def test_an_encoder_that_torch_cannot_trace_is_named(a_classifier, tmp_path: Pat
     classifier = a_classifier("bert")
     classifier.encoder.encoder.forward = lambda *_, **__: 1 / 0
     with pytest.raises(ModelError, match="BertModel: torch cannot export this encoder: division by zero"):
-        build_encoder(classifier, tmp_path, precision="fp32", grid=None, max_length=40)
+        build_encoder(classifier, tmp_path, precision="fp32", matrices={}, max_length=40)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,3 +177,15 @@ def padded_ids(batch: int, length: int, *, pad_id: int) -> tuple[np.ndarray, np.
         end = generator.integers(1, length + 1)
         ids[row, end:], mask[row, end:] = pad_id, 0
     return ids, mask
+
+
+def test_calibrated_weights_change_what_the_encoder_computes_less(a_classifier, encoder_tokenizer, texts) -> None:
+    classifier, tokenizer = a_classifier("bert"), encoder_tokenizer("bert")
+    (ids, mask), *_ = token_batches(tokenizer, texts[:8], max_length=40)
+    batches = token_batches(tokenizer, texts, max_length=40)
+    with torch.no_grad():
+        wanted = float_copy(classifier).embed(ids, mask)
+        plain, calibrated = (
+            dequantized(classifier, put_on_grid(classifier, GRID, rows)).embed(ids, mask) for rows in ((), batches)
+        )
+    assert (calibrated - wanted).square().mean() < 0.8 * (plain - wanted).square().mean()

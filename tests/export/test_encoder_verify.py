@@ -26,10 +26,11 @@ def verified(exported, texts: list[str], tmp_path: Path) -> Callable[..., Verifi
     """Verify a copy of a good bundle after `change(bundle)` has had its way with it."""
 
     def run(change: Callable[[Bundle], object], *, precision: str = "int4") -> Verification:
-        bundle, classifier, tokenizer = exported("bert", precision)
-        bundle = dataclasses.replace(bundle, path=shutil.copytree(bundle.path, tmp_path / "copy"))
+        built = exported("bert", precision)
+        bundle = dataclasses.replace(built.bundle, path=shutil.copytree(built.bundle.path, tmp_path / "copy"))
         changed = change(bundle)
-        return verify_encoder(changed if isinstance(changed, Bundle) else bundle, classifier, texts, tokenizer)
+        bundle = changed if isinstance(changed, Bundle) else bundle
+        return verify_encoder(dataclasses.replace(built, bundle=bundle), texts)
 
     return run
 
@@ -129,12 +130,11 @@ def test_a_truncated_data_file_is_refused_with_a_reason(verified) -> None:
 
 
 def test_without_texts_a_bundle_is_verified_on_one_of_ours(exported) -> None:
-    bundle, classifier, tokenizer = exported("bert")
-    assert verify_encoder(bundle, classifier, ["", " "], tokenizer).failures == ()
+    assert verify_encoder(exported("bert"), ["", " "]).failures == ()
 
 
 def test_the_outcome_can_be_written_as_json(exported, texts: list[str]) -> None:
-    values = verify_encoder(*exported("bert")[:2], texts[:2], exported("bert")[2]).to_json()
+    values = verify_encoder(exported("bert"), texts[:2]).to_json()
     assert values["passed"] is True
     assert json.loads(json.dumps(values)) == values
 

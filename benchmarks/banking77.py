@@ -1,0 +1,147 @@
+"""BANKING77: test accuracy, size and calibration of int4 classifiers over several seeds, with all rows and with few.
+
+    EDGETUNE_DATA=... python -m benchmarks.banking77 --work WORK
+
+Each result is `edgetune run recipes/minilm-banking77.toml` in a process of its own, with another seed and, for few
+rows, another seeded draw of so many training rows a label. WORK keeps the runs: a benchmark that was stopped goes on
+there. The test split is scored once a run, after everything is chosen.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.measure import MINILM, data_folder, minilm
+from edgetune.files import write_json
+from edgetune.model.base import hash_base
+from edgetune.provenance import provenance
+
+RECIPE = Path("recipes/minilm-banking77.toml")
+FEW_SHOT = ("train.epochs=30",)
+"""What a few-shot run sets besides its data; chosen on rows of the training split that were not drawn."""
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder that keeps the runs.")
+@click.option("--base", type=click.Path(exists=True, path_type=Path), help="Folder of the encoder.")
+@click.option("--seeds", default=5, show_default=True)
+@click.option("--shots", multiple=True, type=int, default=(0, 5, 10), show_default=True, help="Rows a label; 0: all.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/banking77.json"))
+def main(work: Path, base: Path | None, seeds: int, shots: tuple[int, ...], out: Path) -> None:
+    """Measure and write JSON."""
+    base = base or minilm()
+    results = {}
+    for count in shots:
+        runs = [_run(work, base, count, seed) for seed in range(seeds)]
+        results[str(count) if count else "all"] = _summary(runs)
+        click.echo(f"{count or 'all'} rows a label: {_line(results[str(count) if count else 'all'])}")
+    write_json(
+        out,
+        {
+            "what": "BANKING77, published test split of 3,080 rows, scored once a run; every run another seed",
+            "recipe": str(RECIPE),
+            "few_shot_settings": list(FEW_SHOT),
+            "base": MINILM,
+            "base_sha256": hash_base(base),
+            "seeds": seeds,
+            "rows_a_label": results,
+            "provenance": provenance(),
+        },
+    )
+
+
+def _run(work: Path, base: Path, shots: int, seed: int) -> dict[str, Any]:
+    """One run with `shots` rows a label, or with all rows for 0."""
+    settings = [f"model.base={base}", f"train.seed={seed}"]
+    if shots:
+        source = data_folder() / "banking77"
+        drawn = _draw(source / "train.csv", work / f"data-{shots}-{seed}.csv", shots, seed)
+        settings += [f"data.train={drawn}", f"data.eval={drawn}", f"data.test={source / 'test.csv'}", *FEW_SHOT]
+    return run_recipe(RECIPE, work / f"{shots or 'all'}-{seed}", settings)
+
+
+def run_recipe(recipe: Path, folder: Path, settings: list[str]) -> dict[str, Any]:
+    """results/summary.json of `edgetune run`, made now unless it is there. Raises ClickException if the run fails."""
+    summary = folder / "results" / "summary.json"
+    if not summary.exists():
+        command = [sys.executable, "-m", "edgetune", "run", str(recipe), "-o", str(folder)]
+        for setting in settings:
+            command += ["--set", setting]
+        done = subprocess.run(command, check=False, stdout=sys.stderr)
+        if done.returncode != 0:
+            raise click.ClickException(f"{' '.join(command)} gave exit code {done.returncode}")
+    found: dict[str, Any] = json.loads(summary.read_text("utf-8"))
+    return found
+
+
+def _draw(source: Path, out: Path, shots: int, seed: int) -> Path:
+    """A file with `shots` training rows of each label, drawn with the seed."""
+    with source.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    random.Random(seed).shuffle(rows)
+    kept: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        if len(kept.setdefault(row["category"], [])) < shots:
+            kept[row["category"]].append(row)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "category"])
+        writer.writeheader()
+        writer.writerows(row for label in sorted(kept) for row in kept[label])
+    return out
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the runs of one setting scored, run by run and together."""
+    rows = {row["name"]: [run_row(run, row["name"]) for run in runs] for row in runs[0]["table"]}
+    bundles = rows["int4 bundle"]
+    merged = rows["merged"]
+    return {
+        "train_rows": runs[0]["train"]["trained_tokens"] / max(runs[0]["train"]["steps"], 1),
+        "accuracy": {name: mean([row["score"] for row in found]) for name, found in rows.items()},
+        "int4_minus_merged": mean([a["score"] - b["score"] for a, b in zip(bundles, merged, strict=True)]),
+        "macro_f1": mean([run["classification"]["macro_f1"] for run in runs]),
+        "ece": mean([run["classification"]["ece"] for run in runs]),
+        "bundle_bytes": max(row["disk_bytes"] for row in bundles),
+        "train_peak_bytes": max(run["train"]["peak_bytes"] for run in runs),
+        "wall_s": mean([run["wall_s"] for run in runs]),
+        "verified": all(check["passed"] for run in runs for check in run["verification"] if check["is_required"]),
+    }
+
+
+def run_row(run: dict[str, Any], name: str) -> dict[str, Any]:
+    """A run's row of this name."""
+    found: dict[str, Any] = next(row for row in run["table"] if row["name"] == name)
+    return found
+
+
+def mean(values: list[float]) -> dict[str, Any]:
+    """Mean, sample deviation (None of one value), least, most, and each."""
+    return {
+        "mean": statistics.mean(values),
+        "deviation": statistics.stdev(values) if len(values) > 1 else None,
+        "least": min(values),
+        "most": max(values),
+        "each": values,
+    }
+
+
+def _line(result: dict[str, Any]) -> str:
+    int4, lost = result["accuracy"]["int4 bundle"], result["int4_minus_merged"]
+    return (
+        f"int4 {int4['mean']:.2%} ({int4['least']:.2%} to {int4['most']:.2%}), "
+        f"{lost['mean'] * 100:+.2f} points to merged, {result['bundle_bytes'] / 2**20:.1f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    main()

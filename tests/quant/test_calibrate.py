@@ -1,0 +1,111 @@
+"""quant/calibrate.py: rounding to a layer's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgetune.errors import ModelError
+from edgetune.quant import calibrate
+from edgetune.quant.calibrate import input_moments, quantize_calibrated
+from edgetune.quant.grid import dequantize, quantize
+
+GRIDS = [(4, 32, False), (4, 32, True), (4, 16, False), (8, 128, False)]
+
+
+def correlated(rows: int, columns: int, *, seed: int) -> Tensor:
+    """Inputs whose columns depend on each other, some far stronger than others."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(rows, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
+    return mixed * torch.rand(columns, generator=generator) ** 2
+
+
+def output_error(inputs: Tensor, weight: Tensor, matrix) -> float:
+    return float(((inputs @ (dequantize(matrix) - weight).T) ** 2).mean())
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("columns", [64, 172])
+def test_outputs_change_far_less_than_by_rounding_to_the_nearest(grid: tuple[int, int, bool], columns: int) -> None:
+    bits, block_size, is_symmetric = grid
+    settings = {"bits": bits, "block_size": block_size, "symmetric": is_symmetric}
+    weight = torch.randn(96, columns, generator=torch.Generator().manual_seed(1))
+    inputs, unseen = correlated(3000, columns, seed=2).split(2000)
+    found = quantize_calibrated(weight, inputs.T @ inputs, **settings)
+    assert output_error(unseen, weight, found) < 0.75 * output_error(unseen, weight, quantize(weight, **settings))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_inputs_that_are_not_correlated_give_the_bytes_of_plain_rounding(grid: tuple[int, int, bool]) -> None:
+    bits, block_size, is_symmetric = grid
+    settings = {"bits": bits, "block_size": block_size, "symmetric": is_symmetric}
+    weight = torch.randn(40, 172, generator=torch.Generator().manual_seed(3))
+    wanted, found = quantize(weight, **settings), quantize_calibrated(weight, 7 * torch.eye(172), **settings)
+    assert torch.equal(found.packed, wanted.packed)
+    assert torch.equal(found.scales, wanted.scales)
+    assert is_symmetric or torch.equal(found.zero_points, wanted.zero_points)
+    assert (found.bits, found.block_size, found.in_features) == (bits, block_size, 172)
+
+
+def test_padding_holds_zeros_and_inputs_that_were_never_seen_do_no_harm() -> None:
+    weight = torch.randn(24, 40, generator=torch.Generator().manual_seed(4))
+    inputs = correlated(500, 40, seed=5)
+    inputs[:, 7] = 0
+    found = quantize_calibrated(weight, inputs.T @ inputs, bits=4, block_size=32)
+    assert torch.isfinite(dequantize(found)).all()
+    whole = dequantize(calibrate_whole(found))
+    assert torch.equal(whole[:, 40:], torch.zeros(24, 24))
+    assert (dequantize(found)[:, 7] - weight[:, 7]).abs().max() < 1.0
+
+
+def calibrate_whole(matrix):
+    """The matrix with its padding."""
+    import dataclasses
+
+    return dataclasses.replace(matrix, in_features=matrix.packed.shape[1] * matrix.block_size)
+
+
+@pytest.mark.parametrize("moments", [torch.zeros(64, 64), torch.full((64, 64), torch.nan)])
+def test_without_usable_moments_a_weight_is_rounded_to_the_nearest(moments: Tensor) -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(6))
+    found, wanted = quantize_calibrated(weight, moments, bits=4, block_size=32), quantize(weight, bits=4, block_size=32)
+    assert torch.equal(found.packed, wanted.packed)
+
+
+def test_a_weight_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        quantize_calibrated(torch.full((4, 32), torch.inf), torch.eye(32), bits=4, block_size=32)
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 29])
+def test_moments_are_those_of_the_inputs_that_count(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the modules do not fit at once and the model is run for each of them."""
+    monkeypatch.setattr(calibrate, "MOMENT_BYTES", limit)
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    batches = [(torch.randn(2, 4, 6), torch.rand(2, 4) > 0.3) for _ in range(3)]
+
+    def run() -> Iterator[Tensor]:
+        for states, mask in batches:
+            yield mask
+            model(states)
+
+    found = dict(input_moments({"0": model[0], "2": model[2]}, run))
+    first = torch.cat([states[mask] for states, mask in batches])
+    second = torch.relu(model[0](first)).detach()
+    torch.testing.assert_close(found["0"], first.T @ first)
+    torch.testing.assert_close(found["2"], second.T @ second)
+    assert not model[0]._forward_pre_hooks
+
+
+def test_inputs_that_are_no_tokens_count_whole() -> None:
+    model = nn.Linear(6, 5)
+
+    def run() -> Iterator[Tensor]:
+        yield torch.zeros(2, 4, dtype=torch.bool)
+        model(torch.ones(3, 6))
+
+    assert torch.equal(dict(input_moments({"p": model}, run))["p"], torch.full((6, 6), 3.0))
