@@ -36,6 +36,11 @@ class RunDir:
         return self.path / "run.json"
 
     @property
+    def is_run(self) -> bool:
+        """Whether the folder is a run's."""
+        return self.recipe.is_file() and self.run_json.is_file()
+
+    @property
     def events(self) -> Path:
         """Every metric, one JSON object a line."""
         return self.path / "events.jsonl"
@@ -117,7 +122,7 @@ def find_run(path: Path) -> RunDir | None:
     """The run folder that a path is, or in which it lies; None elsewhere."""
     for folder in (path, path.resolve().parent):
         run_dir = RunDir(folder)
-        if run_dir.recipe.is_file() and run_dir.run_json.is_file():
+        if run_dir.is_run:
             return run_dir
     return None
 

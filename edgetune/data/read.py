@@ -16,6 +16,7 @@ from edgetune.data import iob
 from edgetune.data.files import EXTENSIONS, Row, extension, file_rows, not_utf8
 from edgetune.errors import DataError
 from edgetune.hashes import hash_file
+from edgetune.run_dir import RunDir
 
 Split = Literal["train", "eval", "test"]
 
@@ -134,8 +135,7 @@ def _folder_splits(folder: Path) -> dict[Split, tuple[Path, ...]]:
         return _by_split({name: files for name, files in named.items() if name in SPLIT_NAMES}) or {
             "train": tuple(file for files in named.values() for file in files)
         }
-    names = [item.relative_to(folder) for item in sorted(folder.rglob("*")) if item.is_file()]
-    names = [name for name in names if extension(name) in EXTENSIONS and not _is_hidden(name)]
+    names = [name for name in _names(folder) if extension(name) in EXTENSIONS]
     if not names:
         return _label_folders(folder)
     exact = [(_exact_split(name), folder / name) for name in names]
@@ -145,8 +145,7 @@ def _folder_splits(folder: Path) -> dict[Split, tuple[Path, ...]]:
 
 def _label_folders(folder: Path) -> dict[Split, tuple[Path, ...]]:
     """The .txt files of one folder a label, perhaps inside train/ and test/. Raises DataError if there are none."""
-    names = [item.relative_to(folder) for item in sorted(folder.rglob(f"*{TEXT_FILE}")) if item.is_file()]
-    names = [name for name in names if len(name.parts) > 1 and not _is_hidden(name)]
+    names = [name for name in _names(folder) if extension(name) == TEXT_FILE and len(name.parts) > 1]
     if not names:
         known = ", ".join(EXTENSIONS)
         raise DataError(f"{folder}: holds no data files", cure=f"known: {known}; or folders of .txt files, one a label")
@@ -176,8 +175,14 @@ def _grouped(files: Iterable[tuple[Split | None, Path]]) -> dict[Split, tuple[Pa
     return {split: group for split, group in groups.items() if group}
 
 
-def _is_hidden(name: Path) -> bool:
-    return any(part.startswith(".") for part in name.parts)
+def _names(folder: Path) -> list[Path]:
+    """The files under a folder, relative to it, in order; hidden ones and those of runs of EdgeTune are none."""
+    found = []
+    for path, folders, files in os.walk(folder):
+        kept = [name for name in folders if not RunDir(Path(path, name)).is_run and not name.startswith(".")]
+        folders[:] = kept
+        found += [Path(path, name).relative_to(folder) for name in files if not name.startswith(".")]
+    return sorted(found)
 
 
 def _exact_split(name: Path) -> Split | None:

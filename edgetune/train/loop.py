@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import shutil
 import signal
 import time
@@ -20,9 +19,10 @@ from typing import Any
 
 import torch
 
+from edgetune.data.read import content_hashes, is_hub_id, splits
 from edgetune.errors import OutOfMemoryError, RunError, Stopped
 from edgetune.files import read_json, write_json, write_text
-from edgetune.hashes import hash_file, hash_tree, hash_values
+from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import hash_base, resolve_base
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.provenance import provenance
@@ -87,12 +87,16 @@ def train(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None) 
 
 
 def find_inputs(recipe: Recipe, run_dir: RunDir) -> str:
-    """Hash of what the adapter is made from: the recipe as claimed, the base, local data, the adapter to go on from."""
+    """Hash of what the adapter is made from: the recipe as claimed, the base, local data, the adapter to go on from.
+
+    Raises DataError if the data is not there.
+    """
     base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
-    named = (recipe.data.train, recipe.data.eval, recipe.lora.init_from)
-    sources = [Path(os.path.expandvars(name)).expanduser() for name in named if name]
-    contents = [hash_tree(path) if path.is_dir() else hash_file(path) for path in sources if path.exists()]
-    return hash_values(run_dir.read()["asked"], hash_base(base), contents)
+    local = [name for name in (recipe.data.train, recipe.data.eval) if name and not is_hub_id(name)]
+    contents = [content_hashes(name, split) for name in local for split in splits(name) or (None,)]
+    adapter = Path(recipe.lora.init_from).expanduser() if recipe.lora.init_from else None
+    adapter_hash = hash_tree(adapter) if adapter and adapter.is_dir() else None
+    return hash_values(run_dir.read()["asked"], hash_base(base), contents, adapter_hash)
 
 
 def _read_result(run_dir: RunDir, inputs: str) -> TrainResult | None:

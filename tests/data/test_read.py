@@ -11,7 +11,7 @@ import pytest
 
 from edgetune.data import files
 from edgetune.data.iob import frame
-from edgetune.data.read import describe, rows, splits
+from edgetune.data.read import content_hashes, describe, rows, splits
 from edgetune.errors import DataError
 
 ROWS = [{"prompt": "wie heißt du", "completion": "ada"}, {"prompt": "a, b", "completion": "c\nd"}]
@@ -130,6 +130,18 @@ def test_a_folder_in_a_folder_may_name_the_split(tmp_path):
         (tmp_path / name).mkdir()
         write(tmp_path / name / "part-1.parquet", "parquet")
     assert splits(str(tmp_path)) == ("train", "eval")
+
+
+def test_the_files_of_runs_in_a_folder_are_not_its_data(tmp_path):
+    """A recipe whose data is the current folder puts its run there, with a train.json among its results."""
+    write(tmp_path / "train.jsonl", "jsonl")
+    run = tmp_path / "runs" / "x"
+    (run / "results").mkdir(parents=True)
+    for name in ("recipe.toml", "run.json", "results/train.json"):
+        (run / name).write_text("{}")
+    assert len(list(rows(str(tmp_path), split="train"))) == len(ROWS)
+    (run / "run.json").unlink()
+    assert len(content_hashes(str(tmp_path), "train")) == 2, "a folder that is no run's"
 
 
 def test_an_environment_variable_in_a_path_is_expanded_and_an_unset_one_named(tmp_path, monkeypatch):
