@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from benchmarks.measure import MINILM, data_folder, minilm
 from edgetune.files import write_json
@@ -26,7 +27,7 @@ from edgetune.model.base import hash_base
 from edgetune.provenance import provenance
 
 RECIPE = Path("recipes/minilm-banking77.toml")
-FEW_SHOT = ("train.epochs=30",)
+FEW_SHOT = ("train.epochs=10", "train.learning_rate=3e-4")
 """What a few-shot run sets besides its data; chosen on rows of the training split that were not drawn."""
 
 
@@ -53,6 +54,7 @@ def main(work: Path, base: Path | None, seeds: int, shots: tuple[int, ...], out:
             "base": MINILM,
             "base_sha256": hash_base(base),
             "seeds": seeds,
+            "threads": torch.get_num_threads(),
             "rows_a_label": results,
             "provenance": provenance(),
         },
@@ -106,12 +108,12 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     bundles = rows["int4 bundle"]
     merged = rows["merged"]
     return {
-        "train_rows": runs[0]["train"]["trained_tokens"] / max(runs[0]["train"]["steps"], 1),
         "accuracy": {name: mean([row["score"] for row in found]) for name, found in rows.items()},
         "int4_minus_merged": mean([a["score"] - b["score"] for a, b in zip(bundles, merged, strict=True)]),
         "macro_f1": mean([run["classification"]["macro_f1"] for run in runs]),
         "ece": mean([run["classification"]["ece"] for run in runs]),
         "bundle_bytes": max(row["disk_bytes"] for row in bundles),
+        "merged_bytes": max(row["disk_bytes"] for row in merged),
         "train_peak_bytes": max(run["train"]["peak_bytes"] for run in runs),
         "wall_s": mean([run["wall_s"] for run in runs]),
         "verified": all(check["passed"] for run in runs for check in run["verification"] if check["is_required"]),

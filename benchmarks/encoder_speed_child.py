@@ -20,7 +20,7 @@ from edgetune.runtime.session import usable_cores
 SINGLES = 200
 BATCHED = 1024
 BATCH = 32
-MOST_TOKENS = 96
+MOST_TOKENS = 64
 Label = Callable[[Sequence[str]], Any]
 
 

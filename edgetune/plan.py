@@ -46,7 +46,7 @@ def plan(recipe: Recipe) -> Plan:
     from edgetune.model.memory import estimate
 
     rows = _check(recipe)
-    share = rows["train"]["trained_tokens"] / max(1, rows["train"]["tokens"])
+    share = rows["train"].get("trained_tokens", 0) / max(1, rows["train"]["tokens"])
     return Plan(estimate(recipe, trained_share=share), rows, parse_size(recipe.budget.memory))
 
 
@@ -98,7 +98,7 @@ def _check(recipe: Recipe) -> dict[str, dict[str, int]]:
 
 
 def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
-    """Counts over the first rows of a source: rows, tokens, trained tokens, rows that are too long."""
+    """Counts over the first rows of a source: rows, tokens, trained tokens or labels, rows that are too long."""
     from edgetune.data.chat import ensure_chat_template
     from edgetune.data.encode import encode_batch
     from edgetune.data.prepare import examples
@@ -111,7 +111,8 @@ def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
     if recipe.is_classifier:
         lengths = [len(tokenizer(example.text or "", verbose=False)["input_ids"]) for example in first]
         too_long = sum(length > recipe.data.max_seq_len for length in lengths)
-        return {"rows": len(first), "tokens": sum(lengths), "trained_tokens": 0, "too_long": too_long}
+        labels = len({label for example in first for label in example.labels})
+        return {"rows": len(first), "tokens": sum(lengths), "labels": labels, "too_long": too_long}
     ensure_chat_template(tokenizer)
     encoded = encode_batch(first, tokenizer, loss_on=recipe.data.loss_on)
     return {

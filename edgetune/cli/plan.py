@@ -57,9 +57,11 @@ def _table(recipe: Recipe, planned: Plan) -> str:
         f" {estimate.trainable_parameters:,} to train"
     ]
     for which, counts in planned.rows.items():
+        trained, labels = counts.get("trained_tokens"), counts.get("labels")
+        what = f"{labels} labels" if trained is None else f"of which {trained:,} are trained"
         lines.append(
-            f"data.{which}: first {counts['rows']} rows read, {counts['tokens']:,} tokens, of which"
-            f" {counts['trained_tokens']:,} are trained; {counts['too_long']} rows longer than max_seq_len"
+            f"data.{which}: first {counts['rows']} rows read, {counts['tokens']:,} tokens, {what};"
+            f" {counts['too_long']} rows longer than max_seq_len"
         )
     lines += ["", "estimated peak of training                 MiB"]
     lines += [f"  {name:<36} {_mib(size):>8}" for name, size in estimate.parts.items() if size]

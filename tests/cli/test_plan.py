@@ -93,3 +93,18 @@ def test_a_base_that_could_not_be_exported_is_named_before_the_training(
         assert "StableLmForCausalLM cannot be exported" in result.stderr
         assert "LlamaForCausalLM" in result.stderr
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_classifier_s_plan_counts_labels(tiny_encoder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\nyes please,yes\nno thanks,no\nyes,yes\n", encoding="utf-8")
+    path = tmp_path / "labels.toml"
+    path.write_text(
+        f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\n'
+        f"[data]\ntrain = {json.dumps(str(rows))}\neval = {json.dumps(str(rows))}\n",
+        encoding="utf-8",
+    )
+    result = CliRunner().invoke(main, ["plan", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "data.train: first 3 rows read" in result.stdout
+    assert "2 labels; 0 rows longer" in result.stdout

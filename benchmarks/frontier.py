@@ -1,0 +1,53 @@
+"""Draws banking77.png: test accuracy over size on disk, ours from results/banking77.json beside published ones.
+
+python -m benchmarks.frontier
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from benchmarks.readme import RESULTS
+
+PUBLISHED = (("BERT-base", 93.08, 440.0), ("BERT-base, tuned", 93.66, 440.0), ("RoBERTa-large", 94.32, 1400.0))
+"""Name, test accuracy in percent, and megabytes of float32 weights."""
+OURS = (("int4 bundle", "EdgeTune int4 bundle"), ("merged", "the same, merged, float32"))
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "banking77.png")
+def main(out: Path) -> None:
+    """Draw the picture."""
+    from matplotlib.figure import Figure
+
+    report = json.loads((RESULTS / "banking77.json").read_text(encoding="utf-8"))
+    found = report["rows_a_label"]["all"]
+    sizes = {"int4 bundle": found["bundle_bytes"] / 1e6, "merged": found["merged_bytes"] / 1e6}
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for key, name in OURS:
+        scores = found["accuracy"][key]
+        mean, least, most = (100 * scores[part] for part in ("mean", "least", "most"))
+        axes.errorbar(sizes[key], mean, [[mean - least], [most - mean]], fmt="o", color="tab:blue", capsize=4)
+        axes.annotate(
+            f"{name}\n{mean:.2f} %, {sizes[key]:.0f} MB", (sizes[key], mean), (8, -22), textcoords="offset points"
+        )
+    for name, accuracy, size in PUBLISHED:
+        axes.plot(size, accuracy, "s", color="tab:gray")
+        axes.annotate(f"{name}\n{accuracy:.2f} %", (size, accuracy), (8, -22), textcoords="offset points", color="0.3")
+    axes.set_xscale("log")
+    axes.set_xlim(8, 5000)
+    axes.margins(y=0.3)
+    axes.set_xlabel("size on disk, MB")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(f"BANKING77: mean of {report['seeds']} seeds, bars from least to most; squares as published")
+    axes.grid(visible=True, alpha=0.3)
+    figure.savefig(out)
+    click.echo(f"{out}")
+
+
+if __name__ == "__main__":
+    main()
