@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgetune.quant.grid import QuantizedMatrix, choose, from_codes, one_thread, quantize, round_to_grid
+from edgetune.quant.grid import (
+    QuantizedMatrix,
+    choose,
+    from_codes,
+    one_thread,
+    quantize,
+    refuse_infinite,
+    round_to_grid,
+)
 
 DAMPING = 0.01
 """Of the mean squared input that is added to each: GPTQ's own choice (section 3.3, step 3)."""
@@ -32,14 +40,13 @@ def quantize_calibrated(
     correlated at all give the bytes of quantize(). Raises ModelError for NaN or infinity.
     Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 3.3 and algorithm 1; scales as in grid.choose.
     """
-    plain = quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric)
     if not torch.isfinite(moments).all() or not moments.diagonal().any():
-        return plain
+        return quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric)
+    refuse_infinite(weight)
     columns = weight.shape[1]
     with one_thread():
         rest = torch.nn.functional.pad(weight.detach().float(), (0, -columns % block_size))
         spread = _spread(moments, rest.shape[1])
-        codes, scales, zeros = (torch.empty(0) for _ in range(3))
         parts = []
         for start in range(0, rest.shape[1], block_size):
             stop = start + block_size

@@ -163,11 +163,16 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 
 def _encode(blocks: Tensor, bits: int, symmetric: bool, method: Method, columns: int) -> QuantizedMatrix:
     """float32 (n, blocks, block_size), of which `columns` are no padding -> these rows on the grid."""
-    if not torch.isfinite(blocks).all():
-        raise ModelError("a weight holds NaN or infinity and cannot be quantised", cure="look at the training loss")
+    refuse_infinite(blocks)
     scales, zeros = choose(blocks, bits=bits, symmetric=symmetric, method=method)
     codes = round_to_grid(blocks, scales, zeros, bits)
     return from_codes(codes, scales, zeros, bits=bits, symmetric=symmetric, in_features=columns)
+
+
+def refuse_infinite(weight: Tensor) -> None:
+    """Raises ModelError if a weight holds NaN or infinity."""
+    if not torch.isfinite(weight).all():
+        raise ModelError("a weight holds NaN or infinity and cannot be quantised", cure="look at the training loss")
 
 
 @contextlib.contextmanager
