@@ -63,6 +63,7 @@ def refuse_over_budget(recipe: Recipe, planned: Plan) -> None:
 def _check(recipe: Recipe) -> dict[str, dict[str, int]]:
     """What the first rows of each source are. Raises RecipeError with all problems, or the only one there is."""
     from edgetune.export.architecture import check_architecture
+    from edgetune.export.encoder import check_libraries
     from edgetune.lora.adapter import check_adapter
     from edgetune.model.base import check_base, load_tokenizer, resolve_base
 
@@ -80,8 +81,8 @@ def _check(recipe: Recipe) -> dict[str, dict[str, int]]:
     tokenizer = None
     if base is not None:
         is_sound = attempt(lambda: check_base(base, trust_remote_code=model.trust_remote_code, task=model.task))
-        if is_sound and not recipe.is_classifier:
-            attempt(lambda: check_architecture(base))  # before the training, not after it
+        if is_sound:  # before the training, not after it
+            attempt(check_libraries if recipe.is_classifier else lambda: check_architecture(base))
         tokenizer = attempt(lambda: load_tokenizer(base, trust_remote_code=model.trust_remote_code))
         if adapter is not None:
             attempt(lambda: check_adapter(Path(adapter).expanduser(), base))

@@ -213,6 +213,10 @@ class Recipe:
         """Whether the recipe trains a classifier."""
         return self.model.task == "classification"
 
+    def with_classify(self, **changes: Any) -> Recipe:
+        """The recipe with other values in [classify]."""
+        return dataclasses.replace(self, classify=dataclasses.replace(self.classify, **changes))
+
     def to_toml(self) -> str:
         """The recipe as TOML, every key that has a value; loads back to an equal recipe."""
         parts = []
@@ -316,8 +320,10 @@ def _task(raw: Mapping[str, Any]) -> Any:
 
 def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
     """What two tables say against each other, if anything."""
-    metric = recipe.evaluate.metric
+    metric, export = recipe.evaluate.metric, recipe.export
     if not recipe.is_classifier:
+        if export.calibration_rows != ExportTable().calibration_rows:
+            return 'export.calibration_rows: needs model.task = "classification"'
         if "classify" in raw:
             return '[classify]: needs model.task = "classification"'
         if metric in CLASSIFIER_METRICS:
@@ -327,6 +333,10 @@ def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
         return f'evaluate.metric = "{metric}": a classifier has {", ".join(CLASSIFIER_METRICS)}'
     if metric == "f1" and recipe.classify.positive_label is None:
         return 'evaluate.metric = "f1": name the label in classify.positive_label'
+    if export.head_bits != ExportTable().head_bits:
+        return "export.head_bits: a classifier's head stays float; leave it out"
+    if export.max_length is not None:
+        return "export.max_length: data.max_seq_len is the length of a classifier's texts; leave it out"
     if recipe.classify.multi_label and recipe.classify.out_of_scope_label is not None:
         return "classify.out_of_scope_label: with multi_label a text out of scope is one without labels"
     return None

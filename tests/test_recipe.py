@@ -153,3 +153,24 @@ def test_every_key_is_documented_in_the_readme():
         if f"`{item.name}`" not in readme
     ]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("task", "setting", "complaint"),
+    [
+        ("classification", "export.head_bits=4", "a classifier's head stays float"),
+        ("classification", "export.max_length=64", "data.max_seq_len is the length"),
+        ("generation", "export.calibration_rows=0", 'needs model.task = "classification"'),
+    ],
+)
+def test_an_export_key_that_would_do_nothing_is_refused(task: str, setting: str, complaint: str) -> None:
+    text = f'[model]\nbase = "x"\ntask = "{task}"\n[data]\ntrain = "y"\n'
+    with pytest.raises(RecipeError, match=complaint):
+        parse_recipe(text, source="r.toml", overrides=[setting])
+
+
+def test_every_key_is_in_the_readme() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for table, kind in TABLES.items():
+        line = next(line for line in readme.splitlines() if line.startswith(f"| `[{table}]`"))
+        assert [item.name for item in dataclasses.fields(kind) if f"`{item.name}`" not in line] == []

@@ -86,8 +86,9 @@ def _export(
 
     from edgetune.data.prepare import examples
     from edgetune.errors import RecipeError, RunError
-    from edgetune.export.export import export, export_folder, prompts_of
+    from edgetune.export.export import export, export_classifier, export_folder, prompts_of
     from edgetune.export.verify import MOST_PROMPTS
+    from edgetune.model.classifier import SPEC, read_spec
     from edgetune.recipe import load_recipe, parse_recipe
     from edgetune.run_dir import RunDir
 
@@ -104,8 +105,13 @@ def _export(
     out = out or source.with_name(f"{source.resolve().name}-bundle")
     if out.exists() and not force:
         raise RunError(f"{out}: is there already", cure="choose another folder with --out, or replace it with --force")
-    text = f"[model]\nbase = {json.dumps(str(source))}\n[data]\ntrain = {json.dumps(data)}\n"
+    spec = read_spec(source) if (source / SPEC).is_file() else None
+    text = f"[model]\nbase = {json.dumps(str(source))}\n"
+    text += f'task = "{"classification" if spec else "generation"}"\n[data]\ntrain = {json.dumps(data)}\n'
     recipe = parse_recipe(text, source=str(source), name=source.resolve().name, overrides=changes)
+    if spec:
+        recipe = recipe.with_classify(multi_label=spec.multi_label, out_of_scope_label=spec.out_of_scope_label)
+        return export_classifier(source, out, recipe, progress=progress)
     prompts = prompts_of(islice(examples(recipe, "train"), MOST_PROMPTS))
     return export_folder(source, out, recipe, prompts=prompts, progress=progress)
 

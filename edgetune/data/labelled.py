@@ -221,10 +221,13 @@ def _kept(
         counts["empty"] += len(batch) - len(filled)
         ids = tokenizer([example.text for example in filled], verbose=False)["input_ids"] if filled else []
         pairs = [pair for pair in zip(filled, ids, strict=True) if _fits(*pair, recipe, max_length, counts)]
-        cut = [(example, cut_ids(whole, max_length, tokenizer)) for example, whole in pairs]
-        counts["tokens"] += sum(len(ids) for _, ids in cut)
-        if cut:
-            yield [example for example, _ in cut], [Encoded(ids, ids, example.place) for example, ids in cut]
+        kept, lists = [example for example, _ in pairs], [list(whole) for _, whole in pairs]
+        if any(len(whole) > max_length for whole in lists):
+            texts = [example.text for example in kept]
+            lists = tokenizer(texts, truncation=True, max_length=max_length, verbose=False)["input_ids"]
+        counts["tokens"] += sum(map(len, lists))
+        if kept:
+            yield kept, [Encoded(ids, ids, example.place) for example, ids in zip(kept, lists, strict=True)]
 
 
 def _fits(example: Example, ids: Sequence[int], recipe: Recipe, max_length: int, counts: Counter[str]) -> bool:
@@ -238,18 +241,6 @@ def _fits(example: Example, ids: Sequence[int], recipe: Recipe, max_length: int,
         )
     counts["too_long" if recipe.data.too_long == "drop" else "truncated"] += 1
     return recipe.data.too_long == "truncate"
-
-
-def cut_ids(ids: Sequence[int], max_length: int, tokenizer: Any) -> list[int]:
-    """The first ids of a text with the special tokens that end it: as the tokenizer truncates, which devices do too."""
-    if len(ids) <= max_length:
-        return list(ids)
-    specials = set(tokenizer.all_special_ids)
-    tail = len(ids)
-    while tail > 0 and ids[tail - 1] in specials:
-        tail -= 1
-    ending = list(ids[tail:])
-    return [*ids[: max_length - len(ending)], *ending]
 
 
 def _open(path: Path, key: str, labels: int) -> LabelledTokens:

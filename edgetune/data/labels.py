@@ -57,7 +57,7 @@ def label_numbers(example: Example, labels: Sequence[str]) -> tuple[int, ...]:
             raise DataError(
                 f"{example.place}: label {name!r} does not occur in the training rows, which have {len(labels):,}"
                 " others",
-                cure="add training rows of it, or leave its rows out",
+                cure="add training rows of it (data.max_train_rows may leave some out), or leave its rows out",
             )
     return tuple(places[name] for name in example.labels)
 

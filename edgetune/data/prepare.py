@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,10 +116,13 @@ def examples(recipe: Recipe, which: Split) -> Iterator[Example]:
     data = recipe.data
     source, split, part = _locate(data, which)
     read, _ = _reader(recipe, source, split)
-    threshold = _eval_threshold(recipe) if part else 0.0
-    for row in rows(source, split=split, columns=data.columns):
-        example = read(row)
-        if part is None or (_eval_draw(example) <= threshold) == (part == "eval"):
+    every = (read(row) for row in rows(source, split=split, columns=data.columns))
+    if part is None:
+        yield from every
+        return
+    threshold = _eval_threshold(recipe)
+    for example, draw in _eval_draws(every):
+        if (draw <= threshold) == (part == "eval"):
             yield example
 
 
@@ -180,26 +183,39 @@ def _format_of(data: DataTable, source: str, split: Split | None) -> tuple[Forma
     return detect(_first_row(data, source, split))
 
 
-def _eval_draw(example: Example) -> float:
-    """A number in (0, 1] that depends on the example's content alone: the same rows are set apart in every run."""
-    content = json.dumps([(message.role, message.content) for message in example.messages] or example.text)
-    return (int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest()) + 1) / 2**64
+NEVER = 2.0
+"""What a row draws that must not become an eval row."""
+
+
+def _eval_draws(every: Iterable[Example]) -> Iterator[tuple[Example, float]]:
+    """Each example with a number in (0, 1] that depends on its content alone: the same rows are set apart in every run.
+
+    The first row of each label draws NEVER, as do its copies, so that training has every label.
+    """
+    seen: set[str] = set()
+    kept: set[float] = set()
+    for example in every:
+        content = json.dumps([(message.role, message.content) for message in example.messages] or example.text)
+        draw = (int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest()) + 1) / 2**64
+        if not seen.issuperset(example.labels):
+            seen.update(example.labels)
+            kept.add(draw)
+        yield example, NEVER if draw in kept else draw
 
 
 def _eval_threshold(recipe: Recipe) -> float:
     """Rows that draw at most this are eval rows: eval_fraction, or the least draw where no row would be one."""
     data = recipe.data
     read, _ = _reader(recipe, data.train, None)
-    least, count = 1.0, 0
-    for row in rows(data.train, columns=data.columns):
+    least, count = NEVER, 0
+    for _, draw in _eval_draws(read(row) for row in rows(data.train, columns=data.columns)):
         count += 1
-        least = min(least, _eval_draw(read(row)))
+        least = min(least, draw)
         if least <= data.eval_fraction and count > 1:
             return data.eval_fraction
-    if count < 2:
-        raise DataError(
-            f"{data.train}: one row cannot be split into train and eval rows", cure="name rows in data.eval"
-        )
+    if count < 2 or least == NEVER:
+        what = "one row" if count < 2 else "one row a label"
+        raise DataError(f"{data.train}: {what} cannot be split into train and eval rows", cure="name rows in data.eval")
     return least
 
 

@@ -11,7 +11,7 @@ import torch
 
 from edgetune.lora import adapter
 from edgetune.model import base
-from edgetune.model.classifier import Classifier, drop_unused_pooler, load_head, read_spec
+from edgetune.model.classifier import Classifier, drop_unused_pooler, load_classifier, read_spec
 from edgetune.model.device import compute_dtype, device
 from edgetune.recipe import ModelTable
 
@@ -21,17 +21,15 @@ BATCH_TEXTS = 32
 def load(request: Mapping[str, Any]) -> TorchLabeller:
     """The torch target of a request (see child.py). Raises ModelError."""
     table, folder = ModelTable(**request["model"]), Path(request["path"])
-    spec = read_spec(folder)
     if request["kind"] == "merged":
         on = device()
         encoder = base.load_merged(Path(table.base), dtype=compute_dtype(table.compute_dtype, on), device=on)
     else:
         encoder = base.load_base(table)
-    drop_unused_pooler(encoder, spec.pooling)
+    drop_unused_pooler(encoder, read_spec(folder).pooling)  # before the adapter: it has no weights for it
     if request["kind"] == "tuned":
         encoder = adapter.load(encoder, folder)
-    classifier = Classifier(encoder, spec).eval()
-    load_head(classifier, folder)
+    classifier = load_classifier(encoder, folder)
     return TorchLabeller(classifier, base.load_tokenizer(Path(table.base), trust_remote_code=table.trust_remote_code))
 
 

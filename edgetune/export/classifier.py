@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 from torch import Tensor
 
 from edgetune.data.formats import Example
@@ -17,7 +18,7 @@ from edgetune.export.bundle import grid_of
 from edgetune.export.encoder import build_encoder, put_on_grid
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import load_merged, load_tokenizer
-from edgetune.model.classifier import Classifier, drop_unused_pooler, load_head, read_spec
+from edgetune.model.classifier import Classifier, load_classifier
 from edgetune.provenance import provenance
 from edgetune.quant.grid import QuantizedMatrix
 from edgetune.recipe import Recipe
@@ -41,12 +42,10 @@ class Built:
 
 def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: Sequence[str] = ()) -> Built:
     """Write a bundle into an empty folder, its int4 weights rounded for `texts`. Raises ModelError."""
-    spec, tokenizer = read_spec(merged), load_tokenizer(merged)
-    encoder = load_merged(merged)
-    drop_unused_pooler(encoder, spec.pooling)
-    classifier = Classifier(encoder, spec).eval()
-    load_head(classifier, merged)
-    grid, precision = grid_of(recipe.export), recipe.export.precision
+    tokenizer, classifier = load_tokenizer(merged), load_classifier(load_merged(merged), merged)
+    spec, precision = classifier.spec, recipe.export.precision
+    grid = grid_of(recipe.export)
+    grid = dataclasses.replace(grid, head_bits=grid.bits) if grid else None  # of embeddings; the head stays float
     batches = token_batches(tokenizer, texts, max_length=spec.max_length)
     matrices = put_on_grid(classifier, grid, batches) if grid else {}
     build_encoder(
@@ -57,7 +56,7 @@ def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: S
         accuracy_level=grid.accuracy_level if grid else 0,
         max_length=spec.max_length,
     )
-    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    save_tokenizer(tokenizer, folder / TOKENIZER, max_length=spec.max_length)
     bundle = Bundle(
         path=folder,
         name=recipe.name,
@@ -81,6 +80,14 @@ def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: S
         },
     )
     return Built(write_manifest(bundle), classifier, matrices, tokenizer)
+
+
+def save_tokenizer(tokenizer: Any, path: Path, *, max_length: int) -> None:
+    """Write tokenizer.json so that it cuts as training did and pads nothing, whatever the base's own says."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.enable_truncation(max_length)
+    backend.save(str(path))
 
 
 def token_batches(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> list[tuple[Tensor, Tensor]]:

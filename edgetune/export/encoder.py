@@ -56,7 +56,7 @@ def build_encoder(
     Silent; equal input gives equal bytes. Raises ModelError for an encoder that torch cannot export, HardwareError for
     a torch that cannot export any.
     """
-    _check_libraries()
+    check_libraries()
     graph = _Graph(_exportable(classifier, precision, matrices, accuracy_level)).eval()
     texts, tokens = EXAMPLE
     example = torch.ones(texts, min(tokens, max_length), dtype=torch.long)
@@ -210,7 +210,7 @@ def _quiet_loggers() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _check_libraries() -> None:
+def check_libraries() -> None:
     """Raises HardwareError for a torch before 2.8, ModuleNotFoundError without onnxscript, which torch exports by."""
     if not hasattr(getattr(torch.onnx, "ops", None), "symbolic"):
         raise HardwareError(

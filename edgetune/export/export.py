@@ -71,11 +71,9 @@ def export(
 
     if out == run_dir.bundle and run_dir.run_json.exists():
         run_dir.forget("export")  # what the pipeline knows of the bundle ends here
-    rows = chain(examples(recipe, "eval"), examples(recipe, "train"))
     if is_classifier:
-        texts = islice((example.text for example in rows if (example.text or "").strip()), MOST_PROMPTS)
-        return export_classifier(run_dir.merged, out, recipe, texts=[str(text) for text in texts], progress=progress)
-    prompts = prompts_of(islice(rows, MOST_PROMPTS))
+        return export_classifier(run_dir.merged, out, recipe, progress=progress)
+    prompts = prompts_of(islice(chain(examples(recipe, "eval"), examples(recipe, "train")), MOST_PROMPTS))
     return export_folder(run_dir.merged, out, recipe, prompts=prompts, progress=progress)
 
 
@@ -94,11 +92,9 @@ def export_folder(
     return _put_in_place(out, merged, make)
 
 
-def export_classifier(
-    merged: Path, out: Path, recipe: Recipe, *, texts: Sequence[str], progress: Progress | None = None
-) -> ExportResult:
-    """The bundle `out` of a merged classifier, verified on `texts`; its probabilities are calibrated on the recipe's
-    eval rows, its int4 weights rounded for train rows.
+def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Progress | None = None) -> ExportResult:
+    """The bundle `out` of a merged classifier: int4 weights rounded for the recipe's train rows, verified on texts
+    drawn from its eval rows, probabilities calibrated on all of them.
 
     Raises as `export` does.
     """
@@ -108,8 +104,9 @@ def export_classifier(
 
     def make(folder: Path) -> tuple[Bundle, Verification]:
         tell({"stage": "export", "message": f"building {recipe.export.precision}"})
-        rows, count = examples(recipe, "train"), recipe.export.calibration_rows
-        drawn = draw_texts(rows, count, seed=recipe.train.seed) if recipe.export.precision == "int4" else []
+        seed, count = recipe.train.seed, recipe.export.calibration_rows
+        texts = draw_texts(examples(recipe, "eval"), MOST_PROMPTS, seed=seed)
+        drawn = draw_texts(examples(recipe, "train"), count, seed=seed) if recipe.export.precision == "int4" else []
         built = build_classifier_bundle(merged, folder, recipe, drawn)
         tell({"stage": "export", "message": f"verifying on {len(texts)} texts"})
         verification = verify_encoder(built, texts)

@@ -82,10 +82,15 @@ class Classifier(nn.Module):
         return (states * is_token).sum(1) / is_token.sum(1).clamp(min=1.0)
 
     def classify(self, vectors: Tensor) -> Tensor:
-        """Vectors (B, hidden) -> logits (B, labels): scaled cosines with the labels' directions, or a linear map."""
-        if self.spec.head == "linear":
-            return self.head(vectors)
-        return self.spec.scale * F.linear(F.normalize(vectors, dim=-1), F.normalize(self.head.weight, dim=-1))
+        """Vectors (B, hidden) -> logits (B, labels): scaled cosines with the labels' directions, or a linear map.
+
+        In float32, under autocast too: in bfloat16 logits near 20 would come in steps of an eighth.
+        """
+        with torch.autocast(vectors.device.type, enabled=False):
+            if self.spec.head == "linear":
+                return self.head(vectors.float())
+            directions = F.normalize(self.head.weight, dim=-1)
+            return self.spec.scale * F.linear(F.normalize(vectors.float(), dim=-1), directions)
 
 
 def drop_unused_pooler(encoder: Any, pooling: Pooling) -> None:
@@ -115,6 +120,18 @@ def save_head(classifier: Classifier, folder: Path) -> None:
     }
     save_file(tensors, folder / HEAD)
     write_json(folder / SPEC, dataclasses.asdict(classifier.spec))
+
+
+def load_classifier(encoder: Any, folder: Path) -> Classifier:
+    """An encoder with the head that an adapter or merged folder holds, in eval mode; an unused pooler is dropped.
+
+    Raises ModelError.
+    """
+    spec = read_spec(folder)
+    drop_unused_pooler(encoder, spec.pooling)
+    classifier = Classifier(encoder, spec).eval()
+    load_head(classifier, folder)
+    return classifier
 
 
 def read_spec(folder: Path) -> ClassifierSpec:

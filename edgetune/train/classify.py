@@ -21,7 +21,8 @@ from edgetune.train.loss import autocast, without_dropout
 
 BUCKET_BATCHES = 50
 """Batches whose texts are sorted by length together: little padding, and still another mix in every epoch."""
-EVAL_ROWS = 256
+EVAL_ROWS, EVAL_TOKENS = 256, 8192
+"""Of a batch that is not trained on, padding included."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,16 @@ class Classification:
         logits = model(batch.input_ids, batch.attention_mask)
         table = self.recipe.classify
         weights = None if self._weights is None else self._weights.to(logits.device)
+        # A row, or a cell, weighs what its true label does: weights on the smoothed targets would teach that a rare
+        # label is likely everywhere.
         if table.multi_label:
             wanted = batch.targets * (1 - table.label_smoothing) + table.label_smoothing / 2
-            losses = F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weights, reduction="none")
+            losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+            if weights is not None:
+                losses = torch.where(batch.targets > 0, weights * losses, losses)
             return losses.mean(1).sum(), batch.trained
-        loss = F.cross_entropy(
-            logits, batch.targets, weight=weights, label_smoothing=table.label_smoothing, reduction="sum"
-        )
-        return loss, batch.trained
+        losses = F.cross_entropy(logits, batch.targets, label_smoothing=table.label_smoothing, reduction="none")
+        return (losses if weights is None else weights[batch.targets] * losses).sum(), batch.trained
 
     @torch.no_grad()
     def evaluate(self, model: Any) -> tuple[float, int]:
@@ -134,9 +137,14 @@ class Classification:
 
     def _batches(self, rows: LabelledTokens) -> Iterator[LabelledBatch]:
         """All rows in batches of like length."""
-        order = np.argsort(rows.lengths, kind="stable")
-        for start in range(0, len(order), EVAL_ROWS):
-            yield collate(rows, order[start : start + EVAL_ROWS].tolist(), pad_id=self.pad_id)
+        batch: list[int] = []
+        for row in np.argsort(rows.lengths, kind="stable").tolist():
+            if len(batch) == EVAL_ROWS or ((len(batch) + 1) * int(rows.lengths[row]) > EVAL_TOKENS and batch):
+                yield collate(rows, batch, pad_id=self.pad_id)
+                batch = []
+            batch.append(row)
+        if batch:
+            yield collate(rows, batch, pad_id=self.pad_id)
 
 
 def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Generator) -> list[list[int]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgetune.data.files import Row
-from edgetune.data.labelled import cut_ids, prepare_labelled
+from edgetune.data.labelled import prepare_labelled
 from edgetune.data.labels import find_columns, to_labelled
 from edgetune.data.prepare import examples
 from edgetune.errors import DataError
@@ -135,13 +135,34 @@ def test_long_texts_are_cut_left_out_or_refused(recipe_for, tokenizer, tmp_path)
         prepared(of("error"), tokenizer, tmp_path, max_length=20)
 
 
-def test_a_text_is_cut_as_the_device_tokenizer_cuts_it(tiny_encoder):
-    tokenizer = load_tokenizer(tiny_encoder)
-    text = "turn on the lamp in the kitchen and then turn it off again"
-    ids = tokenizer(text)["input_ids"]
+@pytest.mark.parametrize("text", ["turn on the lamp in the kitchen and then off again", "off " * 9 + "[SEP] " * 5])
+def test_a_text_is_cut_as_the_device_tokenizer_cuts_it(recipe_for, tiny_encoder, tmp_path, text):
+    """Also where it ends in the names of special tokens."""
+    path, held_out, tokenizer = tmp_path / "long.jsonl", tmp_path / "eval.jsonl", load_tokenizer(tiny_encoder)
+    path.write_text("".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in [(text, "on"), ("off", "off")]))
+    held_out.write_text('{"text": "on", "label": "on"}\n')
+    found = prepared(recipe_for(f"data.eval={held_out}", source=path), tokenizer, tmp_path, max_length=9)
     backend = tokenizer.backend_tokenizer
     backend.enable_truncation(9)
-    assert cut_ids(ids, 9, tokenizer) == backend.encode(text).ids
+    assert list(found.train.tokens[0].input_ids) == backend.encode(text).ids
+
+
+def test_eval_rows_that_are_set_apart_leave_training_every_label(recipe_for, tokenizer, tmp_path):
+    """Many labels of one or two rows: whichever rows are drawn, no label is without a training row."""
+    path = tmp_path / "many.jsonl"
+    rows = [{"text": f"row {n} of {name}", "label": f"label {name}"} for name in range(60) for n in range(1 + name % 2)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = prepared(recipe_for(source=path), tokenizer, tmp_path)
+    assert len(found.labels) == 60
+    assert found.train.counts().min() == 1
+    assert 0 < found.report.eval_rows == len(rows) - found.report.train_rows
+
+
+def test_one_row_a_label_cannot_be_split(recipe_for, tokenizer, tmp_path):
+    path = tmp_path / "single.jsonl"
+    path.write_text("".join(json.dumps({"text": f"a {n}", "label": f"l{n}"}) + "\n" for n in range(9)))
+    with pytest.raises(DataError, match=r"one row a label cannot be split.*name rows in data.eval"):
+        prepared(recipe_for(source=path), tokenizer, tmp_path)
 
 
 def test_one_label_only_is_refused(recipe_for, tokenizer, tmp_path):

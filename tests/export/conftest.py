@@ -197,7 +197,7 @@ def exported(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Any]:
     """What a bundle of a model type at a precision was built from, as Built; each made once, for it takes seconds."""
-    from edgetune.export.classifier import Built, token_batches
+    from edgetune.export.classifier import Built, save_tokenizer, token_batches
     from edgetune.export.encoder import build_encoder, put_on_grid
     from edgetune.runtime.bundle import Bundle, ClassifierFormat, Grid, write_manifest
 
@@ -217,7 +217,7 @@ def exported(
             accuracy_level=grid.accuracy_level if grid else 0,
             max_length=spec.max_length,
         )
-        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        save_tokenizer(tokenizer, folder / "tokenizer.json", max_length=spec.max_length)
         values = {"labels": spec.labels, "multi_label": spec.multi_label, "max_length": spec.max_length}
         format_ = ClassifierFormat(**values, pad_id=tokenizer.pad_token_id)
         bundle = Bundle(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -189,3 +190,9 @@ def test_calibrated_weights_change_what_the_encoder_computes_less(a_classifier, 
             dequantized(classifier, put_on_grid(classifier, GRID, rows)).embed(ids, mask) for rows in ((), batches)
         )
     assert (calibrated - wanted).square().mean() < 0.8 * (plain - wanted).square().mean()
+
+
+def test_the_bundle_s_tokenizer_cuts_as_training_did_and_pads_nothing(exported: Exported) -> None:
+    values = json.loads((exported("bert").bundle.path / "tokenizer.json").read_text("utf-8"))
+    assert values["padding"] is None
+    assert values["truncation"]["max_length"] == 40

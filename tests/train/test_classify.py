@@ -82,6 +82,19 @@ def test_balanced_weights_make_each_label_count_the_same():
     assert sum(per_row) / 4 == pytest.approx(np.log(2))
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_weights_of_skewed_data_do_not_make_a_rare_label_likely_everywhere(multi_label):
+    """The best answer to a row of the common label keeps the smoothing's small share for the rare one."""
+    rows = [0] * 100 + [1]
+    sets = np.packbits(np.eye(2, dtype=bool)[rows], axis=1) if multi_label else rows
+    task = task_with(sets, labels=2, multi_label=multi_label, label_smoothing=0.1, class_weights="balanced")
+    best = torch.tensor([[0.95, 0.05]])
+    logits = (best.logit() if multi_label else best.log()).requires_grad_()
+    batch = SimpleNamespace(input_ids=None, attention_mask=None, targets=task.prepared.train.target([0]), trained=1)
+    (gradient,) = torch.autograd.grad(task.loss_sum(lambda *_: logits, batch)[0], logits)
+    assert gradient.abs().max() < 1e-6
+
+
 def test_the_loss_of_sets_of_labels_is_binary():
     sets = np.array([[1, 0, 1], [0, 0, 0]], bool)
     task = task_with(np.packbits(sets, axis=1), multi_label=True, label_smoothing=0.0)
