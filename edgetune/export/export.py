@@ -93,8 +93,10 @@ def export_folder(
 
 
 def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Progress | None = None) -> ExportResult:
-    """The bundle `out` of a merged classifier: int4 weights rounded for the recipe's train rows, verified on texts
-    drawn from its eval rows, probabilities calibrated on all of them.
+    """The bundle `out` of a merged classifier.
+
+    Its int4 weights are rounded for the recipe's train rows, its probabilities calibrated on the eval rows; it is
+    verified on texts drawn from the eval rows, and from the train rows where those are few.
 
     Raises as `export` does.
     """
@@ -106,6 +108,7 @@ def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Prog
         tell({"stage": "export", "message": f"building {recipe.export.precision}"})
         seed, count = recipe.train.seed, recipe.export.calibration_rows
         texts = draw_texts(examples(recipe, "eval"), MOST_PROMPTS, seed=seed)
+        texts += draw_texts(examples(recipe, "train"), MOST_PROMPTS - len(texts), seed=seed)
         drawn = draw_texts(examples(recipe, "train"), count, seed=seed) if recipe.export.precision == "int4" else []
         built = build_classifier_bundle(merged, folder, recipe, drawn)
         tell({"stage": "export", "message": f"verifying on {len(texts)} texts"})
