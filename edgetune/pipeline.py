@@ -210,7 +210,8 @@ def _draw_labels(work: _Run, score: Any) -> dict[str, Any]:
     if classes["confusion"] is not None:
         labels = [item["label"] for item in classes["per_class"]]
         draw_confusion(classes["confusion"], labels, work.run_dir.results / "confusion.png", title=work.recipe.name)
-    return {"temperature": score.temperature, "rejection": score.rejection, **classes}
+    kept = ("temperature", "rejection", "is_calibrated_on_scored_rows")
+    return {**{name: getattr(score, name) for name in kept}, "classes": classes}
 
 
 def _over_budget(work: _Run) -> list[str]:

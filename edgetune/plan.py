@@ -62,10 +62,12 @@ def refuse_over_budget(recipe: Recipe, planned: Plan) -> None:
 
 def _check(recipe: Recipe) -> dict[str, dict[str, int]]:
     """What the first rows of each source are. Raises RecipeError with all problems, or the only one there is."""
+    from edgetune.data.labelled import check_labels
     from edgetune.export.architecture import check_architecture
     from edgetune.export.encoder import check_libraries
     from edgetune.lora.adapter import check_adapter
     from edgetune.model.base import check_base, load_tokenizer, resolve_base
+    from edgetune.model.classifier import check_pooling
 
     problems: list[EdgeTuneError] = []
 
@@ -73,7 +75,8 @@ def _check(recipe: Recipe) -> dict[str, dict[str, int]]:
         try:
             return work()
         except EdgeTuneError as error:
-            problems.append(error)
+            if str(error) not in map(str, problems):
+                problems.append(error)
             return None
 
     model, adapter = recipe.model, recipe.lora.init_from
@@ -83,9 +86,13 @@ def _check(recipe: Recipe) -> dict[str, dict[str, int]]:
         is_sound = attempt(lambda: check_base(base, trust_remote_code=model.trust_remote_code, task=model.task))
         if is_sound:  # before the training, not after it
             attempt(check_libraries if recipe.is_classifier else lambda: check_architecture(base))
+            if recipe.is_classifier:
+                attempt(lambda: check_pooling(base, recipe.classify.pooling))
         tokenizer = attempt(lambda: load_tokenizer(base, trust_remote_code=model.trust_remote_code))
         if adapter is not None:
             attempt(lambda: check_adapter(Path(adapter).expanduser(), base))
+    if recipe.is_classifier:
+        attempt(lambda: check_labels(recipe))
     rows = {}
     for which in ("train", "eval", "test"):
         if which == "train" or getattr(recipe.data, which) is not None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
 from edgetune.cli import console
 from edgetune.cli.options import json_option, set_option
-from edgetune.cli.run import describe
+from edgetune.cli.scores import describe, result_lines
 from edgetune.recipe import CLASSIFIER_METRICS
 
 
@@ -61,32 +60,8 @@ def command(
         console.say_json(result.summary)
     else:
         console.say(result.table)
-        for line in _field_lines(result.summary["results"]):
-            console.say(line)
-    console.note(describe(result.summary))
+        for found in result.summary["results"]:
+            for line in result_lines(found["target"]["name"], found["score"]):
+                console.say(line)
+    console.note(describe(result.summary, result.summary["results"][-1]["score"]))
     console.note(f"answers: {result.out}")
-
-
-def _field_lines(results: list[dict[str, Any]]) -> list[str]:
-    """One line for each target that was scored field by field, or label by label."""
-    lines = []
-    for result in results:
-        if fields := result["score"].get("fields"):
-            low, high = fields["f1_interval"]
-            lines.append(
-                f"fields of {result['target']['name']}: F1 {fields['f1']:.1%} ({low:.1%} to {high:.1%}), "
-                f"precision {fields['precision']:.1%}, recall {fields['recall']:.1%}, valid JSON {fields['valid']:.1%}"
-            )
-        if classes := result["score"].get("classes"):
-            lines.append(_class_line(result["target"]["name"], classes, result["score"]["rejection"]))
-    return lines
-
-
-def _class_line(name: str, classes: dict[str, Any], rejection: dict[str, Any] | None) -> str:
-    line = f"{name}: accuracy {classes['accuracy']:.1%}, macro F1 {classes['macro_f1']:.1%}, "
-    line += f"calibration error {classes['ece']:.1%}"
-    if rejection:
-        recall = rejection["out_of_scope_recall"]
-        line += f"; accepted and right {rejection['in_scope_accuracy']:.1%} of the rows in scope"
-        line += "" if recall is None else f", out of scope found {recall:.1%}"
-    return line

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
 from edgetune.cli import console
 from edgetune.cli.options import force_option, json_option, out_option, recipe_argument, set_option
-from edgetune.recipe import CLASSIFIER_METRICS
+from edgetune.cli.scores import describe, result_lines
 
 
 @click.command("run", epilog="Example: edgetune run recipes/quickstart.toml")
@@ -38,11 +36,14 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
             result = run(loaded, run_dir, force=force, progress=progress)
     finally:
         progress.close()
+    labels = result.summary.get("classification")
     if as_json:
         console.say_json(result.summary)
     else:
         console.say(result.table)
-    console.note(describe(result.summary))
+        for line in result_lines("bundle", labels or {}):
+            console.say(line)
+    console.note(describe(result.summary, labels))
     for line in result.summary["over_budget"]:
         console.note(f"over budget: {line}")
     verb = "classify" if loaded.is_classifier else "chat"
@@ -50,18 +51,4 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
     console.note(
         f"{minutes}:{seconds:02d} minutes, at most {result.summary['peak_bytes'] / 1024**2:,.0f} MiB; "
         f"the bundle is {run_dir.bundle}; next: edgetune {verb} {run_dir.bundle}"
-    )
-
-
-def describe(summary: Mapping[str, Any]) -> str:
-    """How the table's numbers were measured, for people."""
-    start = f"{summary['rows']} rows; interval: {summary['confidence']:.0%}, bootstrap; loss: nats per "
-    if summary["metric"] in CLASSIFIER_METRICS:
-        return (
-            f"{start}text, probabilities calibrated on the eval rows; peak memory: a fresh process that loads the "
-            "model and labels one text at a time, whose median time the last column is"
-        )
-    return (
-        f"{start}trained token; peak memory: a fresh process that loads the model and answers one prompt at a time; "
-        "tokens/s: decoding one prompt at a time"
     )

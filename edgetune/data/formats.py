@@ -113,10 +113,10 @@ def text_of(row: Row, column: str) -> str:
     if not isinstance(value, str):
         kind = value if isinstance(value, float) else type(value).__name__
         raise DataError(f"{row.place}: column '{column}' must be a text, not {kind}", cure="write it as a text")
-    return _encodable(value, f"{row.place}: column '{column}'")
+    return encodable(value, f"{row.place}: column '{column}'")
 
 
-def _encodable(text: str, where: str) -> str:
+def encodable(text: str, where: str) -> str:
     """The text, if UTF-8 can hold it: JSON can escape half of a surrogate pair, which no tokenizer takes."""
     try:
         text.encode()
@@ -147,4 +147,4 @@ def _turn(turn: Any, where: str, role_key: str, content_key: str, roles: Mapping
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
         raise DataError(f"{where}: '{content_key}' must be a text; tool calls and pictures are not handled")
-    return Message(roles[role], _encodable(content, where))
+    return Message(roles[role], encodable(content, where))

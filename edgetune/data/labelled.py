@@ -21,11 +21,11 @@ from torch import Tensor
 from edgetune.data.encode import Encoded
 from edgetune.data.formats import Example
 from edgetune.data.labels import as_targets, check_named, label_numbers
-from edgetune.data.prepare import cache_key, columns_of, examples, sources
+from edgetune.data.prepare import cache_key, columns_of, examples, source_of, sources
 from edgetune.data.tokens import Tokens, open_tokens, write_tokens
 from edgetune.errors import DataError
 from edgetune.files import atomic_folder, read_json, write_json
-from edgetune.recipe import Recipe
+from edgetune.recipe import DataTable, Recipe
 
 BATCH_ROWS = 1024
 Part = Literal["train", "eval"]
@@ -128,46 +128,72 @@ class PreparedLabels:
     report: LabelReport
 
 
-def find_labels(rows: Iterable[Example], *, source: str) -> tuple[str, ...]:
+def check_labels(recipe: Recipe) -> tuple[str, ...]:
+    """The labels of the training rows, sorted, once the rows and labels of all splits can be used.
+
+    Reads every row; what would stop a later stage stops here. Raises DataError: unreadable rows with their place, fewer
+    than two labels, an eval or test label that training does not have, a split without text, a label that the recipe
+    names and no row has.
+    """
+    labels = find_labels(_split(recipe, "train"), recipe.data)
+    check_named(recipe.classify, labels)
+    splits: tuple[Literal["eval", "test"], ...] = ("eval", "test")
+    for split in splits:
+        has_text = False
+        for example in examples(recipe, split):
+            label_numbers(example, labels)
+            has_text = has_text or bool((example.text or "").strip())
+        if not has_text:
+            raise DataError(f"{source_of(recipe, split)}: no {split} row has a text", cure="give rows with a text")
+    return labels
+
+
+def find_labels(rows: Iterable[Example], data: DataTable) -> tuple[str, ...]:
     """The labels of the training rows, sorted. Raises DataError if there are fewer than two."""
-    found = {name for row in rows if (row.text or "").strip() for name in row.labels}
+    found: set[str] = set()
+    filled = count = 0
+    for count, row in enumerate(rows, start=1):  # noqa: B007  counts them
+        if (row.text or "").strip():
+            filled += 1
+            found.update(row.labels)
     if len(found) < 2:
         what = f"one label only, {next(iter(found))!r}" if found else "no labels"
-        raise DataError(f"{source}: {what}; a classifier needs two", cure="give rows of more labels")
+        if not filled:
+            what = f"none of the {count:,} training rows has a text"
+        first = "" if data.max_train_rows is None else "raise data.max_train_rows, or "
+        raise DataError(f"{data.train}: {what}; a classifier needs two labels", cure=f"{first}give rows of more labels")
     return tuple(sorted(found))
 
 
 def prepare_labelled(recipe: Recipe, tokenizer: Any, *, max_length: int, cache: Path) -> PreparedLabels:
     """Train and eval rows of a classifier's recipe, tokenised to at most max_length, from the cache where up to date.
 
-    Raises DataError: unreadable rows with their place, fewer than two labels, an eval or test label that training does
-    not have.
+    Raises DataError as check_labels does, and for rows that are all too long.
     """
+    labels = check_labels(recipe)
     key = cache_key(recipe, tokenizer, max_length)
     folder = cache / f"labelled-{key[:16]}"
     if not (folder / "report.json").exists():
         with atomic_folder(folder) as temporary:
-            _write(recipe, tokenizer, max_length, temporary)
+            _write(recipe, tokenizer, max_length, labels, temporary)
     values = read_json(folder / "report.json")
-    labels = tuple(values.pop("names"))
     report = LabelReport(**{**values, "fewest": tuple(values["fewest"]), "most": tuple(values["most"])})
-    check_named(recipe.classify, labels)
-    for example in examples(recipe, "test"):  # what would stop the evaluation stops here, before the training
-        label_numbers(example, labels)
     train, held_out = (_open(folder / part, key, len(labels)) for part in ("train", "eval"))
     return PreparedLabels(train, held_out, labels, report)
 
 
-def _write(recipe: Recipe, tokenizer: Any, max_length: int, folder: Path) -> None:
+def _write(recipe: Recipe, tokenizer: Any, max_length: int, names: Sequence[str], folder: Path) -> None:
     """Tokenise both splits into `folder` and say what became of the rows."""
     counts = {part: Counter[str]() for part in PARTS}
-    names = find_labels(_split(recipe, "train"), source=recipe.data.train)
     kept = {}
     for part in PARTS:
         batches = _kept(_split(recipe, part), recipe, tokenizer, max_length, counts[part])
         kept[part] = _write_part(batches, folder / part, names, is_set=recipe.classify.multi_label)
         if not kept[part]:
-            raise DataError(f"{recipe.data.train}: no {part} row can be used", cure="give rows with a text")
+            raise DataError(
+                f"{source_of(recipe, part)}: no {part} row can be used, {counts[part]['too_long']:,} are too long",
+                cure='raise data.max_seq_len, or set data.too_long = "truncate"',
+            )
     per_label = _open(folder / "train", "", len(names)).counts()
     fewest, most = int(per_label.argmin()), int(per_label.argmax())
     train_source, eval_source = sources(recipe)
@@ -180,14 +206,14 @@ def _write(recipe: Recipe, tokenizer: Any, max_length: int, folder: Path) -> Non
         most=(names[most], int(per_label[most])),
         train_source=train_source,
         eval_source=eval_source,
-        truncated=counts["train"]["truncated"],
+        truncated=counts["train"]["truncated"] + counts["eval"]["truncated"],
         dropped_too_long=counts["train"]["too_long"],
         dropped_empty=counts["train"]["empty"],
         eval_dropped=counts["eval"]["empty"] + counts["eval"]["too_long"],
         tokens=counts["train"]["tokens"],
         longest=counts["train"]["longest"],
     )
-    write_json(folder / "report.json", {**dataclasses.asdict(report), "names": list(names)})
+    write_json(folder / "report.json", dataclasses.asdict(report))
 
 
 def _split(recipe: Recipe, part: Part) -> Iterator[Example]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from edgetune.data.files import Row
-from edgetune.data.formats import Example, text_of
+from edgetune.data.formats import Example, encodable, text_of
 from edgetune.errors import DataError
 from edgetune.recipe import ClassifyTable
 
@@ -55,8 +57,8 @@ def label_numbers(example: Example, labels: Sequence[str]) -> tuple[int, ...]:
     for name in example.labels:
         if name not in places:
             raise DataError(
-                f"{example.place}: label {name!r} does not occur in the training rows, which have {len(labels):,}"
-                " others",
+                f"{example.place}: label {textwrap.shorten(name, 60)!r} does not occur in the training rows, which have"
+                f" {len(labels):,} others",
                 cure="add training rows of it (data.max_train_rows may leave some out), or leave its rows out",
             )
     return tuple(places[name] for name in example.labels)
@@ -99,6 +101,8 @@ def _name(value: Any, row: Row, column: str) -> str:
     """A label as text: names, whole numbers, true and false. Raises DataError for anything else."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and math.isnan(value):
+        value = None
     if isinstance(value, float) and not value.is_integer():
         raise DataError(
             f"{row.place}: column {column!r} holds {value}, a measured number and no label",
@@ -109,7 +113,7 @@ def _name(value: Any, row: Row, column: str) -> str:
     if not isinstance(value, str) or not value.strip():
         shown = "nothing" if value is None or value == "" else f"{value!r}"
         raise DataError(f"{row.place}: column {column!r} holds {shown}, no label", cure="fill it or leave the row out")
-    text = value.strip()
+    text = encodable(value.strip(), f"{row.place}: column {column!r}")
     if _is_fraction(text):
         raise DataError(
             f"{row.place}: column {column!r} holds {text}, a measured number and no label",

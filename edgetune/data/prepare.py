@@ -145,12 +145,15 @@ def _has_eval(data: DataTable) -> bool:
     return data.eval is not None or "eval" in splits(data.train)
 
 
+def source_of(recipe: Recipe, which: Split) -> str:
+    """Where the rows of a split come from, for a report."""
+    source, split, part = _locate(recipe.data, which)
+    return f"{recipe.data.eval_fraction:.0%} of {source}" if part == "eval" else describe(source, split)
+
+
 def sources(recipe: Recipe) -> tuple[str, str]:
     """Where the train and the eval rows come from, for a report."""
-    data = recipe.data
-    train, train_split, _ = _locate(data, "train")
-    source, split, part = _locate(data, "eval")
-    return describe(train, train_split), f"{data.eval_fraction:.0%} of {source}" if part else describe(source, split)
+    return source_of(recipe, "train"), source_of(recipe, "eval")
 
 
 def columns_of(recipe: Recipe) -> str:
@@ -197,7 +200,7 @@ def _eval_draws(every: Iterable[Example]) -> Iterator[tuple[Example, float]]:
     for example in every:
         content = json.dumps([(message.role, message.content) for message in example.messages] or example.text)
         draw = (int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest()) + 1) / 2**64
-        if not seen.issuperset(example.labels):
+        if not seen.issuperset(example.labels) and (example.text or "").strip():
             seen.update(example.labels)
             kept.add(draw)
         yield example, NEVER if draw in kept else draw

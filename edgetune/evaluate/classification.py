@@ -7,12 +7,15 @@ float64. What a classifier that may answer "unknown" is worth is in rejection.py
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from edgetune.evaluate.metrics import Interval
+from edgetune.runtime.classifier import APPLIES
+from edgetune.runtime.classifier import confidences as confidences
 from edgetune.runtime.classifier import probabilities as probabilities
 
 BINS = 15
@@ -22,32 +25,39 @@ MAX_CONFUSION_LABELS = 200
 TEMPERATURES = (0.05, 20.0)
 """What fit_temperature may find."""
 
-_RESAMPLED_VALUES = 4_000_000
-"""Rows drawn at once while bootstrapping: bounds memory to some 100 MB."""
+_VALUES_AT_ONCE = 2_000_000
+"""Numbers held at once while bootstrapping: bounds memory to some 100 MB."""
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How well one label is found. Shares in 0..1, 0.0 where nothing can be divided."""
+    """How well one label is found among the rows in scope. Shares in 0..1, 0.0 where nothing can be divided, each with
+    its bootstrap interval.
+    """
 
     label: str
     precision: float
+    precision_interval: Interval
     recall: float
+    recall_interval: Interval
     f1: float
+    f1_interval: Interval
     support: int
     """Rows that have the label."""
 
 
 @dataclass(frozen=True)
 class ClassificationScore:
-    """How good the answers and probabilities are. Shares in 0..1, losses in nats, each with its bootstrap interval."""
+    """How good the answers and probabilities of rows in scope are. Shares in 0..1, losses in nats, each with its
+    bootstrap interval.
+    """
 
     rows: int
     accuracy: float
     """Share of rows that are right; of multi-label rows, those whose whole label set is right."""
     accuracy_interval: Interval
     macro_f1: float
-    """Mean F1 of the labels that occur in truth or answers."""
+    """Mean F1 of the labels that occur in truth or answers, the out-of-scope label left out."""
     macro_f1_interval: Interval
     micro_f1: float | None
     """F1 over all (row, label) pairs together; None for single-label rows, where it is the accuracy."""
@@ -63,17 +73,12 @@ class ClassificationScore:
     positive_f1_interval: Interval | None
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...] | None
-    """Rows are the truth, columns the answers; None for multi-label rows and above MAX_CONFUSION_LABELS."""
+    """Of all rows, those out of scope too; truth by answer. None for multi-label rows and above MAX_CONFUSION_LABELS."""
 
 
 def answers(probabilities: np.ndarray, *, multi_label: bool) -> np.ndarray:
     """What is answered: the likeliest label (N,) int64, the first of equals; or all at 0.5 and above, (N, C) bool."""
-    return probabilities >= 0.5 if multi_label else probabilities.argmax(axis=1)
-
-
-def confidences(probabilities: np.ndarray) -> np.ndarray:
-    """The confidence of each row, (N, C) -> (N,): the probability of its likeliest label."""
-    return probabilities.max(axis=1)
+    return probabilities >= APPLIES if multi_label else probabilities.argmax(axis=1)
 
 
 def row_losses(logits: np.ndarray, targets: np.ndarray, *, temperature: float, multi_label: bool) -> np.ndarray:
@@ -136,50 +141,67 @@ def score(
     targets: np.ndarray,
     labels: Sequence[str],
     *,
+    losses: np.ndarray,
     multi_label: bool,
     bootstrap_samples: int,
     confidence: float,
     seed: int,
     positive_label: str | None = None,
-    losses: np.ndarray | None = None,
+    out_of_scope_label: str | None = None,
 ) -> ClassificationScore:
     """Accuracy, F1, calibration and loss of in-scope rows, with bootstrap intervals, and the score of each label.
 
-    probabilities (N, C); targets (N,) int64, or (N, C) bool for multi-label rows; labels: C names. losses (N,): from
-    row_losses; without them they come from the probabilities, those under 2.2e-16 taken as that.
+    probabilities (N, C); targets (N,) int64, or (N, C) bool for multi-label rows; labels: C names; losses (N,) from
+    row_losses. Rows whose target is the out-of-scope label count in the confusion matrix alone.
     - A label that occurs neither in truth nor in answers stays out of the macro F1, in each resample too; it equals
-      scikit-learn's for labels=present. Without any label, as in empty multi-label rows, F1 is 0.0.
+      scikit-learn's for labels=present. So does the out-of-scope label: to answer it in scope is wrong, and lowers the
+      F1 of the label it should have been. Without any label, as in empty multi-label rows, F1 is 0.0.
     - Multi-label calibration pairs the probability of each label with whether the row has it, over all rows.
     - Rows are drawn again with replacement; intervals are percentiles of the resamples, but for the ECE's.
-    Raises ValueError where shapes, targets or the positive label do not fit, and without rows.
+    Raises ValueError where shapes, targets or a named label do not fit, and without rows in scope.
     """
     probabilities, targets = np.asarray(probabilities, np.float64), np.asarray(targets)
-    positive = None if positive_label is None else _position(positive_label, labels)
     _check(probabilities, targets, labels, multi_label=multi_label)
-    if losses is None:
-        losses = _losses_of(probabilities, targets, multi_label=multi_label)
-    values = _row_values(probabilities, targets, losses, multi_label=multi_label)
-    sums = values.sum(axis=0)
-    points = {name: float(found[0]) for name, found in _statistics(sums[None], positive).items()}
-    resampled = _statistics(_resampled_sums(values, bootstrap_samples, seed), positive)
-    intervals = {name: _percentiles(found, confidence) for name, found in resampled.items()}
+    positive, out_of_scope = _position(positive_label, labels), _position(out_of_scope_label, labels)
+    chosen = answers(probabilities, multi_label=multi_label)
+    sure = probabilities if multi_label else confidences(probabilities, multi_label=False)[:, None]
+    inside = np.ones(len(targets), bool) if out_of_scope is None else targets != out_of_scope
+    if not inside.any():
+        raise ValueError("no in-scope row: need one to score")
+    heads, counts = _row_values(chosen[inside], targets[inside], sure[inside], losses[inside], len(labels))
+    totals = np.asarray(counts.sum(axis=0)).reshape(1, 3, -1)
+    shares, is_averaged = _label_shares(totals), np.arange(len(labels)) != out_of_scope
+    resamples = _Resamples(len(heads), bootstrap_samples, seed)
+    points = _head_scores(heads.sum(axis=0)[None], len(heads)) | _mean_f1s(_f1_sums(totals, shares, is_averaged))
+    f1_sums, label_intervals = _resampled_labels(counts, is_averaged, resamples, confidence)
+    resampled = _head_scores(resamples.sums(heads), len(heads)) | _mean_f1s(f1_sums)
+    point = {name: float(found[0]) for name, found in points.items()}
+    interval = {name: percentile_interval(found, confidence) for name, found in resampled.items()}
+    per_class = _per_class(shares[0], label_intervals, totals[0, 2], labels)
+    named = None if positive is None else per_class[positive]
     return ClassificationScore(
-        rows=len(values),
-        accuracy=points["accuracy"],
-        accuracy_interval=intervals["accuracy"],
-        macro_f1=points["macro_f1"],
-        macro_f1_interval=intervals["macro_f1"],
-        micro_f1=points["micro_f1"] if multi_label else None,
-        micro_f1_interval=intervals["micro_f1"] if multi_label else None,
-        ece=points["ece"],
-        ece_interval=_reflect(points["ece"], intervals["ece"]),
-        loss=points["loss"],
-        loss_interval=intervals["loss"],
-        positive_f1=points.get("positive_f1"),
-        positive_f1_interval=intervals.get("positive_f1"),
-        per_class=_per_class(sums[3 + BINS :], labels),
-        confusion=None if multi_label else _confusion(targets, answers(probabilities, multi_label=False), len(labels)),
+        rows=len(heads),
+        accuracy=point["accuracy"],
+        accuracy_interval=interval["accuracy"],
+        macro_f1=point["macro_f1"],
+        macro_f1_interval=interval["macro_f1"],
+        micro_f1=point["micro_f1"] if multi_label else None,
+        micro_f1_interval=interval["micro_f1"] if multi_label else None,
+        ece=point["ece"],
+        ece_interval=_reflect(point["ece"], interval["ece"]),
+        loss=point["loss"],
+        loss_interval=interval["loss"],
+        positive_f1=named.f1 if named else None,
+        positive_f1_interval=named.f1_interval if named else None,
+        per_class=per_class,
+        confusion=None if multi_label else _confusion(targets, chosen, len(labels)),
     )
+
+
+def percentile_interval(values: np.ndarray, confidence: float) -> Interval:
+    """The interval that holds this share of resampled values (S,), as much left out below as above."""
+    low, high = np.quantile(values, _tails(confidence))
+    return float(low), float(high)
 
 
 def _runners_up(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -201,76 +223,122 @@ def _check(probabilities: np.ndarray, targets: np.ndarray, labels: Sequence[str]
         raise ValueError(f"targets reach from {targets.min()} to {targets.max()}: need 0 to {count - 1}")
 
 
-def _position(label: str, labels: Sequence[str]) -> int:
-    if label not in labels:
-        raise ValueError(f"positive label {label!r} is none of the labels")
-    return list(labels).index(label)
-
-
-def _losses_of(probabilities: np.ndarray, targets: np.ndarray, *, multi_label: bool) -> np.ndarray:
-    """Losses (N,) as row_losses gives them, as well as probabilities can tell."""
-    logs = np.log(np.maximum(probabilities, np.finfo(np.float64).eps))
-    if not multi_label:
-        return -np.take_along_axis(logs, targets[:, None], axis=1)[:, 0]
-    logs_of_absence = np.log(np.maximum(1.0 - probabilities, np.finfo(np.float64).eps))
-    return -np.where(targets, logs, logs_of_absence).mean(axis=1)
+def _position(label: str | None, labels: Sequence[str]) -> int | None:
+    if label is not None and label not in labels:
+        raise ValueError(f"{label!r} is none of the labels")
+    return None if label is None else list(labels).index(label)
 
 
 def _bin_gaps(confidence: np.ndarray, is_right: np.ndarray, bins: int) -> np.ndarray:
     """Confidence minus rightness of each row's M decisions, summed by bin of confidence: (N, M) twice -> (N, bins)."""
-    places = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    places += bins * np.arange(len(confidence))[:, None]
-    gaps = np.bincount(places.ravel(), (confidence - is_right).ravel(), minlength=bins * len(confidence))
-    return gaps.reshape(len(confidence), bins)
+    gaps = np.empty((len(confidence), bins))
+    step = max(1, _VALUES_AT_ONCE // confidence.shape[1])
+    for start in range(0, len(confidence), step):
+        sure, right = confidence[start : start + step], is_right[start : start + step]
+        places = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
+        places += bins * np.arange(len(sure))[:, None]
+        sums = np.bincount(places.ravel(), (sure - right).ravel(), minlength=bins * len(sure))
+        gaps[start : start + step] = sums.reshape(-1, bins)
+    return gaps
 
 
-def _row_values(probabilities: np.ndarray, targets: np.ndarray, losses: np.ndarray, *, multi_label: bool) -> np.ndarray:
-    """What each row adds to the sums that all statistics are made of, (N, 3 + BINS + 3 C) float64.
+def _row_values(
+    chosen: np.ndarray, targets: np.ndarray, sure: np.ndarray, losses: np.ndarray, labels: int
+) -> tuple[np.ndarray, Any]:
+    """What each row adds to the sums that all scores are made of: heads (N, 2 + BINS), counts (N, 3 labels) sparse.
 
-    One (the row), whether it is right, its loss, its gaps by bin; of each label whether it is wanted and answered,
-    answered, wanted.
+    chosen and targets (N,) int64 or (N, labels) bool, sure (N, 1) or (N, labels). Heads: whether the row is right, its
+    loss, its gaps by bin. Counts, of each label: whether it is wanted and answered, answered, wanted. A row of 10,000
+    labels has few of them: the others take no memory.
     """
-    chosen = answers(probabilities, multi_label=multi_label)
-    if multi_label:
-        answered, wanted = chosen, targets.astype(bool)
-        gaps = _bin_gaps(probabilities, wanted, BINS) / probabilities.shape[1]
-    else:
-        is_label = np.eye(probabilities.shape[1], dtype=bool)
-        answered, wanted = is_label[chosen], is_label[targets]
-        gaps = _bin_gaps(confidences(probabilities)[:, None], (chosen == targets)[:, None], BINS)
-    is_right = (answered == wanted).all(axis=1)
-    heads = np.column_stack([np.ones(len(targets)), is_right, losses])
-    return np.hstack([heads, gaps, answered & wanted, answered, wanted])
+    from scipy import sparse
+
+    def columns(each: np.ndarray) -> Any:
+        if each.ndim == 2:
+            return sparse.csc_array(each, dtype=np.float64)
+        return sparse.csc_array((np.ones(len(each)), (np.arange(len(each)), each)), shape=(len(each), labels))
+
+    is_equal = chosen == targets
+    is_right = is_equal.all(axis=1) if is_equal.ndim == 2 else is_equal
+    is_borne_out = targets.astype(bool) if is_equal.ndim == 2 else is_equal[:, None]
+    heads = np.column_stack([is_right, losses, _bin_gaps(sure, is_borne_out, BINS) / sure.shape[1]])
+    answered, wanted = columns(chosen), columns(targets)
+    return heads, sparse.hstack([answered.multiply(wanted), answered, wanted], format="csc")
 
 
-def _resampled_sums(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Sums of rows drawn with replacement: (N, K) -> (samples, K); the rows bootstrap_interval draws for this seed."""
-    generator, rows = np.random.default_rng(seed), len(values)
-    chunk = max(1, _RESAMPLED_VALUES // rows)
-    sums = []
-    for start in range(0, samples, chunk):
-        size = min(chunk, samples - start)
-        drawn = generator.integers(0, rows, size=(size, rows)) + rows * np.arange(size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows)
-        sums.append(times.astype(np.float64) @ values)
-    return np.concatenate(sums)
+@dataclass(frozen=True)
+class _Resamples:
+    """Rows drawn again with replacement: those that metrics.bootstrap_interval draws for this seed."""
+
+    rows: int
+    samples: int
+    seed: int
+
+    def sums(self, values: Any) -> np.ndarray:
+        """Sums over each resample: (rows, K), an array or sparse -> (samples, K)."""
+        generator, chunk = np.random.default_rng(self.seed), max(1, _VALUES_AT_ONCE // self.rows)
+        sums = []
+        for start in range(0, self.samples, chunk):
+            size = min(chunk, self.samples - start)
+            drawn = generator.integers(0, self.rows, size=(size, self.rows))
+            drawn += self.rows * np.arange(size)[:, None]
+            times = np.bincount(drawn.ravel(), minlength=size * self.rows).reshape(size, self.rows)
+            sums.append(times.astype(np.float64) @ values)
+        return np.concatenate(sums)
 
 
-def _statistics(sums: np.ndarray, positive: int | None) -> dict[str, np.ndarray]:
-    """Every statistic, (S,) each, of S sums of row values (S, 3 + BINS + 3 C)."""
-    heads, gaps, counts = np.split(sums, [3, 3 + BINS], axis=1)
-    rows, right, loss = heads.T
-    matched, answered, wanted = np.split(counts, 3, axis=1)
-    f1 = _ratio(2 * matched, answered + wanted)
-    present = ((answered + wanted) > 0).sum(axis=1)
-    found = {
-        "accuracy": right / rows,
-        "macro_f1": f1.sum(axis=1) / np.maximum(present, 1),
-        "micro_f1": _ratio(2 * matched.sum(axis=1), (answered + wanted).sum(axis=1)),
-        "ece": np.abs(gaps).sum(axis=1) / rows,
-        "loss": loss / rows,
-    }
-    return found if positive is None else {**found, "positive_f1": f1[:, positive]}
+def _head_scores(sums: np.ndarray, rows: int) -> dict[str, np.ndarray]:
+    """Scores (S,) each of S sums of heads (S, 2 + BINS) over as many rows each."""
+    right, loss = sums[:, 0], sums[:, 1]
+    return {"accuracy": right / rows, "loss": loss / rows, "ece": np.abs(sums[:, 2:]).sum(axis=1) / rows}
+
+
+def _label_shares(sums: np.ndarray) -> np.ndarray:
+    """Sums of counts (S, 3, labels) -> precision, recall and F1 of each label, (S, 3, labels)."""
+    matched, answered, wanted = sums[:, 0], sums[:, 1], sums[:, 2]
+    shares = np.zeros_like(sums)
+    for place, (part, whole) in enumerate(((matched, answered), (matched, wanted), (2 * matched, answered + wanted))):
+        np.divide(part, whole, out=shares[:, place], where=whole > 0)
+    return shares
+
+
+def _f1_sums(sums: np.ndarray, shares: np.ndarray, is_averaged: np.ndarray) -> np.ndarray:
+    """What the mean F1s are made of, (4, S), which adds up over labels: F1 and number of the labels that occur and are
+    averaged; twice the matched pairs, the answered and wanted ones.
+    """
+    f1, pairs = shares[:, 2], sums[:, 1] + sums[:, 2]
+    present = (pairs > 0) & is_averaged
+    return np.array([(f1 * present).sum(1), present.sum(1), 2 * sums[:, 0].sum(1), pairs.sum(1)])
+
+
+def _mean_f1s(sums: np.ndarray) -> dict[str, np.ndarray]:
+    return {"macro_f1": _ratio(sums[0], sums[1]), "micro_f1": _ratio(sums[2], sums[3])}
+
+
+def _resampled_labels(
+    counts: Any, is_averaged: np.ndarray, resamples: _Resamples, confidence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The resampled sums of _f1_sums, (4, S), and the intervals of each label's shares, (2, 3, labels).
+
+    A block of labels at a time; labels that do not occur have 0.0 throughout.
+    """
+    labels = len(is_averaged)
+    f1_sums, intervals = np.zeros((4, resamples.samples)), np.zeros((2, 3, labels))
+    for block in _blocks(counts, labels, resamples.samples):
+        drawn = resamples.sums(counts[:, np.concatenate([block, block + labels, block + 2 * labels])])
+        sums = drawn.reshape(-1, 3, len(block))
+        shares = _label_shares(sums)
+        f1_sums += _f1_sums(sums, shares, is_averaged[block])
+        intervals[:, :, block] = np.quantile(shares, _tails(confidence), axis=0, overwrite_input=True)
+    return f1_sums, intervals
+
+
+def _blocks(counts: Any, labels: int, samples: int) -> Iterator[np.ndarray]:
+    """The labels that occur, as many at a time as memory allows."""
+    occurring = np.flatnonzero(np.asarray(counts.sum(axis=0)).reshape(3, labels).sum(axis=0))
+    size = max(1, _VALUES_AT_ONCE // (3 * samples))
+    for start in range(0, len(occurring), size):
+        yield occurring[start : start + size]
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -278,10 +346,8 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
-def _percentiles(values: np.ndarray, confidence: float) -> Interval:
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(values, [tail, 1.0 - tail])
-    return float(low), float(high)
+def _tails(confidence: float) -> list[float]:
+    return [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0]
 
 
 def _reflect(point: float, interval: Interval) -> Interval:
@@ -295,16 +361,16 @@ def _reflect(point: float, interval: Interval) -> Interval:
     return max(0.0, min(point, 2 * point - high)), min(1.0, max(point, 2 * point - low))
 
 
-def _per_class(counts: np.ndarray, labels: Sequence[str]) -> tuple[ClassScore, ...]:
-    """The score of each label; counts (3 C,): rows that have and are answered it, are answered it, have it."""
-    matched, answered, wanted = np.split(counts, 3)
-    columns = (
-        _ratio(matched, answered).tolist(),
-        _ratio(matched, wanted).tolist(),
-        _ratio(2 * matched, answered + wanted).tolist(),
-        wanted.astype(int).tolist(),
+def _per_class(
+    shares: np.ndarray, intervals: np.ndarray, supports: np.ndarray, labels: Sequence[str]
+) -> tuple[ClassScore, ...]:
+    """The score of each label: shares (3, labels) and their intervals (2, 3, labels), rows that have it (labels,)."""
+    bounds = intervals.transpose(2, 1, 0).tolist()
+    rows = zip(labels, shares.T.tolist(), bounds, supports.astype(int).tolist(), strict=True)
+    return tuple(
+        ClassScore(label, precision, (p[0], p[1]), recall, (r[0], r[1]), f1, (f[0], f[1]), support)
+        for label, (precision, recall, f1), (p, r, f), support in rows
     )
-    return tuple(ClassScore(*row) for row in zip(labels, *columns, strict=True))
 
 
 def _confusion(targets: np.ndarray, chosen: np.ndarray, count: int) -> tuple[tuple[int, ...], ...] | None:

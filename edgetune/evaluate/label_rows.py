@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from edgetune.data.labels import as_targets, check_named, label_numbers
 from edgetune.errors import DataError, RunError
 from edgetune.files import atomic_file
 from edgetune.hashes import hash_values
-from edgetune.recipe import Recipe
+from edgetune.recipe import DataTable, Recipe
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class LabelSet:
 
     rows: tuple[LabelRow, ...]
     calibration: tuple[LabelRow, ...]
-    """The eval rows: temperature and threshold are chosen on them, never on the rows that are scored."""
+    """The eval rows: temperature and threshold are chosen on them."""
+    scores_calibration_rows: bool
+    """The rows to score are eval rows as well, for want of test rows: what is chosen on them suits them too well."""
     labels: tuple[str, ...]
     multi_label: bool
     metric: str
@@ -71,22 +73,46 @@ class LabelSet:
 def make_label_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
     """The recipe's test rows (else its eval rows) with the eval rows to calibrate on; at most evaluate.max_rows.
 
-    Rows without text are left out and counted. Raises DataError: no row is left, a label that training does not have,
-    a positive or out-of-scope label that is no label.
+    Rows without text are left out and counted. Raises DataError: no row is left, or none in scope, a label that
+    training does not have, a positive or out-of-scope label that is no label.
     """
-    table = recipe.classify
-    check_named(table, labels)
+    from edgetune.data.prepare import source_of
+
     found, empty = _rows(recipe, "test", labels)
     drawn = found
     if recipe.evaluate.max_rows is not None and recipe.evaluate.max_rows < len(found):
         places = random.Random(recipe.train.seed).sample(range(len(found)), recipe.evaluate.max_rows)
         drawn = [found[index] for index in sorted(places)]
-    source = recipe.data.test or recipe.data.eval or recipe.data.train
+    calibrating, source = make_calibration_set(recipe, labels), source_of(recipe, "test")
     if not drawn:
         raise DataError(f"{source}: no row with a text to evaluate on")
-    return LabelSet(
+    if all(row.labels == (calibrating.out_of_scope,) for row in drawn):
+        raise DataError(f"{source}: every row is out of scope", cure="add rows of the other labels")
+    return dataclasses.replace(
+        calibrating,
         rows=tuple(drawn),
-        calibration=() if recipe.data.eval == source else tuple(_rows(recipe, "eval", labels)[0]),
+        scores_calibration_rows=_contents(found) == _contents(calibrating.calibration),
+        source=source,
+        source_rows=len(found) + empty,
+        dropped_empty=empty,
+    )
+
+
+def make_calibration_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
+    """The same without rows to score: the eval rows to calibrate on; test rows are not read. Raises DataError."""
+    from edgetune.data.prepare import source_of
+
+    table = recipe.classify
+    check_named(table, labels)
+    which: Literal["eval", "test"] = "test" if _is_one_source(recipe.data) else "eval"
+    found, empty = _rows(recipe, which, labels)
+    source = source_of(recipe, which)
+    if not found:
+        raise DataError(f"{source}: no row with a text to calibrate on")
+    return LabelSet(
+        rows=(),
+        calibration=tuple(found),
+        scores_calibration_rows=False,
         labels=tuple(labels),
         multi_label=table.multi_label,
         metric=recipe.evaluate.metric,
@@ -128,11 +154,29 @@ def _row(values: Mapping[str, Any]) -> LabelRow:
     return LabelRow(values["text"], tuple(values["labels"]), values["place"])
 
 
-def _rows(recipe: Recipe, which: Any, labels: Sequence[str]) -> tuple[list[LabelRow], int]:
+def _rows(recipe: Recipe, which: Literal["eval", "test"], labels: Sequence[str]) -> tuple[list[LabelRow], int]:
     """A split's rows with a text, and how many have none."""
     from edgetune.data.prepare import examples
 
-    every = list(examples(recipe, which))
-    filled = [example for example in every if (example.text or "").strip()]
-    rows = [LabelRow(example.text or "", label_numbers(example, labels), example.place) for example in filled]
-    return rows, len(every) - len(filled)
+    rows, empty = list[LabelRow](), 0
+    for example in examples(recipe, which):
+        if text := (example.text or "").strip() and example.text:
+            rows.append(LabelRow(text, label_numbers(example, labels), example.place))
+        else:
+            empty += 1
+    return rows, empty
+
+
+def _is_one_source(data: DataTable) -> bool:
+    """Whether train, eval and test are one source without eval rows of its own, as for a target that no run made.
+
+    Its train split is then what the target may have learned from: only the rows to score are left to calibrate on.
+    """
+    from edgetune.data.read import splits
+
+    return data.eval is not None and data.train == data.eval == data.test and "eval" not in splits(data.eval)
+
+
+def _contents(rows: Iterable[LabelRow]) -> list[tuple[str, tuple[int, ...]]]:
+    """Texts and labels, wherever they lie: a copy of the eval rows holds the same."""
+    return [(row.text, row.labels) for row in rows]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,7 @@ import numpy as np
 
 from edgetune.evaluate import classification
 from edgetune.evaluate import rejection as rejecting
-from edgetune.evaluate.label_rows import LabelRow, LabelSet, make_label_set, read_label_set, targets_of
+from edgetune.evaluate.label_rows import LabelRow, LabelSet, make_calibration_set, read_label_set, targets_of
 from edgetune.evaluate.metrics import Interval
 from edgetune.recipe import Recipe
 
@@ -54,6 +56,8 @@ class LabelScore:
     """classification.ClassificationScore as JSON-able values; of the rows in scope."""
     rejection: Mapping[str, Any] | None
     """rejection.Rejection as JSON-able values, where the recipe asks for it."""
+    is_calibrated_on_scored_rows: bool
+    """Temperature and threshold come from the very rows that are scored, for want of test rows."""
     confidence: float
     seconds: float
 
@@ -68,7 +72,7 @@ class LabelAnswer:
     answer: tuple[str, ...]
     """The likeliest, whether the target is sure of it or not; of multi-label rows all that apply."""
     probability: float
-    """Of the likeliest label."""
+    """How sure the answer is: see runtime.classifier.confidences."""
     is_unknown: bool
     correct: bool
     """Whether `answer` is right; a row that is unknown can be."""
@@ -88,7 +92,7 @@ def open_target(request: Mapping[str, Any]) -> tuple[Callable[[], Latency], Call
     """Load the target of a request: what measures its latency, and what scores it."""
     label_set = read_label_set(Path(request["eval_set"]))
     target, own = _load(request)
-    texts = [row.text for row in label_set.rows[:LATENCY_TEXTS]]
+    texts = latency_texts(label_set)
     return partial(measure_latency, target, texts), lambda progress: score(
         target, label_set, calibrated=own, progress=progress
     )
@@ -103,27 +107,41 @@ def score(
 ) -> tuple[LabelScore, list[LabelAnswer]]:
     """Scores and the answer to each row. `calibrated`: temperature and threshold, where the target has its own."""
     started = time.perf_counter()
-    temperature, threshold = calibrated or calibrate(target, label_set)
     logits = _logits(target, label_set.rows, progress)
     targets = targets_of(label_set.rows, label_set)
+    if label_set.scores_calibration_rows and len(label_set.rows) == len(label_set.calibration):
+        fitted = _fit(label_set, logits, targets)
+    else:
+        fitted = calibrated if calibrated and not label_set.scores_calibration_rows else calibrate(target, label_set)
+    temperature, threshold = calibrated or fitted
     found = classification.probabilities(logits, temperature=temperature, multi_label=label_set.multi_label)
     is_in_scope = _in_scope(label_set, targets)
     losses = classification.row_losses(logits, targets, temperature=temperature, multi_label=label_set.multi_label)
     classes = classification.score(
-        found[is_in_scope],
-        targets[is_in_scope],
+        found,
+        targets,
         label_set.labels,
+        losses=losses,
         multi_label=label_set.multi_label,
         bootstrap_samples=label_set.bootstrap_samples,
         confidence=label_set.confidence,
         seed=label_set.seed,
         positive_label=label_set.positive_label,
-        losses=losses[is_in_scope],
+        out_of_scope_label=label_set.out_of_scope_label,
     )
     rejection = None
     if label_set.out_of_scope is not None or threshold is not None:
         sure, is_right = _sureness(label_set, found, targets)
-        rejection = dataclasses.asdict(rejecting.score_rejection(sure, is_right, is_in_scope, threshold or 0.0))
+        scored = rejecting.score_rejection(
+            sure,
+            is_right,
+            is_in_scope,
+            threshold or 0.0,
+            bootstrap_samples=label_set.bootstrap_samples,
+            interval_confidence=label_set.confidence,
+            seed=label_set.seed,
+        )
+        rejection = dataclasses.asdict(scored)
     name = {"accuracy": "accuracy", "macro_f1": "macro_f1", "f1": "positive_f1"}[label_set.metric]
     values = dataclasses.asdict(classes)
     result = LabelScore(
@@ -136,6 +154,8 @@ def score(
         temperature=temperature,
         classes=values,
         rejection=rejection,
+        is_calibrated_on_scored_rows=label_set.scores_calibration_rows
+        and math.isclose(temperature, fitted[0], rel_tol=1e-3),
         confidence=label_set.confidence,
         seconds=time.perf_counter() - started,
     )
@@ -145,10 +165,11 @@ def score(
 def calibrate(target: Labeller, label_set: LabelSet) -> tuple[float, float | None]:
     """Temperature and threshold, chosen on the eval rows; no threshold unless a false-accept rate is asked for."""
     rows = label_set.calibration
-    if not rows:
-        return 1.0, None
-    logits = _logits(target, rows, None)
-    targets = targets_of(rows, label_set)
+    return _fit(label_set, _logits(target, rows, None), targets_of(rows, label_set)) if rows else (1.0, None)
+
+
+def _fit(label_set: LabelSet, logits: np.ndarray, targets: np.ndarray) -> tuple[float, float | None]:
+    """Temperature and threshold that suit logits (N, labels) and targets best."""
     is_in_scope = _in_scope(label_set, targets)
     temperature = classification.fit_temperature(logits, targets, multi_label=label_set.multi_label)
     if label_set.false_accept_rate is None:
@@ -162,7 +183,13 @@ def calibrate(target: Labeller, label_set: LabelSet) -> tuple[float, float | Non
 
 def calibrate_for(recipe: Recipe, target: Labeller, labels: Sequence[str]) -> tuple[float, float | None]:
     """The same on a recipe's eval rows: what export writes into a bundle."""
-    return calibrate(target, make_label_set(recipe, labels))
+    return calibrate(target, make_calibration_set(recipe, labels))
+
+
+def latency_texts(label_set: LabelSet) -> list[str]:
+    """LATENCY_TEXTS of the texts, drawn by the set's seed: files are often sorted by label."""
+    texts = [row.text for row in label_set.rows]
+    return random.Random(label_set.seed).sample(texts, min(LATENCY_TEXTS, len(texts)))
 
 
 def measure_latency(target: Labeller, texts: Sequence[str]) -> Latency:
@@ -210,7 +237,7 @@ def _sureness(label_set: LabelSet, found: np.ndarray, targets: np.ndarray) -> tu
     """How sure an answer with a label is, (rows,), -1 where the answer is out of scope; and whether it is right."""
     chosen = classification.answers(found, multi_label=label_set.multi_label)
     is_right = (chosen == targets).all(1) if label_set.multi_label else chosen == targets
-    sure = classification.confidences(found)
+    sure = classification.confidences(found, multi_label=label_set.multi_label)
     if label_set.out_of_scope is not None:
         sure = np.where(chosen == label_set.out_of_scope, -1.0, sure)
     return sure, np.asarray(is_right)
@@ -219,7 +246,7 @@ def _sureness(label_set: LabelSet, found: np.ndarray, targets: np.ndarray) -> tu
 def _answers(label_set: LabelSet, found: np.ndarray, threshold: float | None) -> list[LabelAnswer]:
     """What each row was and what it was taken for."""
     chosen = classification.answers(found, multi_label=label_set.multi_label)
-    sure = classification.confidences(found)
+    sure = classification.confidences(found, multi_label=label_set.multi_label)
     answers = []
     for row, answer, probability in zip(label_set.rows, chosen, sure, strict=True):
         numbers = np.flatnonzero(answer).tolist() if label_set.multi_label else [int(answer)]

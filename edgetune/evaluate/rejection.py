@@ -10,22 +10,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgetune.evaluate.classification import percentile_interval
+from edgetune.evaluate.metrics import Interval, bootstrap_interval
+
+_VALUES_AT_ONCE = 2_000_000
+"""Numbers held at once while bootstrapping: bounds memory to some 100 MB."""
+
 
 @dataclass(frozen=True)
 class Rejection:
-    """What a classifier that may answer "unknown" does at a threshold. Shares in 0..1."""
+    """What a classifier that may answer "unknown" does at a threshold. Shares in 0..1, with bootstrap intervals."""
 
     threshold: float
     """A row is accepted if its confidence is at least this."""
     in_scope_accuracy: float
     """Share of in-scope rows that are accepted and right."""
+    in_scope_accuracy_interval: Interval
     in_scope_accepted: float
+    in_scope_accepted_interval: Interval
     out_of_scope_recall: float | None
     """Share of out-of-scope rows that are rejected; None without such rows."""
+    out_of_scope_recall_interval: Interval | None
     false_accept_rate: float
     """Share of unacceptable rows, see acceptable_rows(), that are accepted; 0.0 without such rows."""
+    false_accept_rate_interval: Interval
     auroc: float | None
     """How well the confidence tells acceptable from unacceptable rows, 0.5 by chance; None if all are of one kind."""
+    auroc_interval: Interval | None
 
 
 def acceptable_rows(is_right: np.ndarray, is_in_scope: np.ndarray) -> np.ndarray:
@@ -34,23 +45,30 @@ def acceptable_rows(is_right: np.ndarray, is_in_scope: np.ndarray) -> np.ndarray
     return np.asarray(is_right, bool) if is_in_scope.all() else is_in_scope
 
 
-def choose_threshold(confidence: np.ndarray, is_acceptable: np.ndarray, *, false_accept_rate: float) -> float:
+def choose_threshold(confidences: np.ndarray, is_acceptable: np.ndarray, *, false_accept_rate: float) -> float:
     """The least threshold that accepts at most this share of the unacceptable rows; accepted: confidence >= threshold.
 
-    confidence (N,), is_acceptable (N,) bool from acceptable_rows(). 0.0, which rejects nothing, where there is no
+    confidences (N,), is_acceptable (N,) bool from acceptable_rows(). 0.0, which rejects nothing, where there is no
     unacceptable row or the share allows all. Else it lies just above, by one step of float64, the most confident
     unacceptable row that must be rejected, and rejects rows tied with that one too: compare in float64. A share below
     one row leaves none, so that all of them are rejected. Raises ValueError if the share is not in 0..1.
     """
     if not 0.0 <= false_accept_rate <= 1.0:
         raise ValueError(f"false_accept_rate is {false_accept_rate}: need a share in 0..1")
-    unacceptable = np.sort(np.asarray(confidence, np.float64)[~np.asarray(is_acceptable, bool)])[::-1]
+    unacceptable = np.sort(np.asarray(confidences, np.float64)[~np.asarray(is_acceptable, bool)])[::-1]
     allowed = math.floor(false_accept_rate * unacceptable.size + 1e-9)  # 0.29 * 100 is 28.999999999999996
     return float(np.nextafter(unacceptable[allowed], np.inf)) if allowed < unacceptable.size else 0.0
 
 
 def score_rejection(
-    confidence: np.ndarray, is_right: np.ndarray, is_in_scope: np.ndarray, threshold: float
+    confidence: np.ndarray,
+    is_right: np.ndarray,
+    is_in_scope: np.ndarray,
+    threshold: float,
+    *,
+    bootstrap_samples: int = 1000,
+    interval_confidence: float = 0.95,
+    seed: int = 0,
 ) -> Rejection:
     """What answering "unknown" below the threshold does, (N,) each; is_right is not read where a row is out of scope.
 
@@ -58,19 +76,59 @@ def score_rejection(
     ones, is that of Hendrycks and Gimpel 2017, arXiv:1610.02136; in-scope accuracy and out-of-scope recall are those of
     Larson et al. 2019, arXiv:1909.02027.
     """
-    from sklearn.metrics import roc_auc_score
-
     confidence = np.asarray(confidence, np.float64)
     is_right, is_in_scope = np.asarray(is_right, bool), np.asarray(is_in_scope, bool)
     if not is_in_scope.any():
         raise ValueError("no in-scope row: need one to score rejection")
     is_accepted, is_acceptable = confidence >= threshold, acceptable_rows(is_right, is_in_scope)
-    has_unacceptable = not is_acceptable.all()
+    settings = {"samples": bootstrap_samples, "confidence": interval_confidence, "seed": seed}
+
+    def share(found: np.ndarray, among: np.ndarray) -> tuple[float, Interval]:
+        """The share of the rows `among` that are `found`, 0.0 of none, and its interval."""
+        value = float(found[among].mean()) if among.any() else 0.0
+        return value, bootstrap_interval(found & among, among, **settings)  # type: ignore[arg-type]
+
+    accuracy, accuracy_interval = share(is_accepted & is_right, is_in_scope)
+    accepted, accepted_interval = share(is_accepted, is_in_scope)
+    recall, recall_interval = share(~is_accepted, ~is_in_scope)
+    false_accepts, false_accepts_interval = share(is_accepted, ~is_acceptable)
+    has_both = bool(is_acceptable.any() and not is_acceptable.all())
+    has_outside = not is_in_scope.all()
+    aurocs = _aurocs(confidence, is_acceptable, bootstrap_samples, seed) if has_both else np.empty(0)
     return Rejection(
         threshold=float(threshold),
-        in_scope_accuracy=float((is_accepted & is_right)[is_in_scope].mean()),
-        in_scope_accepted=float(is_accepted[is_in_scope].mean()),
-        out_of_scope_recall=None if is_in_scope.all() else float((~is_accepted)[~is_in_scope].mean()),
-        false_accept_rate=float(is_accepted[~is_acceptable].mean()) if has_unacceptable else 0.0,
-        auroc=float(roc_auc_score(is_acceptable, confidence)) if is_acceptable.any() and has_unacceptable else None,
+        in_scope_accuracy=accuracy,
+        in_scope_accuracy_interval=accuracy_interval,
+        in_scope_accepted=accepted,
+        in_scope_accepted_interval=accepted_interval,
+        out_of_scope_recall=recall if has_outside else None,
+        out_of_scope_recall_interval=recall_interval if has_outside else None,
+        false_accept_rate=false_accepts,
+        false_accept_rate_interval=false_accepts_interval,
+        auroc=float(aurocs[0]) if has_both else None,
+        auroc_interval=percentile_interval(aurocs[1:], interval_confidence) if len(aurocs) > 1 else None,
     )
+
+
+def _aurocs(confidence: np.ndarray, is_acceptable: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """The AUROC of the rows, then that of each resample which holds rows of both kinds.
+
+    The share of pairs, one acceptable and one not, whose acceptable row has the higher confidence; ties count half.
+    """
+    order = np.argsort(confidence, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(confidence[order]) > 0])
+    kind, rows = is_acceptable[order], len(confidence)
+
+    def of_rows(times: np.ndarray) -> np.ndarray:
+        """The AUROC where each row counts so many times, (S, rows) -> (at most S,)."""
+        good, bad = (np.add.reduceat(times * of, starts, axis=1) for of in (kind, ~kind))
+        below, pairs = np.cumsum(bad, axis=1) - bad / 2, good.sum(axis=1) * bad.sum(axis=1)
+        return np.asarray((good * below).sum(axis=1)[pairs > 0] / pairs[pairs > 0])
+
+    found = [of_rows(np.ones((1, rows)))]
+    generator, chunk = np.random.default_rng(seed), max(1, _VALUES_AT_ONCE // rows)
+    for start in range(0, samples, chunk):
+        size = min(chunk, samples - start)
+        drawn = generator.integers(0, rows, size=(size, rows)) + rows * np.arange(size)[:, None]
+        found.append(of_rows(np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows)))
+    return np.concatenate(found)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from edgetune.errors import ModelError
 from edgetune.files import write_json
+from edgetune.model.weights import find_tensors
 
 HEAD = "head.safetensors"
 SPEC = "classifier.json"
@@ -91,6 +92,12 @@ class Classifier(nn.Module):
                 return self.head(vectors.float())
             directions = F.normalize(self.head.weight, dim=-1)
             return self.spec.scale * F.linear(F.normalize(vectors.float(), dim=-1), directions)
+
+
+def check_pooling(base: Path, pooling: Pooling) -> None:
+    """Raises ModelError if a base's own pooler is asked for and its files hold none: a new one would be untrained."""
+    if pooling == "pooler" and not any("pooler." in name for name in find_tensors(base)):
+        raise ModelError(f"classify.pooling: {base} has no pooler", cure='set it to "mean" or "cls"')
 
 
 def drop_unused_pooler(encoder: Any, pooling: Pooling) -> None:

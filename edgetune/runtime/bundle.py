@@ -28,6 +28,10 @@ Task = Literal["causal-lm", "classification"]
 TASKS = ("causal-lm", "classification")
 
 
+REJECT_ALL = math.nextafter(1.0, 2.0)
+"""The highest threshold: every text is unknown, also one whose label has a probability of 1."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """How the weights are rounded, in the words of MatMulNBits."""
@@ -249,7 +253,7 @@ def _classifier(values: Mapping[str, Any]) -> ClassifierFormat:
         "max_length": _is_number(classifier.max_length, int) and classifier.max_length > 0,
         "pad_id": _is_number(classifier.pad_id, int) and classifier.pad_id >= 0,
         "temperature": _is_number(classifier.temperature, int | float) and classifier.temperature > 0,
-        "threshold": threshold is None or (_is_number(threshold, int | float) and 0 <= threshold <= 1),
+        "threshold": threshold is None or (_is_number(threshold, int | float) and 0 <= threshold <= REJECT_ALL),
         "out_of_scope_label": out_of_scope is None or out_of_scope in labels,
     }
     _refuse("classifier", classifier, good)

@@ -34,7 +34,7 @@ class Classification:
     probability: float
     """Of the likeliest label, whether it is the answer or not."""
     is_unknown: bool
-    """The likeliest label means out of scope, or is less probable than the bundle's threshold."""
+    """The likeliest label means out of scope, or the answer's confidence lies below the bundle's threshold."""
     top: tuple[tuple[str, float], ...]
     """The likeliest labels and their probabilities, as many as were asked for."""
 
@@ -117,11 +117,24 @@ def probabilities(logits: np.ndarray, *, temperature: float, multi_label: bool) 
     return np.asarray(shares / shares.sum(-1, keepdims=True))
 
 
+def confidences(probabilities: np.ndarray, *, multi_label: bool) -> np.ndarray:
+    """How sure the answer to each text is, (N, labels) -> (N,): what the threshold is held against, here and where it
+    is chosen.
+
+    The probability of the likeliest label; where there may be several, that of the least certain of all decisions, so
+    that a text which surely has no label counts as sure.
+    """
+    if multi_label:
+        return np.asarray(np.maximum(probabilities, 1.0 - probabilities).min(-1))
+    return np.asarray(probabilities.max(-1))
+
+
 def _answer(row: np.ndarray, format_: ClassifierFormat, top_k: int) -> Classification:
     """Probabilities (labels,) of one text -> its answer; of equal ones the first label comes first."""
     order = np.argsort(-row, kind="stable")
     best, probability = format_.labels[order[0]], float(row[order[0]])
-    is_unknown = best == format_.out_of_scope_label or probability < (format_.threshold or 0.0)
+    confidence = confidences(row, multi_label=format_.multi_label)
+    is_unknown = bool(best == format_.out_of_scope_label or confidence < (format_.threshold or 0.0))
     if is_unknown:
         labels: tuple[str, ...] = ()
     elif format_.multi_label:

@@ -17,7 +17,7 @@ from edgetune.data.prepare import prepare
 from edgetune.hashes import hash_values
 from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base, load_tokenizer, resolve_base, text_limit
-from edgetune.model.classifier import drop_unused_pooler
+from edgetune.model.classifier import check_pooling, drop_unused_pooler
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.classify import Classification
@@ -70,6 +70,8 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mappi
     """
     check_trackers(recipe.train.trackers)
     path = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    if recipe.is_classifier:
+        check_pooling(path, recipe.classify.pooling)
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
     accelerator = _accelerator(recipe, run_dir)
     with accelerator.main_process_first():

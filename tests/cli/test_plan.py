@@ -108,3 +108,20 @@ def test_a_classifier_s_plan_counts_labels(tiny_encoder: Path, tmp_path: Path) -
     assert result.exit_code == 0, result.output
     assert "data.train: first 3 rows read" in result.stdout
     assert "2 labels; 0 rows longer" in result.stdout
+
+
+def test_labels_that_training_would_refuse_are_found_by_the_plan(tiny_encoder: Path, tmp_path: Path) -> None:
+    rows, held_out = tmp_path / "rows.csv", tmp_path / "eval.csv"
+    rows.write_text("text,label\nyes please,yes\nno thanks,no\n", encoding="utf-8")
+    held_out.write_text("text,label\nperhaps,maybe\n", encoding="utf-8")
+    path = tmp_path / "labels.toml"
+    path.write_text(
+        f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\n'
+        f"[data]\ntrain = {json.dumps(str(rows))}\neval = {json.dumps(str(held_out))}\n",
+        encoding="utf-8",
+    )
+    result = CliRunner().invoke(main, ["plan", str(path)])
+    assert result.exit_code == 2
+    assert "label 'maybe' does not occur in the training rows" in result.stderr
+    misspelt = CliRunner().invoke(main, ["plan", str(path), "--set", "classify.positive_label=ja"])
+    assert "'ja' is no label" in misspelt.stderr

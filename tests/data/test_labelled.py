@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgetune.data.files import Row
-from edgetune.data.labelled import prepare_labelled
+from edgetune.data.labelled import check_labels, prepare_labelled
 from edgetune.data.labels import find_columns, to_labelled
 from edgetune.data.prepare import examples
 from edgetune.errors import DataError
@@ -222,3 +222,34 @@ def test_a_folder_without_data_says_what_would_be_data(recipe_for, tokenizer, tm
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no data files; known: .*folders of .txt files, one a label"):
         prepared(recipe_for(source=tmp_path / "empty"), tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "rows", "complaint"),
+    [
+        ("test", [("", "on")], "test.jsonl: no test row has a text"),
+        ("eval", [(" ", "on")], "eval.jsonl: no eval row has a text"),
+        ("eval", [("dim it", "x" * 500)], r"label 'x?\[...\]|label '.{0,70}' does not occur"),
+    ],
+)
+def test_rows_that_would_stop_a_later_stage_stop_before_training(recipe_for, tmp_path, part, rows, complaint):
+    path = tmp_path / f"{part}.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "label": name}) + "\n" for text, name in rows))
+    with pytest.raises(DataError, match=complaint):
+        check_labels(recipe_for(f"data.{part}={path}"))
+
+
+def test_training_rows_without_text_are_named_as_that(recipe_for, tmp_path):
+    path = tmp_path / "blank.jsonl"
+    path.write_text('{"text": " ", "label": "on"}\n' * 3)
+    held_out = tmp_path / "eval.jsonl"
+    held_out.write_text('{"text": "turn it on", "label": "on"}\n')
+    with pytest.raises(DataError, match="none of the 3 training rows has a text"):
+        check_labels(recipe_for(f"data.eval={held_out}", source=path))
+
+
+def test_a_label_that_utf_8_cannot_hold_is_named_with_its_place(recipe_for, tmp_path):
+    path = tmp_path / "half.jsonl"
+    path.write_text('{"text": "a", "label": "\\ud800"}\n{"text": "b", "label": "on"}\n')
+    with pytest.raises(DataError, match=r"half.jsonl:1: column 'label': holds \\ud800"):
+        check_labels(recipe_for(f"data.eval={path}", source=path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -30,9 +31,16 @@ from edgetune.runtime import classifier as device
 LABELS = ("a", "b", "c", "d")
 
 
-def score(shares, targets, labels=LABELS, *, multi_label=False, **options):
+def score(shares, targets, labels=LABELS, *, multi_label=False, losses=None, **options):
+    shares, targets = np.asarray(shares), np.asarray(targets)
     settings = {"bootstrap_samples": 200, "confidence": 0.95, "seed": 0, **options}
-    return classification.score(np.asarray(shares), np.asarray(targets), labels, multi_label=multi_label, **settings)
+    losses = np.zeros(len(targets)) if losses is None else losses
+    return classification.score(shares, targets, labels, multi_label=multi_label, losses=losses, **settings)
+
+
+def points(row):
+    """Precision, recall, F1 and support of a label, without intervals."""
+    return row.precision, row.recall, row.f1, row.support
 
 
 def certain(chosen, count=4):
@@ -75,7 +83,8 @@ def test_huge_logits_give_finite_probabilities_and_losses(multi_label, temperatu
     losses = row_losses(logits, targets, temperature=temperature, multi_label=multi_label)
     assert shares == pytest.approx(np.array([[1.0, 0.0], [0.0, 1.0]]))
     assert losses == pytest.approx([0.0, (1000.0 if multi_label else 2000.0) / temperature])
-    assert np.isfinite(dataclasses.astuple(score(shares, targets, ("a", "b"), multi_label=multi_label))[1])
+    found = score(shares, targets, ("a", "b"), multi_label=multi_label, losses=losses)
+    assert np.isfinite([found.accuracy, found.macro_f1, found.ece, found.loss]).all()
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -94,8 +103,8 @@ def test_of_many_labels_all_at_a_half_and_above_are_answered():
     assert answers(np.array([[0.5, 0.49, 0.9]]), multi_label=True).tolist() == [[True, False, True]]
 
 
-def test_the_confidence_of_a_row_is_its_highest_probability():
-    assert confidences(np.array([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])).tolist() == [0.7, 0.4]
+def test_the_confidence_is_that_of_the_device():
+    assert confidences is device.confidences
 
 
 def test_losses_of_rows_are_those_of_scikit_learn():
@@ -218,9 +227,10 @@ def test_accuracy_macro_f1_and_confusion_are_the_hand_computed_ones():
 def test_scores_are_those_of_scikit_learn():
     logits, targets = drawn(300, 6)
     shares = probabilities(logits, temperature=1.0, multi_label=False)
-    found, chosen = score(shares, targets, tuple("abcdef")), shares.argmax(axis=1)
+    losses = row_losses(logits, targets, temperature=1.0, multi_label=False)
+    found, chosen = score(shares, targets, tuple("abcdef"), losses=losses), shares.argmax(axis=1)
     expected = np.array(precision_recall_fscore_support(targets, chosen)).T
-    assert [dataclasses.astuple(row)[1:] for row in found.per_class] == [pytest.approx(tuple(row)) for row in expected]
+    assert [points(row) for row in found.per_class] == [pytest.approx(tuple(row)) for row in expected]
     assert found.macro_f1 == pytest.approx(f1_score(targets, chosen, average="macro"))
     assert found.confusion == tuple(map(tuple, confusion_matrix(targets, chosen).tolist()))
     assert found.loss == pytest.approx(log_loss(targets, shares))
@@ -230,14 +240,16 @@ def test_scores_are_those_of_scikit_learn():
 def test_multi_label_scores_are_those_of_scikit_learn():
     logits, targets = drawn_multi(300)
     shares = probabilities(logits, temperature=1.0, multi_label=True)
-    found, chosen = score(shares, targets, multi_label=True, positive_label="c"), shares >= 0.5
+    losses = row_losses(logits, targets, temperature=1.0, multi_label=True)
+    found = score(shares, targets, multi_label=True, positive_label="c", losses=losses)
+    chosen = shares >= 0.5
     expected = np.array(precision_recall_fscore_support(targets, chosen)).T
-    assert [dataclasses.astuple(row)[1:] for row in found.per_class] == [pytest.approx(tuple(row)) for row in expected]
+    assert [points(row) for row in found.per_class] == [pytest.approx(tuple(row)) for row in expected]
     assert found.accuracy == pytest.approx((targets == chosen).all(axis=1).mean())
     assert found.macro_f1 == pytest.approx(f1_score(targets, chosen, average="macro"))
     assert found.micro_f1 == pytest.approx(f1_score(targets, chosen, average="micro"))
     assert found.positive_f1 == pytest.approx(f1_score(targets[:, 2], chosen[:, 2]))
-    assert found.loss == pytest.approx(row_losses(logits, targets, temperature=1.0, multi_label=True).mean())
+    assert found.loss == pytest.approx(losses.mean())
     assert found.ece == pytest.approx(expected_calibration_error(shares.ravel(), targets.ravel()))
     assert found.confusion is None
 
@@ -247,7 +259,8 @@ def test_a_label_in_neither_truth_nor_answers_stays_out_of_the_macro_f1():
     found = score(certain(chosen), targets)
     report = classification_report(targets, chosen, labels=[0, 1, 2], output_dict=True, zero_division=0.0)
     assert found.macro_f1 == pytest.approx(report["macro avg"]["f1-score"])
-    assert found.per_class[3] == classification.ClassScore("d", 0.0, 0.0, 0.0, 0)
+    nothing = (0.0, 0.0)
+    assert found.per_class[3] == classification.ClassScore("d", 0.0, nothing, 0.0, nothing, 0.0, nothing, 0)
 
 
 def test_a_rare_label_that_a_resample_misses_does_not_lower_the_macro_f1():
@@ -263,7 +276,7 @@ def test_a_classifier_that_always_answers_one_label_finds_only_that():
 
 
 def test_one_row_has_intervals_of_no_width():
-    found = score([[0.1, 0.6, 0.2, 0.1]], [1])
+    found = score([[0.1, 0.6, 0.2, 0.1]], [1], losses=np.array([-math.log(0.6)]))
     assert found.accuracy_interval == (1.0, 1.0)
     assert found.ece_interval == pytest.approx((0.4, 0.4))
     assert found.loss_interval == pytest.approx((-math.log(0.6),) * 2)
@@ -271,7 +284,7 @@ def test_one_row_has_intervals_of_no_width():
 
 def test_one_label_of_many_is_scored_on_rows_that_have_it():
     found = score([[0.9], [0.9], [0.1]], [[True], [False], [False]], ("a",), multi_label=True)
-    assert found.per_class == (classification.ClassScore("a", 0.5, 1.0, pytest.approx(2 / 3), 1),)
+    assert [points(row) for row in found.per_class] == [(0.5, 1.0, pytest.approx(2 / 3), 1)]
 
 
 def test_multi_label_rows_without_any_label_have_no_f1_but_are_right():
@@ -305,6 +318,61 @@ def test_the_interval_of_the_macro_f1_is_that_of_scikit_learn_on_each_resample()
     assert found.macro_f1_interval == pytest.approx(tuple(expected))
 
 
+def test_intervals_of_a_label_are_those_of_scikit_learn_on_each_resample():
+    logits, targets = drawn(60)
+    shares = probabilities(logits, temperature=1.0, multi_label=False)
+    chosen, rows = shares.argmax(axis=1), np.random.default_rng(3).integers(0, 60, size=(100, 60))
+    resampled = np.array(
+        [precision_recall_fscore_support(targets[row], chosen[row], labels=range(4), zero_division=0.0) for row in rows]
+    )
+    expected = np.quantile(resampled[:, :3], [0.05, 0.95], axis=0)
+    found = score(shares, targets, bootstrap_samples=100, confidence=0.9, seed=3, positive_label="c")
+    for number, row in enumerate(found.per_class):
+        assert np.transpose([row.precision_interval, row.recall_interval, row.f1_interval]) == pytest.approx(
+            expected[:, :, number]
+        )
+    assert found.positive_f1_interval == found.per_class[2].f1_interval
+
+
+def test_an_in_scope_row_that_is_answered_out_of_scope_is_wrong_and_adds_no_label_to_the_macro_f1():
+    found = score(certain([0, 0, 1, 3]), [0, 0, 1, 1], out_of_scope_label="d")
+    assert found.accuracy == 0.75
+    assert found.macro_f1 == pytest.approx((1 + 2 / 3) / 2)
+    assert found.macro_f1_interval[1] == 1.0
+
+
+def test_rows_out_of_scope_count_in_the_confusion_matrix_alone():
+    chosen, targets = [0, 1, 0, 3], [0, 1, 3, 3]
+    found, inside = score(certain(chosen), targets, out_of_scope_label="d"), score(certain([0, 1]), [0, 1])
+    assert found.confusion == tuple(map(tuple, confusion_matrix(targets, chosen, labels=range(4)).tolist()))
+    assert dataclasses.replace(found, confusion=None) == dataclasses.replace(inside, confusion=None)
+
+
+def test_rows_that_are_all_out_of_scope_are_an_error():
+    with pytest.raises(ValueError, match="no in-scope row"):
+        score(certain([0]), [3], out_of_scope_label="d")
+
+
+def test_ten_thousand_labels_are_scored_without_an_array_of_them_for_each_row():
+    count, rows, generator = 10_000, 1_000, np.random.default_rng(0)
+    targets = generator.integers(0, count, rows)
+    chosen = np.where(generator.random(rows) < 0.7, targets, generator.integers(0, count, rows))
+    shares = np.zeros((rows, count))
+    shares[np.arange(rows), chosen] = 1.0
+    tracemalloc.start()
+    found = score(shares, targets, tuple(map(str, range(count))), bootstrap_samples=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.accuracy == np.mean(chosen == targets)
+    assert found.macro_f1 == pytest.approx(f1_score(targets, chosen, average="macro"))
+    assert found.accuracy_interval == pytest.approx(metrics.bootstrap_interval(chosen == targets))
+    assert found.macro_f1_interval[0] < found.macro_f1
+    label = found.per_class[targets[0]]
+    assert label.support == np.sum(targets == targets[0])
+    assert label.recall == pytest.approx(np.mean(chosen[targets == targets[0]] == targets[0]))
+    assert peak < 240e6  # counts of all labels for each row, float64, are 240 MB
+
+
 def test_the_interval_of_the_calibration_error_corrects_for_what_resampling_adds():
     logits, targets = drawn(300)
     shares = probabilities(logits, temperature=1.0, multi_label=False)
@@ -330,10 +398,13 @@ def test_memory_is_bounded_without_changing_the_intervals(monkeypatch):
     logits, targets = drawn(50)
     shares = probabilities(logits, temperature=1.0, multi_label=False)
     whole = score(shares, targets)
-    monkeypatch.setattr("edgetune.evaluate.classification._RESAMPLED_VALUES", 500)
+    monkeypatch.setattr("edgetune.evaluate.classification._VALUES_AT_ONCE", 500)
     found = score(shares, targets)
     assert found.macro_f1_interval == pytest.approx(whole.macro_f1_interval)
     assert found.ece_interval == pytest.approx(whole.ece_interval)
+    assert [row.recall_interval for row in found.per_class] == [
+        pytest.approx(row.recall_interval) for row in whole.per_class
+    ]
 
 
 def test_a_score_survives_json():

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from edgetune.evaluate import rejection
+from edgetune.evaluate.metrics import bootstrap_interval
 from edgetune.evaluate.rejection import acceptable_rows, choose_threshold, score_rejection
+
+
+def drawn(rows=300):
+    """Confidences of a classifier that tells a part of the rows; whether these are right, and in scope."""
+    generator = np.random.default_rng(1)
+    is_in_scope = generator.random(rows) < 0.7
+    sure = np.where(is_in_scope, generator.beta(5, 2, rows), generator.beta(2, 4, rows))
+    return np.round(sure, 2), generator.random(rows) < 0.9, is_in_scope
 
 
 def test_rows_in_scope_are_acceptable_when_others_are_not():
@@ -106,6 +116,45 @@ def test_the_chosen_threshold_keeps_its_rate_when_scored():
     found = score_rejection(confidence, is_in_scope, is_in_scope, threshold)
     assert found.false_accept_rate <= 0.05 < found.false_accept_rate + 1 / (~is_in_scope).sum()
     assert found.out_of_scope_recall == pytest.approx(1 - found.false_accept_rate)
+
+
+def test_intervals_of_shares_are_those_of_the_other_metrics():
+    sure, is_right, is_in_scope = drawn()
+    found = score_rejection(sure, is_right, is_in_scope, 0.5, bootstrap_samples=200, seed=4)
+    accepted, settings = sure >= 0.5, {"samples": 200, "confidence": 0.95, "seed": 4}
+    expected = {
+        "in_scope_accuracy": (accepted & is_right & is_in_scope, is_in_scope),
+        "in_scope_accepted": (accepted & is_in_scope, is_in_scope),
+        "out_of_scope_recall": (~accepted & ~is_in_scope, ~is_in_scope),
+        "false_accept_rate": (accepted & ~is_in_scope, ~is_in_scope),
+    }
+    for name, (tops, bottoms) in expected.items():
+        low, high = getattr(found, f"{name}_interval")
+        assert (low, high) == pytest.approx(bootstrap_interval(tops, bottoms, **settings)), name
+        assert low < getattr(found, name) < high
+
+
+def test_the_interval_of_the_auroc_is_that_of_scikit_learn_on_each_resample():
+    sure, is_right, is_in_scope = drawn(80)
+    settings = {"bootstrap_samples": 50, "interval_confidence": 0.9, "seed": 3}
+    found = score_rejection(sure, is_right, is_in_scope, 0.5, **settings)
+    surest_last = np.argsort(sure, kind="stable")
+    rows = surest_last[np.random.default_rng(3).integers(0, 80, size=(50, 80))]
+    areas = [roc_auc_score(is_in_scope[row], sure[row]) for row in rows]
+    assert found.auroc == pytest.approx(roc_auc_score(is_in_scope, sure))
+    assert found.auroc_interval == pytest.approx(tuple(np.quantile(areas, [0.05, 0.95])))
+
+
+def test_memory_is_bounded_without_changing_the_interval_of_the_auroc(monkeypatch):
+    whole = score_rejection(*drawn(50), 0.5, bootstrap_samples=200)
+    monkeypatch.setattr(rejection, "_VALUES_AT_ONCE", 500)
+    assert score_rejection(*drawn(50), 0.5, bootstrap_samples=200).auroc_interval == pytest.approx(whole.auroc_interval)
+
+
+def test_what_is_not_there_has_no_interval():
+    found = score_rejection(np.array([0.9, 0.8]), np.array([True, True]), np.array([True, True]), 0.0)
+    assert found.in_scope_accuracy_interval == (1.0, 1.0)
+    assert (found.out_of_scope_recall_interval, found.auroc_interval) == (None, None)
 
 
 def test_no_in_scope_row_is_an_error():

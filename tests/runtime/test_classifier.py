@@ -15,7 +15,7 @@ import pytest
 from edgetune.errors import BundleError, PromptError
 from edgetune.runtime import classifier as module
 from edgetune.runtime.bundle import MANIFEST, ClassifierFormat, open_bundle
-from edgetune.runtime.classifier import Classifier, probabilities
+from edgetune.runtime.classifier import Classifier, confidences, probabilities
 
 FORMAT = ClassifierFormat(labels=("a", "b", "c"), multi_label=False, max_length=8, pad_id=0)
 
@@ -112,6 +112,23 @@ def test_several_labels_can_apply_or_none(with_format: Callable[..., Classifier]
     assert both.top[0] == ("card", pytest.approx(1 / (1 + np.exp(-8))))
     answer = module._answer(np.array([0.2, 0.4, 0.1]), classifier.format, 1)
     assert (answer.label, answer.labels, answer.is_unknown) == ("money", (), False)
+
+
+def test_the_confidence_of_one_answer_is_its_probability() -> None:
+    shares = np.array([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+    assert confidences(shares, multi_label=False).tolist() == [0.7, 0.4]
+
+
+def test_the_confidence_of_several_labels_is_that_of_the_least_certain_decision() -> None:
+    shares = np.array([[0.01, 0.02, 0.05], [0.99, 0.6, 0.01], [0.9, 0.3, 0.01]])
+    assert confidences(shares, multi_label=True) == pytest.approx([0.95, 0.6, 0.7])
+
+
+def test_a_text_that_surely_has_no_label_is_not_unknown(with_format: Callable[..., Classifier]) -> None:
+    format_ = with_format(multi_label=True, threshold=0.9).format
+    sure, unsure = (module._answer(np.array(row), format_, 1) for row in ([0.01, 0.02, 0.05], [0.99, 0.6, 0.01]))
+    assert (sure.labels, sure.is_unknown) == ((), False)
+    assert (unsure.labels, unsure.label, unsure.is_unknown) == ((), None, True)
 
 
 def test_the_out_of_scope_label_is_no_answer_beside_others(with_format: Callable[..., Classifier]) -> None:

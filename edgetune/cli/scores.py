@@ -1,0 +1,59 @@
+"""Scores in words, below the tables of `edgetune run` and `edgetune evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgetune.recipe import CLASSIFIER_METRICS
+
+SAME_ROWS = "is_calibrated_on_scored_rows"
+CLASS_SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "ece": "calibration error"}
+REJECTION_SCORES = {
+    "in_scope_accuracy": "in-scope accuracy",
+    "out_of_scope_recall": "out-of-scope recall",
+    "auroc": "AUROC",
+    "false_accept_rate": "false-accept rate",
+}
+
+
+def describe(summary: Mapping[str, Any], score: Mapping[str, Any] | None = None) -> str:
+    """How the table's numbers were measured, for people; `score` is that of a classifier, of the last target."""
+    start = f"{summary['rows']} rows; interval: {summary['confidence']:.0%}, bootstrap; loss: nats per "
+    if summary["metric"] in CLASSIFIER_METRICS:
+        same = " (the very rows scored, for want of data.test)" if (score or {}).get(SAME_ROWS) else ""
+        return (
+            f"{start}text, probabilities calibrated on the eval rows{same}; peak memory: a fresh process that loads "
+            "the model and labels one text at a time, whose median time the last column is"
+        )
+    return (
+        f"{start}trained token; peak memory: a fresh process that loads the model and answers one prompt at a time; "
+        "tokens/s: decoding one prompt at a time"
+    )
+
+
+def result_lines(name: str, score: Mapping[str, Any]) -> list[str]:
+    """What a target scored beside the table, for people: fields, or a classifier's scores and its rejection."""
+    lines = []
+    if fields := score.get("fields"):
+        low, high = fields["f1_interval"]
+        lines.append(
+            f"fields of {name}: F1 {fields['f1']:.1%} ({low:.1%} to {high:.1%}), "
+            f"precision {fields['precision']:.1%}, recall {fields['recall']:.1%}, valid JSON {fields['valid']:.1%}"
+        )
+    if classes := score.get("classes"):
+        lines.append(f"{name}: {_shares(classes, CLASS_SCORES)}")
+    if rejection := score.get("rejection"):
+        lines.append(f"{name}, unknown below {rejection['threshold']:.3f}: {_shares(rejection, REJECTION_SCORES)}")
+    return lines
+
+
+def _shares(values: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """Each score that there is, with its interval."""
+    shown = []
+    for key, name in names.items():
+        if values[key] is not None:
+            low, high = values[f"{key}_interval"] or (values[key], values[key])
+            form = ".3f" if key == "auroc" else ".1%"
+            shown.append(f"{name} {values[key]:{form}} ({low:{form}} to {high:{form}})")
+    return ", ".join(shown)
