@@ -4,7 +4,8 @@
 
 Each result is `edgetune run recipes/minilm-banking77.toml` in a process of its own, with another seed and, for few
 rows, another seeded draw of so many training rows a label. WORK keeps the runs: a benchmark that was stopped goes on
-there. The test split is scored once a run, after everything is chosen.
+there, and a run of another recipe or other settings is refused. The test split is scored once a run, after everything
+is chosen.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,20 @@ import click
 import torch
 
 from benchmarks.measure import MINILM, data_folder, minilm
-from edgetune.files import write_json
+from edgetune.files import read_json, write_json
+from edgetune.hashes import hash_values
 from edgetune.model.base import hash_base
 from edgetune.provenance import provenance
+from edgetune.recipe import load_recipe
+from edgetune.run_dir import RunDir
 
 RECIPE = Path("recipes/minilm-banking77.toml")
 FEW_SHOT = ("train.epochs=10", "train.learning_rate=3e-4")
-"""What a few-shot run sets besides its data; chosen on rows of the training split that were not drawn."""
+"""What a few-shot run sets besides its data; chosen on other labelled rows of the training split."""
+FEW_SHOT_NOTE = (
+    "few-shot runs: epochs and learning rate were chosen on other labelled rows of the training split; the drawn rows "
+    "are the eval rows too, so that in effect the last checkpoint is kept, and their calibration error means nothing"
+)
 
 
 @click.command()
@@ -43,12 +52,13 @@ def main(work: Path, base: Path | None, seeds: int, shots: tuple[int, ...], out:
     results = {}
     for count in shots:
         runs = [_run(work, base, count, seed) for seed in range(seeds)]
-        results[str(count) if count else "all"] = _summary(runs)
+        results[str(count) if count else "all"] = _summary(runs, is_few_shot=count > 0)
         click.echo(f"{count or 'all'} rows a label: {_line(results[str(count) if count else 'all'])}")
     write_json(
         out,
         {
-            "what": "BANKING77, published test split of 3,080 rows, scored once a run; every run another seed",
+            "what": "BANKING77, published test split of 3,080 rows, scored once a run; each run another seed; "
+            f"{FEW_SHOT_NOTE}",
             "recipe": str(RECIPE),
             "few_shot_settings": list(FEW_SHOT),
             "base": MINILM,
@@ -72,17 +82,38 @@ def _run(work: Path, base: Path, shots: int, seed: int) -> dict[str, Any]:
 
 
 def run_recipe(recipe: Path, folder: Path, settings: list[str]) -> dict[str, Any]:
-    """results/summary.json of `edgetune run`, made now unless it is there. Raises ClickException if the run fails."""
+    """results/summary.json of `edgetune run`, made now unless it is there.
+
+    Raises ClickException if the run fails, or if the folder holds a run of another recipe or of other settings.
+    """
     summary = folder / "results" / "summary.json"
-    if not summary.exists():
+    made_from = summary.with_name("benchmark.json")
+    asked = {"sha256": hash_values(recipe.read_text("utf-8"), settings)}
+    if summary.exists():
+        is_same = read_json(made_from) == asked if made_from.exists() else _is_run_of(recipe, folder, settings)
+        if not is_same:
+            raise click.ClickException(
+                f"{folder} holds a run of another recipe or other settings: remove it, or give another --work"
+            )
+    else:
         command = [sys.executable, "-m", "edgetune", "run", str(recipe), "-o", str(folder)]
         for setting in settings:
             command += ["--set", setting]
         done = subprocess.run(command, check=False, stdout=sys.stderr)
         if done.returncode != 0:
             raise click.ClickException(f"{' '.join(command)} gave exit code {done.returncode}")
+    write_json(made_from, asked)
     found: dict[str, Any] = json.loads(summary.read_text("utf-8"))
     return found
+
+
+def _is_run_of(recipe: Path, folder: Path, settings: list[str]) -> bool:
+    """Whether the folder's own record of what was asked is this recipe with these settings, key by key."""
+    run_dir = RunDir(folder)
+    if not run_dir.is_run:
+        return False
+    wanted = tomllib.loads(load_recipe(recipe, settings).to_toml())
+    return {**tomllib.loads(run_dir.recipe.read_text("utf-8")), **run_dir.read()["asked"]} == wanted
 
 
 def _draw(source: Path, out: Path, shots: int, seed: int) -> Path:
@@ -102,8 +133,11 @@ def _draw(source: Path, out: Path, shots: int, seed: int) -> Path:
     return out
 
 
-def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the runs of one setting scored, run by run and together."""
+def _summary(runs: list[dict[str, Any]], *, is_few_shot: bool) -> dict[str, Any]:
+    """What the runs of one setting scored, run by run and together.
+
+    No calibration error of few-shot runs: their temperature was chosen on the rows that they learned from.
+    """
     rows = {row["name"]: [run_row(run, row["name"]) for run in runs] for row in runs[0]["table"]}
     bundles = rows["int4 bundle"]
     merged = rows["merged"]
@@ -111,12 +145,13 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "accuracy": {name: mean([row["score"] for row in found]) for name, found in rows.items()},
         "int4_minus_merged": mean([a["score"] - b["score"] for a, b in zip(bundles, merged, strict=True)]),
         "macro_f1": mean([run["classification"]["macro_f1"] for run in runs]),
-        "ece": mean([run["classification"]["ece"] for run in runs]),
+        "ece": None if is_few_shot else mean([run["classification"]["ece"] for run in runs]),
         "bundle_bytes": max(row["disk_bytes"] for row in bundles),
         "merged_bytes": max(row["disk_bytes"] for row in merged),
         "train_peak_bytes": max(run["train"]["peak_bytes"] for run in runs),
         "wall_s": mean([run["wall_s"] for run in runs]),
         "verified": all(check["passed"] for run in runs for check in run["verification"] if check["is_required"]),
+        "commits": commits(runs),
     }
 
 
@@ -124,6 +159,11 @@ def run_row(run: dict[str, Any], name: str) -> dict[str, Any]:
     """A run's row of this name."""
     found: dict[str, Any] = next(row for row in run["table"] if row["name"] == name)
     return found
+
+
+def commits(runs: list[dict[str, Any]]) -> list[str | None]:
+    """The commit that made each run; "+" after it if files differed."""
+    return [run["provenance"]["commit"] for run in runs]
 
 
 def mean(values: list[float]) -> dict[str, Any]:

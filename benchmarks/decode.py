@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from benchmarks.measure import in_child, spread
+from benchmarks.measure import in_child, load_at_start, spread
 from edgetune.files import write_json
 from edgetune.provenance import provenance
 
@@ -42,6 +42,7 @@ OURS: dict[str, dict[str, Any]] = {
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/decode.json"))
 def main(merged: Path | None, rounds: int, out: Path) -> None:
     """Measure and write JSON."""
+    load = load_at_start()
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         merged = merged or _random_llama(folder / "random-125m")
@@ -54,7 +55,7 @@ def main(merged: Path | None, rounds: int, out: Path) -> None:
         bandwidth = in_child("benchmarks.decode_child", "bandwidth", "-", PROMPT_TOKENS, NEW_TOKENS)
         sizes = {name: _weight_bytes(path) for name, (_, path) in contestants.items()}
         shape = json.loads((merged / "config.json").read_text(encoding="utf-8"))
-    report = _summary(results, sizes, bandwidth, shape)
+    report = {**_summary(results, sizes, bandwidth, shape), "load_at_start": load}
     write_json(out, report)
     _print(report)
 

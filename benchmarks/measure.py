@@ -1,4 +1,4 @@
-"""What the benchmarks share: measuring in a process of its own, medians with spread, and where base and data lie."""
+"""What the benchmarks share: measuring in a process of its own, medians with spread, load, base and data."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import click
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """The encoder of the classifiers' benchmarks: its name on the hub."""
+QUIET_LOAD = 0.5
+"""The load average up to which a machine counts as idle."""
 
 
 def in_child(module: str, *arguments: str | int | Path) -> dict[str, Any]:
@@ -31,6 +33,14 @@ def in_child(module: str, *arguments: str | int | Path) -> dict[str, Any]:
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, least and most."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def load_at_start() -> float:
+    """The load average of the last minute; warns on stderr where other work will disturb timings."""
+    load = os.getloadavg()[0]
+    if load > QUIET_LOAD:
+        click.echo(f"warning: the load average is {load:.2f}; other work disturbs these timings", err=True)
+    return load
 
 
 def minilm() -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.banking77 import mean, run_recipe, run_row
+from benchmarks.banking77 import commits, mean, run_recipe, run_row
 from benchmarks.measure import MINILM, data_folder, minilm
 from edgetune.files import write_json
 from edgetune.model.base import hash_base
@@ -51,6 +51,7 @@ def main(work: Path, base: Path | None, seeds: int, out: Path) -> None:
         "accuracy": mean([found["accuracy"] for found in bundles]),
         "ece": mean([found["ece"] for found in bundles]),
         "bundle_bytes": max(run_row(run, "int4 bundle")["disk_bytes"] for run in runs),
+        "commits": commits(runs),
         "wall_s": mean([run["wall_s"] for run in runs]),
         "provenance": provenance(SPLIT_SEED),
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.measure import in_child, spread
+from benchmarks.measure import in_child, load_at_start, spread
 from edgetune.files import write_json
 from edgetune.provenance import provenance
 
@@ -29,6 +29,7 @@ CONTESTANTS = ("edgetune", "trainer-bf16", "trainer-fp32")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/train_throughput.json"))
 def main(rows: int, rounds: int, base: str, out: Path) -> None:
     """Measure and write JSON."""
+    load = load_at_start()
     results: dict[str, list[dict]] = {name: [] for name in CONTESTANTS}
     for round_number in range(rounds):
         for name in CONTESTANTS:
@@ -36,7 +37,7 @@ def main(rows: int, rounds: int, base: str, out: Path) -> None:
                 child = "benchmarks.train_throughput_child"
                 results[name].append(in_child(child, name, rows, base, round_number, work))
             click.echo(f"round {round_number + 1} {name}: {results[name][-1]}", err=True)
-    report = _summary(results, rows, base)
+    report = {**_summary(results, rows, base), "load_at_start": load}
     write_json(out, report)
     for name, row in report["contestants"].items():
         click.echo(

@@ -211,7 +211,7 @@ def _draw_labels(work: _Run, score: Any) -> dict[str, Any]:
         labels = [item["label"] for item in classes["per_class"]]
         draw_confusion(classes["confusion"], labels, work.run_dir.results / "confusion.png", title=work.recipe.name)
     kept = ("temperature", "rejection", "is_calibrated_on_scored_rows")
-    return {**{name: getattr(score, name) for name in kept}, "classes": classes}
+    return {**{name: getattr(score, name) for name in kept}, **classes}
 
 
 def _over_budget(work: _Run) -> list[str]:

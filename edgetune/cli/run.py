@@ -41,8 +41,9 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
         console.say_json(result.summary)
     else:
         console.say(result.table)
-        for line in result_lines("bundle", labels or {}):
-            console.say(line)
+        if labels:
+            for line in result_lines("bundle", {"classes": labels, "rejection": labels["rejection"]}):
+                console.say(line)
     console.note(describe(result.summary, labels))
     for line in result.summary["over_budget"]:
         console.note(f"over budget: {line}")

@@ -73,7 +73,7 @@ class ClassificationScore:
     positive_f1_interval: Interval | None
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...] | None
-    """Of all rows, those out of scope too; truth by answer. None for multi-label rows and above MAX_CONFUSION_LABELS."""
+    """Of all rows, those out of scope too: truth by answer. None if multi-label, or above MAX_CONFUSION_LABELS."""
 
 
 def answers(probabilities: np.ndarray, *, multi_label: bool) -> np.ndarray:
