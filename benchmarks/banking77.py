@@ -44,14 +44,15 @@ FEW_SHOT_NOTE = (
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder that keeps the runs.")
 @click.option("--base", type=click.Path(exists=True, path_type=Path), help="Folder of the encoder.")
 @click.option("--seeds", default=5, show_default=True)
+@click.option("--few-shot-seeds", default=2, show_default=True, help="Draws of few rows.")
 @click.option("--shots", multiple=True, type=int, default=(0, 5, 10), show_default=True, help="Rows a label; 0: all.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/banking77.json"))
-def main(work: Path, base: Path | None, seeds: int, shots: tuple[int, ...], out: Path) -> None:
+def main(work: Path, base: Path | None, seeds: int, few_shot_seeds: int, shots: tuple[int, ...], out: Path) -> None:
     """Measure and write JSON."""
     base = base or minilm()
     results = {}
     for count in shots:
-        runs = [_run(work, base, count, seed) for seed in range(seeds)]
+        runs = [_run(work, base, count, seed) for seed in range(few_shot_seeds if count else seeds)]
         results[str(count) if count else "all"] = _summary(runs, is_few_shot=count > 0)
         click.echo(f"{count or 'all'} rows a label: {_line(results[str(count) if count else 'all'])}")
     write_json(
@@ -63,7 +64,7 @@ def main(work: Path, base: Path | None, seeds: int, shots: tuple[int, ...], out:
             "few_shot_settings": list(FEW_SHOT),
             "base": MINILM,
             "base_sha256": hash_base(base),
-            "seeds": seeds,
+            "seeds": {"all": seeds, "few": few_shot_seeds},
             "threads": torch.get_num_threads(),
             "rows_a_label": results,
             "provenance": provenance(),

@@ -121,6 +121,7 @@ def _trainer(recipe: Recipe, name: str, work: Path) -> dict[str, Any]:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, COMPUTE_DTYPE),
+            llm_int8_skip_modules=["classifier"],  # transformers 5.24 puts a new head in 4 bits, which then fails
         ),
     )
     table = recipe.lora

@@ -48,7 +48,7 @@ def main(out: Path) -> None:
     axes.set_xlabel("size on disk, MB")
     figure.text(0.01, -0.01, SOURCE, fontsize=7, color="0.3", va="top")
     axes.set_ylabel("test accuracy, %")
-    axes.set_title(f"BANKING77: mean of {report['seeds']} seeds, bars from least to most; squares as published")
+    axes.set_title(f"BANKING77: mean of {report['seeds']['all']} seeds, bars from least to most; squares as published")
     axes.grid(visible=True, alpha=0.3)
     figure.savefig(out, bbox_inches="tight")
     click.echo(f"{out}")
