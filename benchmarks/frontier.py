@@ -37,7 +37,10 @@ def main(out: Path) -> None:
         mean, least, most = (100 * scores[part] for part in ("mean", "least", "most"))
         axes.errorbar(sizes[key], mean, [[mean - least], [most - mean]], fmt="o", color="tab:blue", capsize=4)
         axes.annotate(
-            f"{name}\n{mean:.2f} %, {sizes[key]:.0f} MB", (sizes[key], mean), (8, -22), textcoords="offset points"
+            f"{name}\n{mean:.2f} %, {sizes[key]:.0f} MB",
+            (sizes[key], mean),
+            (8, 8 if key == "int4 bundle" else -30),
+            textcoords="offset points",
         )
     for name, accuracy, size in PUBLISHED:
         axes.plot(size, accuracy, "s", color="tab:gray")

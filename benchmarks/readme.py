@@ -134,8 +134,8 @@ def banking77_table(report: dict[str, Any]) -> str:
         f"{report['seeds']['few']} seeded draw(s) of few (least to most). With all rows a run took "
         f"{whole['wall_s']['mean'] / 60:.0f} minutes in {report['threads']} thread of "
         f"{report['provenance']['processor']}, training {whole['train_peak_bytes'] / 2**30:.2f} GiB. "
-        "Few-shot epochs and learning rate were chosen on other labelled rows of the training split; the drawn rows are "
-        "the eval rows too, so that in effect the last checkpoint is kept, and a calibration error would mean nothing.",
+        "Few-shot epochs and learning rate were chosen on other labelled rows of the training split; the drawn rows "
+        "are the eval rows too, so that in effect the last checkpoint is kept and a calibration error means nothing.",
     ]
     return "\n".join(lines)
 

@@ -338,7 +338,7 @@ def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
     if export.max_length is not None:
         return "export.max_length: data.max_seq_len is the length of a classifier's texts; leave it out"
     if recipe.classify.multi_label and recipe.classify.out_of_scope_label is not None:
-        return "classify.out_of_scope_label: with multi_label a text out of scope is one without labels"
+        return "classify.out_of_scope_label: with multi_label a text that no label fits has none; leave this key out"
     return None
 
 

@@ -84,9 +84,10 @@ def score_rejection(
     settings = {"samples": bootstrap_samples, "confidence": interval_confidence, "seed": seed}
 
     def share(found: np.ndarray, among: np.ndarray) -> tuple[float, Interval]:
-        """The share of the rows `among` that are `found`, 0.0 of none, and its interval."""
-        value = float(found[among].mean()) if among.any() else 0.0
-        return value, bootstrap_interval(found & among, among, **settings)  # type: ignore[arg-type]
+        """The share of the rows `among` that are `found`, 0.0 of none, and its interval over draws of such rows."""
+        if not among.any():
+            return 0.0, (0.0, 0.0)
+        return float(found[among].mean()), bootstrap_interval(found[among], **settings)  # type: ignore[arg-type]
 
     accuracy, accuracy_interval = share(is_accepted & is_right, is_in_scope)
     accepted, accepted_interval = share(is_accepted, is_in_scope)

@@ -130,7 +130,7 @@ def test_intervals_of_shares_are_those_of_the_other_metrics():
     }
     for name, (tops, bottoms) in expected.items():
         low, high = getattr(found, f"{name}_interval")
-        assert (low, high) == pytest.approx(bootstrap_interval(tops, bottoms, **settings)), name
+        assert (low, high) == pytest.approx(bootstrap_interval(tops[bottoms], **settings)), name
         assert low < getattr(found, name) < high
 
 
@@ -160,3 +160,10 @@ def test_what_is_not_there_has_no_interval():
 def test_no_in_scope_row_is_an_error():
     with pytest.raises(ValueError, match="no in-scope row"):
         score_rejection(np.array([0.5]), np.array([False]), np.array([False]), 0.5)
+
+
+def test_a_few_rows_out_of_scope_that_are_all_found_leave_no_doubt_below_one():
+    """A resample without such a row says nothing of them."""
+    sure = np.r_[np.full(100, 0.9), np.full(3, 0.1)]
+    found = score_rejection(sure, np.ones(103, bool), np.arange(103) < 100, 0.5, bootstrap_samples=200)
+    assert (found.out_of_scope_recall, found.out_of_scope_recall_interval) == (1.0, (1.0, 1.0))
