@@ -136,7 +136,7 @@ def test_a_classifier_has_defaults_of_its_own_that_the_recipe_overrides():
         ('[model]\nbase = "b"\n[data]\ntrain = "t"\n[evaluate]\nmetric = "macro_f1"\n', "needs model.task"),
         (CLASSIFIER + '[evaluate]\nmetric = "json"\n', "a classifier has accuracy, macro_f1, f1"),
         (CLASSIFIER + '[evaluate]\nmetric = "f1"\n', "name the label in classify.positive_label"),
-        (CLASSIFIER + '[classify]\nmulti_label = true\nout_of_scope_label = "x"\n', "a text that no label fits has none"),
+        (CLASSIFIER + '[classify]\nmulti_label = true\nout_of_scope_label = "x"\n', "no label fits has none"),
     ],
 )
 def test_tables_that_contradict_each_other_are_a_problem(text, problem):
