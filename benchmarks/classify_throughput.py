@@ -15,6 +15,7 @@ import csv
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -37,7 +38,7 @@ DRAW_SEED = 0
 @click.option("--base", type=click.Path(exists=True, path_type=Path), help="Folder of the encoder.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/classify_throughput.json"))
 def main(epochs: float, rows: int, rounds: int, base: Path | None, out: Path) -> None:
-    """Measure and write JSON."""
+    """Measure and write JSON, after every round anew."""
     base, load = base or minilm(), load_at_start()
     results: dict[str, list[dict]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory() as data:
@@ -47,12 +48,23 @@ def main(epochs: float, rows: int, rounds: int, base: Path | None, out: Path) ->
                 found = in_child("benchmarks.classify_throughput_child", name, data, epochs, base, seed)
                 results[name].append(found)
                 click.echo(f"round {seed + 1} {name}: {found}", err=True)
+            write_json(out, report := _report(results, counts, epochs, load))
+    for name, row in report["contestants"].items():
+        click.echo(
+            f"{name:16} {row['rows_per_s']['median']:6.1f} rows/s  "
+            f"peak {row['peak_bytes']['median'] / 2**20:6.0f} MiB  accuracy {row['accuracy']['median']:.2%}"
+        )
+    click.echo(f"ratio to {report['peer']}: {report['ratio']['median']:.2f}")
+
+
+def _report(results: dict[str, list[dict]], counts: dict[str, int], epochs: float, load: float) -> dict[str, Any]:
+    """What the finished rounds found."""
     contestants = {
         name: {key: spread([item[key] for item in found]) for key in found[0]} for name, found in results.items()
     }
     peer = max(CONTESTANTS[1:], key=lambda name: contestants[name]["rows_per_s"]["median"])
     ratios = [a["rows_per_s"] / b["rows_per_s"] for a, b in zip(results["edgetune"], results[peer], strict=True)]
-    report = {
+    return {
         "what": "the same BANKING77 rows, NF4 base + LoRA + head, contestants in turn, each in a fresh process",
         "recipe": str(RECIPE),
         "base": MINILM,
@@ -60,20 +72,13 @@ def main(epochs: float, rows: int, rounds: int, base: Path | None, out: Path) ->
         "data_rows": counts,
         "draw_seed": DRAW_SEED,
         "epochs": epochs,
-        "rounds": rounds,
+        "rounds": len(ratios),
         "contestants": contestants,
         "peer": peer,
         "ratio": spread(ratios),
         "load_at_start": load,
         "provenance": provenance(),
     }
-    write_json(out, report)
-    for name, row in contestants.items():
-        click.echo(
-            f"{name:16} {row['rows_per_s']['median']:6.1f} rows/s  "
-            f"peak {row['peak_bytes']['median'] / 2**20:6.0f} MiB  accuracy {row['accuracy']['median']:.2%}"
-        )
-    click.echo(f"ratio to {peer}: {report['ratio']['median']:.2f}")
 
 
 def _draw(source: Path, out: Path, count: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.classify_throughput import COMPUTE_DTYPE, RECIPE
+from benchmarks.measure import timed_training
 from edgetune.data.labelled import PreparedLabels, prepare_labelled
 from edgetune.evaluate.label_rows import make_label_set, targets_of
 from edgetune.evaluate.torch_classifier import load
@@ -93,20 +94,8 @@ def _trainer(recipe: Recipe, name: str, work: Path) -> dict[str, Any]:
         BitsAndBytesConfig,
         DataCollatorWithPadding,
         Trainer,
-        TrainerCallback,
         TrainingArguments,
     )
-
-    class Clock(TrainerCallback):
-        """Seconds from the first step to the last, as EdgeTune counts them: data in, set-up out."""
-
-        start_s = train_s = 0.0
-
-        def on_train_begin(self, *_, **__):
-            self.start_s = time.perf_counter()
-
-        def on_train_end(self, *_, **__):
-            self.train_s = time.perf_counter() - self.start_s
 
     torch.manual_seed(recipe.train.seed)
     base = resolve_base(recipe.model.base)
@@ -153,9 +142,7 @@ def _trainer(recipe: Recipe, name: str, work: Path) -> dict[str, Any]:
         disable_tqdm=True,
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=DataCollatorWithPadding(tokenizer))
-    clock = Clock()
-    trainer.add_callback(clock)
-    trainer.train()
+    train_s = timed_training(trainer)
     peak_bytes = peak_memory_bytes()
     held_out = _rows(prepared, "eval")
     model.eval()
@@ -170,11 +157,11 @@ def _trainer(recipe: Recipe, name: str, work: Path) -> dict[str, Any]:
             answers = model(**inputs).logits.argmax(1).cpu().numpy()
         right += int((answers == np.array([row["labels"] for row in batch])).sum())
     return {
-        "rows_per_s": len(rows) * recipe.train.epochs / clock.train_s,
+        "rows_per_s": len(rows) * recipe.train.epochs / train_s,
         "peak_bytes": peak_bytes,
         "accuracy": right / len(held_out),
         "steps": trainer.state.global_step,
-        "train_s": clock.train_s,
+        "train_s": train_s,
         "rows": int(len(rows) * recipe.train.epochs),
         "eval_rows": len(held_out),
     }

@@ -35,31 +35,36 @@ Found = dict[str, Any]
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/encoder_speed.json"))
 def main(merged: Path, rounds: int, out: Path) -> None:
-    """Measure and write JSON."""
+    """Measure and write JSON, after every round anew."""
     load = load_at_start()
     with tempfile.TemporaryDirectory() as work:
         contestants, attention = _build(merged, Path(work))
         results: dict[str, list[Found | None]] = {name: [] for name in contestants}
+        sizes = {name: _size(kind, path) for name, (kind, path) in contestants.items()}
         for number in range(rounds):
             for name, (kind, path) in contestants.items():
                 results[name].append(found := _measure(kind, path))
                 shown = found and {key: value for key, value in found.items() if key != "labels"}
                 click.echo(f"round {number + 1} {name}: {shown}", err=True)
-        sizes = {name: _size(kind, path) for name, (kind, path) in contestants.items()}
+            write_json(out, report := _report(results, sizes, attention, load))
+    for name, row in report["rows"].items():
+        click.echo(f"{name:28} {_line(row)}")
+
+
+def _report(
+    results: dict[str, list[Found | None]], sizes: dict[str, int], attention: str, load: float
+) -> dict[str, Any]:
+    """What the finished rounds found."""
     eager = results[EAGER]
-    rows = {name: _row(found, eager, sizes[name]) for name, found in results.items()}
-    report: dict[str, Any] = {
+    return {
         "what": "labelling texts, same merged MiniLM, contestants in turn, each in a fresh process; null: did not work",
-        "rounds": rounds,
-        "rows": rows,
+        "rounds": len(eager),
+        "rows": {name: _row(found, eager, sizes[name]) for name, found in results.items()},
         "latency_ratio_to_eager": {name: _ratio(found, eager) for name, found in results.items()},
         "plain_onnx_attention": attention,
         "load_at_start": load,
         "provenance": provenance(),
     }
-    write_json(out, report)
-    for name, row in rows.items():
-        click.echo(f"{name:28} {_line(row)}")
 
 
 def _measure(kind: str, path: Path) -> Found | None:

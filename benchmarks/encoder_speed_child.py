@@ -104,13 +104,9 @@ def _onnx(path: Path) -> Logits:
 def load_torch(path: Path) -> Any:
     """The merged classifier in float32."""
     from edgetune.model.base import load_merged
-    from edgetune.model.classifier import Classifier, drop_unused_pooler, load_head, read_spec
+    from edgetune.model.classifier import load_classifier
 
-    spec, encoder = read_spec(path), load_merged(path)
-    drop_unused_pooler(encoder, spec.pooling)
-    classifier = Classifier(encoder, spec).eval()
-    load_head(classifier, path)
-    return classifier
+    return load_classifier(load_merged(path), path)
 
 
 def _eager(path: Path) -> Logits:

@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,26 @@ def load_at_start() -> float:
     if load > QUIET_LOAD:
         click.echo(f"warning: the load average is {load:.2f}; other work disturbs these timings", err=True)
     return load
+
+
+def timed_training(trainer: Any) -> float:
+    """Train with a transformers.Trainer; seconds from its first step to its last, data in and set-up out."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        """When training began and ended."""
+
+        start_s = end_s = 0.0
+
+        def on_train_begin(self, *_, **__):
+            self.start_s = time.perf_counter()
+
+        def on_train_end(self, *_, **__):
+            self.end_s = time.perf_counter()
+
+    trainer.add_callback(clock := Clock())
+    trainer.train()
+    return clock.end_s - clock.start_s
 
 
 def minilm() -> Path:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.measure import timed_training
 from benchmarks.train_throughput import RECIPE
 from edgetune.data.prepare import prepare
 from edgetune.lora.adapter import attach
@@ -59,18 +59,7 @@ def _edgetune(recipe: Recipe, work: Path) -> dict:
 
 def _trainer(recipe: Recipe, work: Path, *, bf16: bool) -> dict:
     """The baseline as its users write it: 4-bit base, PEFT adapter, dynamic padding, no evaluation while it trains."""
-    from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
-
-    class Clock(TrainerCallback):
-        """Seconds from the first step to the last, as EdgeTune counts them: data in, set-up out."""
-
-        start_s = train_s = 0.0
-
-        def on_train_begin(self, *_, **__):
-            self.start_s = time.perf_counter()
-
-        def on_train_end(self, *_, **__):
-            self.train_s = time.perf_counter() - self.start_s
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     torch.manual_seed(recipe.train.seed)
     tokenizer = load_tokenizer(resolve_base(recipe.model.base))
@@ -102,20 +91,17 @@ def _trainer(recipe: Recipe, work: Path, *, bf16: bool) -> dict:
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8),
     )
-    clock = Clock()
-    trainer.add_callback(clock)
-    trainer.train()
-    wall_s = clock.train_s
+    train_s = timed_training(trainer)
     peak = peak_memory_bytes()
     trained = sum(label != -100 for row in rows for label in row["labels"])
     pad_id = tokenizer.pad_token_id or 0
     total, count = evaluate_loss(trainer.model, prepared.eval, pad_id=pad_id, max_seq_len=recipe.data.max_seq_len)
     return {
-        "trained_tokens_per_s": trained / wall_s,
+        "trained_tokens_per_s": trained / train_s,
         "peak_bytes": peak,
         "eval_loss": total / count,
         "steps": trainer.state.global_step,
-        "train_s": wall_s,
+        "train_s": train_s,
         "trained_tokens": trained,
     }
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edgetune.data.encode import Encoded
 from edgetune.data.formats import Example
-from edgetune.data.labels import as_targets, check_named, label_numbers
+from edgetune.data.labels import as_targets, check_named, label_numbers, numbered
 from edgetune.data.prepare import cache_key, columns_of, examples, source_of, sources
 from edgetune.data.tokens import Tokens, open_tokens, write_tokens
 from edgetune.errors import DataError
@@ -137,11 +137,12 @@ def check_labels(recipe: Recipe) -> tuple[str, ...]:
     """
     labels = find_labels(_split(recipe, "train"), recipe.data)
     check_named(recipe.classify, labels)
+    numbers = numbered(labels)
     splits: tuple[Literal["eval", "test"], ...] = ("eval", "test")
     for split in splits:
         has_text = False
         for example in examples(recipe, split):
-            label_numbers(example, labels)
+            label_numbers(example, numbers)
             has_text = has_text or bool((example.text or "").strip())
         if not has_text:
             raise DataError(f"{source_of(recipe, split)}: no {split} row has a text", cure="give rows with a text")
@@ -150,16 +151,17 @@ def check_labels(recipe: Recipe) -> tuple[str, ...]:
 
 def find_labels(rows: Iterable[Example], data: DataTable) -> tuple[str, ...]:
     """The labels of the training rows, sorted. Raises DataError if there are fewer than two."""
-    found: set[str] = set()
-    filled = count = 0
-    for count, row in enumerate(rows, start=1):  # noqa: B007  counts them
+    found, filled, empty = set[str](), 0, 0
+    for row in rows:
         if (row.text or "").strip():
             filled += 1
             found.update(row.labels)
+        else:
+            empty += 1
     if len(found) < 2:
         what = f"one label only, {next(iter(found))!r}" if found else "no labels"
         if not filled:
-            what = f"none of the {count:,} training rows has a text"
+            what = f"none of the {empty:,} training rows has a text"
         first = "" if data.max_train_rows is None else "raise data.max_train_rows, or "
         raise DataError(f"{data.train}: {what}; a classifier needs two labels", cure=f"{first}give rows of more labels")
     return tuple(sorted(found))
@@ -225,10 +227,11 @@ def _write_part(
 ) -> int:
     """Token ids and targets of one split; how many rows they are."""
     targets: list[np.ndarray] = []
+    numbers = numbered(names)
 
     def rows() -> Iterator[Encoded]:
         for part, encoded in batches:
-            found = as_targets([label_numbers(row, names) for row in part], len(names), multi_label=is_set)
+            found = as_targets([label_numbers(row, numbers) for row in part], len(names), multi_label=is_set)
             targets.append(np.packbits(found, axis=1) if is_set else found)
             yield from encoded
 

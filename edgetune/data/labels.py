@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import math
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,9 @@ from edgetune.recipe import ClassifyTable
 
 TEXT_COLUMNS = ("text", "sentence", "utterance", "query", "message", "content", "question")
 LABEL_COLUMNS = ("label", "labels", "category", "intent", "class", "target")
+
+SHOWN_CHARACTERS = 60
+"""Of a label, in a message."""
 
 
 def find_columns(row: Row) -> tuple[str, str]:
@@ -51,17 +52,22 @@ def to_labelled(row: Row, *, columns: tuple[str, str], table: ClassifyTable) -> 
     return Example((), content, row.place, (_name(value, row, label),))
 
 
-def label_numbers(example: Example, labels: Sequence[str]) -> tuple[int, ...]:
-    """The numbers of an example's labels. Raises DataError for a label that is not among `labels`."""
-    places = _places(tuple(labels))
+def numbered(labels: Sequence[str]) -> dict[str, int]:
+    """Each label's number: its place among the logits."""
+    return {name: number for number, name in enumerate(labels)}
+
+
+def label_numbers(example: Example, numbers: Mapping[str, int]) -> tuple[int, ...]:
+    """The numbers of an example's labels. Raises DataError for a label that has none: see `numbered`."""
     for name in example.labels:
-        if name not in places:
+        if name not in numbers:
+            shown = name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}..."
             raise DataError(
-                f"{example.place}: label {textwrap.shorten(name, 60)!r} does not occur in the training rows, which have"
-                f" {len(labels):,} others",
+                f"{example.place}: label {shown!r} does not occur in the training rows, which have"
+                f" {len(numbers):,} others",
                 cure="add training rows of it (data.max_train_rows may leave some out), or leave its rows out",
             )
-    return tuple(places[name] for name in example.labels)
+    return tuple(numbers[name] for name in example.labels)
 
 
 def as_targets(numbers: Sequence[tuple[int, ...]], labels: int, *, multi_label: bool) -> np.ndarray:
@@ -84,11 +90,6 @@ def check_named(table: ClassifyTable, labels: Sequence[str]) -> None:
                 f"classify.{key}: {name!r} is no label of the training rows",
                 cure=f"did you mean {close[0]!r}?" if close else f"they are {', '.join(labels[:10])}",
             )
-
-
-@functools.lru_cache(maxsize=4)
-def _places(labels: tuple[str, ...]) -> dict[str, int]:
-    return {name: number for number, name in enumerate(labels)}
 
 
 def _separated(value: Any, separator: str) -> list[Any]:

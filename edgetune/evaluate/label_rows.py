@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgetune.data.labels import as_targets, check_named, label_numbers
+from edgetune.data.labels import as_targets, check_named, label_numbers, numbered
 from edgetune.errors import DataError, RunError
 from edgetune.files import atomic_file
 from edgetune.hashes import hash_values
@@ -158,10 +158,10 @@ def _rows(recipe: Recipe, which: Literal["eval", "test"], labels: Sequence[str])
     """A split's rows with a text, and how many have none."""
     from edgetune.data.prepare import examples
 
-    rows, empty = list[LabelRow](), 0
+    rows, empty, numbers = list[LabelRow](), 0, numbered(labels)
     for example in examples(recipe, which):
         if text := (example.text or "").strip() and example.text:
-            rows.append(LabelRow(text, label_numbers(example, labels), example.place))
+            rows.append(LabelRow(text, label_numbers(example, numbers), example.place))
         else:
             empty += 1
     return rows, empty

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,33 +96,35 @@ def test_a_base_that_could_not_be_exported_is_named_before_the_training(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_a_classifier_s_plan_counts_labels(tiny_encoder: Path, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.csv"
-    rows.write_text("text,label\nyes please,yes\nno thanks,no\nyes,yes\n", encoding="utf-8")
-    path = tmp_path / "labels.toml"
-    path.write_text(
-        f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\n'
-        f"[data]\ntrain = {json.dumps(str(rows))}\neval = {json.dumps(str(rows))}\n",
-        encoding="utf-8",
-    )
-    result = CliRunner().invoke(main, ["plan", str(path)])
+@pytest.fixture
+def label_recipe(tiny_encoder: Path, tmp_path: Path) -> Callable[[str, str], Path]:
+    """A function that makes a classifier's recipe of train and eval rows in CSV."""
+
+    def make(train: str, held_out: str) -> Path:
+        lines = [f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\n[data]']
+        for name, rows in (("train", train), ("eval", held_out)):
+            file = tmp_path / f"{name}.csv"
+            file.write_text(f"text,label\n{rows}", encoding="utf-8")
+            lines.append(f"{name} = {json.dumps(str(file))}")
+        path = tmp_path / "labels.toml"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return path
+
+    return make
+
+
+def test_a_classifier_s_plan_counts_labels(label_recipe: Callable[[str, str], Path]) -> None:
+    rows = "yes please,yes\nno thanks,no\nyes,yes\n"
+    result = plan(label_recipe(rows, rows))
     assert result.exit_code == 0, result.output
     assert "data.train: first 3 rows read" in result.stdout
     assert "2 labels; 0 rows longer" in result.stdout
 
 
-def test_labels_that_training_would_refuse_are_found_by_the_plan(tiny_encoder: Path, tmp_path: Path) -> None:
-    rows, held_out = tmp_path / "rows.csv", tmp_path / "eval.csv"
-    rows.write_text("text,label\nyes please,yes\nno thanks,no\n", encoding="utf-8")
-    held_out.write_text("text,label\nperhaps,maybe\n", encoding="utf-8")
-    path = tmp_path / "labels.toml"
-    path.write_text(
-        f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\n'
-        f"[data]\ntrain = {json.dumps(str(rows))}\neval = {json.dumps(str(held_out))}\n",
-        encoding="utf-8",
-    )
-    result = CliRunner().invoke(main, ["plan", str(path)])
+def test_labels_that_training_would_refuse_are_found_by_the_plan(label_recipe: Callable[[str, str], Path]) -> None:
+    path = label_recipe("yes please,yes\nno thanks,no\n", "perhaps,maybe\n")
+    result = plan(path)
     assert result.exit_code == 2
     assert "label 'maybe' does not occur in the training rows" in result.stderr
-    misspelt = CliRunner().invoke(main, ["plan", str(path), "--set", "classify.positive_label=ja"])
+    misspelt = plan(path, "--set", "classify.positive_label=ja")
     assert "'ja' is no label" in misspelt.stderr

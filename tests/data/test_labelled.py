@@ -229,7 +229,7 @@ def test_a_folder_without_data_says_what_would_be_data(recipe_for, tokenizer, tm
     [
         ("test", [("", "on")], "test.jsonl: no test row has a text"),
         ("eval", [(" ", "on")], "eval.jsonl: no eval row has a text"),
-        ("eval", [("dim it", "x" * 500)], r"label 'x?\[...\]|label '.{0,70}' does not occur"),
+        ("eval", [("dim it", "x" * 500)], r"label 'x{60}\.\.\.' does not occur"),
     ],
 )
 def test_rows_that_would_stop_a_later_stage_stop_before_training(recipe_for, tmp_path, part, rows, complaint):
