@@ -2,7 +2,7 @@
 
     EDGETUNE_DATA=... python -m benchmarks.int4_loss
 
-stories260K and babyllama-105 (llama2.c files), TinyStories validation text, the head in 8 bits. Deterministic: torch
+stories260K and babyllama-105 (llama2.c files), TinyStories validation text. Deterministic: torch
 computes with the very numbers that a bundle holds, so the result does not depend on a runtime.
 """
 
@@ -24,9 +24,13 @@ from edgetune.quant.grid import dequantize, quantize
 TOKENS = 30720
 MODELS = {"stories260K": ("stories260K.bin", "tok512.model"), "babyllama-105": ("model5000.bin", "tok105.model")}
 GRIDS = [
-    {"bits": bits, "block_size": size, "symmetric": symmetric}
-    for bits, size, symmetric in product((4,), (16, 32, 128, 256), (False, True))
-] + [{"bits": 8, "block_size": 32, "symmetric": False}]
+    *(
+        {"bits": 4, "block_size": size, "symmetric": symmetric, "head_bits": 8}
+        for size, symmetric in product((16, 32, 128, 256), (False, True))
+    ),
+    *({"bits": 4, "block_size": size, "symmetric": True, "head_bits": 4} for size in (128, 256)),
+    {"bits": 8, "block_size": 32, "symmetric": False, "head_bits": 8},
+]
 
 
 @click.command()
@@ -40,7 +44,6 @@ def main(out: Path) -> None:
         {
             "what": "mean loss in nats per token of published weights on a grid, matrices and embedding",
             "tokens": TOKENS,
-            "head_bits": 8,
             "models": models,
             "provenance": provenance(),
         },
@@ -83,8 +86,9 @@ def _put_on_grid(model, grid: dict, method: str) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             is_head = "embed_tokens" in name or "lm_head" in name
-            bits = 8 if is_head else grid["bits"]
-            parameter.copy_(dequantize(quantize(parameter, **{**grid, "bits": bits}, method=method)))
+            bits = grid["head_bits"] if is_head else grid["bits"]
+            settings = {"bits": bits, "block_size": grid["block_size"], "symmetric": grid["symmetric"]}
+            parameter.copy_(dequantize(quantize(parameter, **settings, method=method)))
 
 
 @torch.no_grad()

@@ -103,7 +103,8 @@ def int4_loss_table(report: dict[str, Any]) -> str:
     for name, model in report["models"].items():
         for grid in model["grids"]:
             symmetry = "symmetric" if grid["symmetric"] else "asymmetric"
-            label = f"int{grid['bits']} block {grid['block_size']} {symmetry}"
+            small_head = "" if grid["head_bits"] == 8 else f", int{grid['head_bits']} head"
+            label = f"int{grid['bits']} block {grid['block_size']} {symmetry}{small_head}"
             rise = grid["loss"] - model["float32_loss"]
             rises.setdefault(label, {})[f"{name}, {grid['method']}"] = f"{rise:+.4f}"
     lines += [f"| {label} | {' | '.join(row[column] for column in head)} |" for label, row in rises.items()]
