@@ -95,14 +95,16 @@ def test_only_prompts_of_synthetic_rows_weigh_less() -> None:
     assert weights[-1].tolist() == pytest.approx([0.1, 0.1, 0.1, 1, 1])
 
 
-def test_every_document_is_seen_once_an_epoch_and_a_step_gives_the_same_rows_again() -> None:
+def test_an_epoch_reads_each_document_as_often_as_its_passes_say_and_a_step_gives_the_same_rows_again() -> None:
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     documents = [Document("prose", f"The farmer gave Lucy {i} yellow apples for the road.") for i in range(700)]
     documents.append(Document("snips", "play the long song by lucy"))
     ids, starts = pretrain.pack_documents(tokenizer, documents)
-    batches = pretrain.Batches(tokenizer, ids, starts, make_pool(documents))
-    steps = -(-len(ids) // ((pretrain.ROWS_PER_STEP - pretrain.SYNTHETIC_ROWS) * (pretrain.CONTEXT + 1)))
+    passes = np.array([1] * 700 + [3])
+    read = np.concatenate([ids, ids[starts[-2] :], ids[starts[-2] :]])
+    batches = pretrain.Batches(tokenizer, ids, starts, passes, make_pool(documents))
+    steps = -(-len(read) // ((pretrain.ROWS_PER_STEP - pretrain.SYNTHETIC_ROWS) * (pretrain.CONTEXT + 1)))
     natural = [batches.rows(step)[: -pretrain.SYNTHETIC_ROWS].flatten() for step in range(steps)]
-    assert np.array_equal(np.sort(torch.cat(natural)[: len(ids)].numpy()), np.sort(ids))
+    assert np.array_equal(np.sort(torch.cat(natural)[: len(read)].numpy()), np.sort(read))
     assert torch.equal(batches.rows(1), batches.rows(1))
     assert not torch.equal(batches.rows(1)[-1], batches.rows(0)[-1])

@@ -25,7 +25,7 @@ def render_numbers(numbers: dict) -> str:
         "parameters": f"{numbers['parameters']:,}",
         "steps": f"{numbers['steps']:,}",
         "tokens seen": f"{numbers['tokens']:,} ({numbers['synthetic_share']:.0%} of them synthetic tasks)",
-        "natural text": f"{numbers['natural_train_tokens']:,} tokens, seen {numbers['natural_epochs']:.2f} times",
+        "natural text": f"{numbers['natural_tokens']:,} tokens read, of texts of {numbers['natural_train_tokens']:,}",
         "training time": f"{numbers['train_wall_s'] / 60:.0f} min on {numbers['hardware']}, shared with other work",
         "learning-rate decay": decay,
         "versions": versions,

@@ -12,6 +12,8 @@ from pathlib import Path
 BOS, SYSTEM, USER, ASSISTANT, END = "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 MAX_DOCUMENT_CHARS = 4000
 HELD_OUT_PERCENT = 1
+PASSES = {"snips": 12}
+"""How often a source is read while the others are read once: spoken commands are what this base is made for."""
 SHORT_SENTENCE_FILES = ("common-voice_sentences", "tatoeba_english-sentences")
 
 
@@ -31,7 +33,10 @@ def find_data() -> Path:
 
 
 def read_documents(data: Path) -> list[Document]:
-    """Every training document: the corpus, TinyStories, GSM8K questions and answers, SNIPS utterances (no labels)."""
+    """Every training document: the corpus, TinyStories, GSM8K questions and answers, SNIPS utterances (no labels).
+
+    An utterance is a document of its own, a user's turn: so it stands where a fine-tune will find it.
+    """
     documents: list[Document] = []
     for path in sorted((data.parent / "corpus").glob("*.txt")):
         documents += _read_corpus_file(path)
@@ -42,7 +47,7 @@ def read_documents(data: Path) -> list[Document]:
         answer = re.sub(r"<<[^>]*>>", "", row["answer"])
         documents.append(Document("gsm8k", render_chat([(USER, row["question"]), (ASSISTANT, answer)]), is_chat=True))
     utterances = [u.strip() for u in (data / "snips" / "train" / "seq.in").read_text("utf-8").splitlines()]
-    documents += [Document("snips", "\n".join(utterances[i : i + 50])) for i in range(0, len(utterances), 50)]
+    documents += [Document("snips", render_chat([(USER, utterance)]), is_chat=True) for utterance in utterances]
     return documents
 
 

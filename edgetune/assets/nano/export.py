@@ -93,7 +93,7 @@ def measure(model: LlamaForCausalLM, state: dict, work: Path) -> dict:
         "steps": state["step"],
         "tokens": state["tokens"],
         "synthetic_share": round(state["synthetic_share"], 4),
-        "natural_epochs": round(state["tokens"] * (1 - state["synthetic_share"]) / len(train_ids), 3),
+        "natural_tokens": round(state["tokens"] * (1 - state["synthetic_share"])),
         "train_wall_s": round(state["elapsed_s"]),
         "decay_started_s": None if state["decay_from_s"] is None else round(state["decay_from_s"]),
         "decay_length_s": None if state["decay_from_s"] is None else round(state["decay_s"]),

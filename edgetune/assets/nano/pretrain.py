@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from edgetune.assets.nano import export
-from edgetune.assets.nano.corpus import BOS, Document, find_data, read_documents, split_held_out
+from edgetune.assets.nano.corpus import BOS, PASSES, Document, find_data, read_documents, split_held_out
 from edgetune.assets.nano.tasks import Pool, make_pool, make_tasks
 from edgetune.assets.nano.tokenizer import save_tokenizer, train_tokenizer
 from edgetune.model.device import has_bfloat16
@@ -54,6 +54,7 @@ class Batches:
     tokenizer: Tokenizer
     ids: np.ndarray  # all documents, each opened by <|endoftext|>, uint16
     starts: np.ndarray  # where each document begins in ids, and the end
+    passes: np.ndarray  # how often each document is read in an epoch
     pool: Pool
     shuffled: dict[int, np.ndarray] = field(default_factory=dict)  # the stream of the current epoch
 
@@ -65,14 +66,15 @@ class Batches:
         return torch.from_numpy(np.concatenate([natural.reshape(-1, CONTEXT + 1), synthetic]).astype(np.int64))
 
     def _natural(self, start: int, count: int) -> np.ndarray:
-        epoch, offset = divmod(start, len(self.ids))
+        epoch, offset = divmod(start, int((np.diff(self.starts) * self.passes).sum()))
         tail = self._epoch(epoch)[offset : offset + count]
         return tail if len(tail) == count else np.concatenate([tail, self._epoch(epoch + 1)[: count - len(tail)]])
 
     def _epoch(self, epoch: int) -> np.ndarray:
         if epoch not in self.shuffled:
             self.shuffled.clear()
-            order = np.random.default_rng(SEED + epoch).permutation(len(self.starts) - 1)
+            documents = np.repeat(np.arange(len(self.passes)), self.passes)
+            order = np.random.default_rng(SEED + epoch).permutation(documents)
             self.shuffled[epoch] = np.concatenate([self.ids[self.starts[i] : self.starts[i + 1]] for i in order])
         return self.shuffled[epoch]
 
@@ -111,7 +113,7 @@ def prepare(work: Path, data: Path) -> Batches:
         synthetic=pack_tasks(tokenizer, iter(held_out_tasks), 96),
         train=ids,
     )
-    return Batches(tokenizer, ids, starts, pool)
+    return Batches(tokenizer, ids, starts, np.array([PASSES.get(d.source, 1) for d in train]), pool)
 
 
 def make_model() -> LlamaForCausalLM:
