@@ -47,13 +47,14 @@ class LabelReport:
     train_source: str
     eval_source: str
     truncated: int
-    """Of the training rows, as the next two."""
+    """Of the training and eval rows."""
     dropped_too_long: int
+    """Of the training rows, as the next."""
     dropped_empty: int
     eval_dropped: int
     tokens: int
     longest: int
-    """Tokens of the longest text read, before it was cut."""
+    """Tokens of the longest text read, training or eval, before it was cut."""
 
     @property
     def summary(self) -> str:
@@ -142,8 +143,9 @@ def check_labels(recipe: Recipe) -> tuple[str, ...]:
     for split in splits:
         has_text = False
         for example in examples(recipe, split):
-            label_numbers(example, numbers)
-            has_text = has_text or bool((example.text or "").strip())
+            if (example.text or "").strip():
+                label_numbers(example, numbers)
+                has_text = True
         if not has_text:
             raise DataError(f"{source_of(recipe, split)}: no {split} row has a text", cure="give rows with a text")
     return labels
@@ -213,7 +215,7 @@ def _write(recipe: Recipe, tokenizer: Any, max_length: int, names: Sequence[str]
         dropped_empty=counts["train"]["empty"],
         eval_dropped=counts["eval"]["empty"] + counts["eval"]["too_long"],
         tokens=counts["train"]["tokens"],
-        longest=counts["train"]["longest"],
+        longest=max(counts[part]["longest"] for part in PARTS),
     )
     write_json(folder / "report.json", dataclasses.asdict(report))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,7 +100,10 @@ def _separated(value: Any, separator: str) -> list[Any]:
 
 
 def _name(value: Any, row: Row, column: str) -> str:
-    """A label as text: names, whole numbers, true and false. Raises DataError for anything else."""
+    """A label as text: names, whole numbers, true and false. Raises DataError for anything else.
+
+    The same label has the same name from every kind of file: 1.0 of a parquet column and "1.0" of a .csv are "1".
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and math.isnan(value):
@@ -115,6 +119,10 @@ def _name(value: Any, row: Row, column: str) -> str:
         shown = "nothing" if value is None or value == "" else f"{value!r}"
         raise DataError(f"{row.place}: column {column!r} holds {shown}, no label", cure="fill it or leave the row out")
     text = encodable(value.strip(), f"{row.place}: column {column!r}")
+    if text in ("True", "False"):
+        return text.lower()
+    if re.fullmatch(r"[+-]?\d+\.0+", text):
+        return str(int(text.partition(".")[0]))
     if _is_fraction(text):
         raise DataError(
             f"{row.place}: column {column!r} holds {text}, a measured number and no label",

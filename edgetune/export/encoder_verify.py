@@ -29,7 +29,7 @@ CHANGED_SHARE = 0.05
 """Of the texts may get another label than from the merged classifier: more would be another classifier. MiniLM on
 BANKING77 changes 1 to 2 % on the int4 grid."""
 LEAST_COMPARED = 50
-"""Texts from which on that decides; with fewer it is told only."""
+"""Texts that are compared however large the encoder is, where the user has so many; with fewer it is told only."""
 DIFFERING_SHARE = 0.05
 """Of the texts may get another label than from torch with the same integers, a single one always: close calls."""
 
@@ -138,13 +138,13 @@ def _differing(a: np.ndarray, b: np.ndarray, *, is_multi: bool) -> int:
 
 
 def _affordable(reference: Classifier, texts: Sequence[str], tokenizer: Any) -> list[str]:
-    """The first texts whose tokens times the weights stay within ALL_PRODUCTS; one at least."""
+    """The first texts whose tokens times the weights stay within ALL_PRODUCTS, and LEAST_COMPARED at least."""
     weights = sum(module.weight.numel() for module in reference.modules() if isinstance(module, nn.Linear))
     left = min(MOST_TOKENS, max(LEAST_TOKENS, ALL_PRODUCTS // weights))
     chosen: list[str] = []
     for text in texts:
         left -= len(tokenizer(text, truncation=True, max_length=reference.spec.max_length)["input_ids"])
-        if chosen and left < 0:
+        if len(chosen) >= LEAST_COMPARED and left < 0:
             break
         chosen.append(text)
     return chosen

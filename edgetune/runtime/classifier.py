@@ -28,7 +28,7 @@ class Classification:
     """The answer to one text."""
 
     label: str | None
-    """The likeliest label; None when the text is unknown."""
+    """The likeliest label; None when the text is unknown, or where there may be several and none applies."""
     labels: tuple[str, ...]
     """All labels of the answer, likeliest first: `label` alone, or, where there may be several, as many as apply."""
     probability: float
@@ -143,7 +143,7 @@ def _answer(row: np.ndarray, format_: ClassifierFormat, top_k: int) -> Classific
     else:
         labels = (best,)
     return Classification(
-        label=None if is_unknown else best,
+        label=labels[0] if labels else None,
         labels=labels,
         probability=probability,
         is_unknown=is_unknown,

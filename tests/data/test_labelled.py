@@ -58,7 +58,17 @@ def test_columns_that_are_not_found_are_a_line_that_lists_what_is_there():
 
 
 @pytest.mark.parametrize(
-    ("value", "name"), [("spam", "spam"), (" spam ", "spam"), (3, "3"), (3.0, "3"), (True, "true"), ("7", "7")]
+    ("value", "name"),
+    [
+        ("spam", "spam"),
+        (" spam ", "spam"),
+        (3, "3"),
+        (3.0, "3"),
+        ("3.0", "3"),
+        (True, "true"),
+        ("True", "true"),
+        ("7", "7"),
+    ],
 )
 def test_names_whole_numbers_and_truth_are_labels(value, name):
     row = Row({"text": "a", "label": value}, "f:1")
@@ -118,6 +128,12 @@ def test_empty_texts_are_left_out_and_counted(recipe_for, tokenizer, tmp_path):
     report = prepared(recipe_for(f"data.eval={held_out}", source=path), tokenizer, tmp_path).report
     assert (report.dropped_empty, report.eval_dropped, report.eval_rows) == (3, 1, 1)
     assert any("3 rows without text" in note for note in report.notes)
+
+
+def test_an_eval_row_without_text_is_left_out_whatever_its_label(recipe_for, tokenizer, tmp_path):
+    held_out = tmp_path / "eval.jsonl"
+    held_out.write_text('{"text": "turn it on", "label": "on"}\n{"text": " ", "label": "dim"}\n')
+    assert prepared(recipe_for(f"data.eval={held_out}"), tokenizer, tmp_path).report.eval_dropped == 1
 
 
 def test_long_texts_are_cut_left_out_or_refused(recipe_for, tokenizer, tmp_path):

@@ -84,6 +84,18 @@ def test_bytes_wired_wrongly_are_found_in_the_logits(verified) -> None:
     assert "weight bytes" not in found
 
 
+@pytest.mark.parametrize(("count", "is_required"), [(60, True), (40, False)])
+def test_changed_answers_decide_however_large_the_encoder_is(
+    exported, texts: list[str], monkeypatch: pytest.MonkeyPatch, count: int, is_required: bool
+) -> None:
+    monkeypatch.setattr("edgetune.export.encoder_verify.ALL_PRODUCTS", 0)
+    monkeypatch.setattr("edgetune.export.encoder_verify.LEAST_TOKENS", 1)
+    verification = verify_encoder(exported("bert", "int4"), (texts * 2)[:count])
+    (changed,) = [check for check in verification.checks if check.name == "changed answers"]
+    assert changed.is_required is is_required
+    assert f"of {min(count, 50)} texts" in changed.detail
+
+
 def test_another_grid_than_the_manifest_says_is_found(verified) -> None:
     def change(bundle: Bundle) -> Bundle:
         assert bundle.grid is not None

@@ -111,7 +111,7 @@ def test_several_labels_can_apply_or_none(with_format: Callable[..., Classifier]
     assert both.labels == ("card", "money", "weather")
     assert both.top[0] == ("card", pytest.approx(1 / (1 + np.exp(-8))))
     answer = module._answer(np.array([0.2, 0.4, 0.1]), classifier.format, 1)
-    assert (answer.label, answer.labels, answer.is_unknown) == ("money", (), False)
+    assert (answer.label, answer.labels, answer.is_unknown) == (None, (), False)
 
 
 def test_the_confidence_of_one_answer_is_its_probability() -> None:
