@@ -205,7 +205,9 @@ def encoder_speed_table(report: dict[str, Any]) -> str:
 
 
 def _percent(found: dict[str, Any]) -> str:
-    return f"{found['mean']:.2%} ({found['least']:.2%} to {found['most']:.2%})"
+    """Mean and range; the mean alone where there is one value, or all are equal."""
+    spread = f" ({found['least']:.2%} to {found['most']:.2%})" if found["least"] < found["most"] else ""
+    return f"{found['mean']:.2%}{spread}"
 
 
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
