@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgetune.errors import RecipeError
+
+MOST = 2**31 - 1
+"""Of any number in a recipe."""
 
 
 def _at(default: Any, *, least: float | None = None, most: float | None = None, above: float | None = None) -> Any:
@@ -269,7 +272,7 @@ def parse_recipe(text: str, *, source: str, name: str = "run", overrides: Iterab
     """The recipe in a TOML text; `source` names it in messages. Raises RecipeError."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # the latter of brackets without end
         raise RecipeError(f"{source}: not valid TOML: {error}") from None
     places = _line_numbers(text)
     problems: list[str] = []
@@ -385,7 +388,7 @@ def _apply_override(raw: dict[str, Any], override: str, set_places: dict[tuple[s
         return f"--set {override}: must be table.key=value, e.g. train.learning_rate=1e-4"
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     values = raw.setdefault(table, {})
     if isinstance(values, dict):
@@ -416,7 +419,8 @@ def _accept(value: Any, option: Any) -> tuple[bool, Any]:
     if origin is dict:
         return isinstance(value, dict) and all(isinstance(item, str) for item in value.values()), value
     if option is float and type(value) in (int, float):
-        return math.isfinite(value), float(value)
+        is_finite = abs(value) <= sys.float_info.max  # also of an integer that no float holds
+        return is_finite, float(value) if is_finite else value
     return type(value) is option, value
 
 
@@ -442,6 +446,8 @@ def _out_of_bounds(value: Any, bounds: Mapping[str, Any]) -> str | None:
         return f"{value} must be at least {least:g}"
     if most is not None and value > most:
         return f"{value} must be at most {most:g}"
+    if abs(value) > MOST:
+        return f"is beyond {MOST:,}, which is more than anything here can mean"
     return None
 
 

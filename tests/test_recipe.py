@@ -174,3 +174,17 @@ def test_every_key_is_in_the_readme() -> None:
     for table, kind in TABLES.items():
         line = next(line for line in readme.splitlines() if line.startswith(f"| `[{table}]`"))
         assert [item.name for item in dataclasses.fields(kind) if f"`{item.name}`" not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("train.weight_decay=1" + "0" * 400, "weight_decay"),
+        ("data.max_train_rows=1" + "0" * 30, "max_train_rows"),
+        ("lora.r=" + "9" * 5000, "lora.r"),
+        ("data.columns=" + "[" * 5000, "columns"),
+    ],
+)
+def test_numbers_and_brackets_without_end_are_a_problem_of_the_recipe(setting: str, complaint: str) -> None:
+    with pytest.raises(RecipeError, match=complaint):
+        parse_recipe('[model]\nbase = "x"\n[data]\ntrain = "y"\n', source="r.toml", overrides=[setting])

@@ -92,7 +92,7 @@ def find(source: str) -> Path:
     path = Path(expanded)
     if not path.exists():
         raise DataError(f"{source}: no such file or folder", cure=f"give a data file, a folder, a hub id, or {HOME}")
-    if path.is_file() and extension(path) not in EXTENSIONS:
+    if not path.is_dir() and (not path.is_file() or extension(path) not in EXTENSIONS):
         raise DataError(f"{source}: unknown kind of file", cure=f"known: {', '.join(EXTENSIONS)}, also with .gz")
     return path
 

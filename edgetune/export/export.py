@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +13,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from edgetune.errors import CheckError, RunError
+from edgetune.data.read import find, is_hub_id
+from edgetune.errors import CheckError, DataError, RunError
 from edgetune.export.architecture import check_architecture
 from edgetune.export.bundle import chat_format, grid_of
 from edgetune.export.checks import Verification
@@ -28,7 +31,7 @@ from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
-from edgetune.runtime.bundle import Bundle, write_manifest
+from edgetune.runtime.bundle import MANIFEST, Bundle, write_manifest
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -89,7 +92,7 @@ def export_folder(
         tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
         return bundle, verify(bundle, merged, prompts, tokenizer=tokenizer)
 
-    return _put_in_place(out, merged, make)
+    return _put_in_place(out, _sources(merged, recipe), make)
 
 
 def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Progress | None = None) -> ExportResult:
@@ -116,15 +119,36 @@ def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Prog
         tell({"stage": "export", "message": "calibrating on the eval rows"})
         return calibrated(built.bundle, recipe), verification
 
-    return _put_in_place(out, merged, make)
+    return _put_in_place(out, _sources(merged, recipe), make)
 
 
-def _put_in_place(out: Path, merged: Path, make: Callable[[Path], tuple[Bundle, Verification]]) -> ExportResult:
-    """Make a bundle in a folder beside `out`, and let it be `out` if its verification holds, else out.failed."""
+def _sources(merged: Path, recipe: Recipe) -> tuple[Path, ...]:
+    """What an export must leave alone: the merged folder that it reads and the user's own data."""
+    found = [merged]
+    for name in (recipe.data.train, recipe.data.eval, recipe.data.test):
+        with contextlib.suppress(DataError):  # gone by now: nothing to keep
+            found += [find(name)] if name and not is_hub_id(name) else []
+    return tuple(found)
+
+
+def _put_in_place(
+    out: Path, sources: Sequence[Path], make: Callable[[Path], tuple[Bundle, Verification]]
+) -> ExportResult:
+    """Make a bundle in a folder beside `out`, and let it be `out` if its verification holds, else out.failed.
+
+    Raises RunError if either would take the place of a source, or out.failed that of something else than a bundle
+    which failed.
+    """
     start_s = time.perf_counter()
     reset_peak()
     failed = out.with_name(f"{out.name}.failed")
-    refuse_to_replace(out, merged)
+    for replaced in (out, failed):
+        refuse_to_replace(replaced, *sources)
+    if failed.exists() and not _is_failed_bundle(failed):
+        raise RunError(
+            f"{failed}: is no bundle that failed, and one would take its place",
+            cure="move it away, or choose another folder with --out",
+        )
     with atomic_folder(out) as folder:
         bundle, verification = make(folder)
         bundle = write_manifest(dataclasses.replace(bundle, verified=verification.to_json()))
@@ -141,6 +165,15 @@ def _put_in_place(out: Path, merged: Path, make: Callable[[Path], tuple[Bundle, 
         peak_bytes=peak_memory_bytes(),
         wall_s=time.perf_counter() - start_s,
     )
+
+
+def _is_failed_bundle(path: Path) -> bool:
+    """Whether a folder is what an earlier export left aside."""
+    try:
+        verified = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["verified"]
+        return verified["passed"] is False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def build_bundle(merged: Path, folder: Path, recipe: Recipe, *, is_chat: bool) -> tuple[Bundle, Any]:

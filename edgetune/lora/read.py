@@ -152,6 +152,9 @@ def _pair(folder: Path, module: str, parts: Mapping[str, Place], config: Mapping
     if not {"lora_A", "lora_B"} <= set(parts):
         raise ModelError(f"{folder}: {module} has {' and '.join(sorted(parts))} only; A and B belong together")
     tensors = {part: read_tensor(place).float() for part, place in parts.items()}
+    for part, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ModelError(f"{folder}: {module}: {part} holds NaN or infinity", cure="train the adapter again")
     a, b = tensors["lora_A"], tensors["lora_B"]
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise ModelError(f"{folder}: {module}: A {tuple(a.shape)} and B {tuple(b.shape)} do not multiply")
@@ -159,7 +162,11 @@ def _pair(folder: Path, module: str, parts: Mapping[str, Place], config: Mapping
     if config.get("use_dora") and magnitude is None:
         raise ModelError(f"{folder}: {module}: use_dora without a magnitude")
     alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= 1e30:
+        raise ModelError(f"{folder / CONFIG}: {module}: alpha is {str(alpha)[:40]!r}, not a number of any use")
     rank = a.shape[0]
+    if rank == 0:
+        raise ModelError(f"{folder}: {module}: A and B have rank 0")
     scaling = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return Pair(a, b, scaling, None if magnitude is None else magnitude.flatten())
 

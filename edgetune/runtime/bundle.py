@@ -186,7 +186,7 @@ def _parse(path: Path, text: str) -> Bundle:
     where = path / MANIFEST
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where}: damaged: {error}", cure="copy or export it again") from None
     if not isinstance(values, dict):
         raise BundleError(f"{where}: damaged: holds no JSON object", cure="copy or export it again")

@@ -132,3 +132,21 @@ def test_prompts_end_where_the_answer_starts():
 
 def files_of(folder):
     return [item for item in folder.rglob("*") if item.is_file() and item.name != "edgetune.json"]
+
+
+def test_a_folder_in_the_place_of_a_failed_bundle_is_left_alone_unless_it_is_one(run):
+    recipe, run_dir = run
+    theirs = run_dir.bundle.with_name("bundle.failed")
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match=r"bundle.failed: is no bundle that failed"):
+        export(recipe, run_dir)
+    assert (theirs / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_bundle_never_takes_the_place_of_the_data_it_is_verified_on(run, tiny_rows):
+    recipe, run_dir = run
+    before = tiny_rows.read_bytes()
+    with pytest.raises(RunError, match="which is read"):
+        export(recipe, run_dir, out=tiny_rows, force=True)
+    assert tiny_rows.read_bytes() == before

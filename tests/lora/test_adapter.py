@@ -232,3 +232,20 @@ def test_alpha_patterns_are_read_by_pefts_rule(tiny_base: Path, adapter: Path) -
     pairs = read_adapter(adapter, tiny_base).pairs
     assert pairs["model.layers.1.self_attn.q_proj.weight"].scaling == 0.5
     assert pairs["model.layers.0.self_attn.q_proj.weight"].scaling == 2.0
+
+
+@pytest.mark.parametrize("alpha", ["sixteen", None, [1], float("inf"), float("nan")])
+def test_an_alpha_that_is_no_number_is_refused(tiny_base: Path, adapter: Path, alpha: Any) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": alpha}))
+    with pytest.raises(ModelError, match=r"alpha is .*, not a number"):
+        read_adapter(adapter, tiny_base)
+
+
+def test_weights_that_are_not_finite_are_refused(tiny_base: Path, adapter: Path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(name for name in tensors if "lora_B" in name)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="lora_B holds NaN or infinity"):
+        read_adapter(adapter, tiny_base)
