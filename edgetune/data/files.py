@@ -60,8 +60,11 @@ def open_text(path: Path) -> IO[str]:
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
     """The error for a text file in another encoding, with the first line that is not UTF-8."""
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        number = next((n for n, line in enumerate(file, start=1) if not _is_utf8(line)), 1)
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            number = next((n for n, line in enumerate(file, start=1) if not _is_utf8(line)), 1)
+    except (OSError, EOFError, zlib.error) as damage:  # of a compressed file, found only now
+        return DataError(f"{path}: cannot be read: {damage}", cure="copy or make it again")
     return DataError(f"{path}:{number}: is not UTF-8 ({error.reason})", cure="save the file as UTF-8")
 
 
