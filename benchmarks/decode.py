@@ -30,7 +30,7 @@ PEERS = ("Q4_0", "Q4_K_M")
 OURS: dict[str, dict[str, Any]] = {
     "edgetune int4 block 32": {},
     "edgetune int4 block 128": {"block_size": 128},
-    "edgetune int4 block 256 symmetric": {"block_size": 256, "symmetric": True},
+    "edgetune int4 block 128 symmetric, int4 head": {"block_size": 128, "symmetric": True, "head_bits": 4},
     "edgetune int4 block 256 symmetric, int4 head": {"block_size": 256, "symmetric": True, "head_bits": 4},
 }
 """[export] settings that are measured, the first being the default."""

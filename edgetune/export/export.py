@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from edgetune.export.decoder import build_decoder
 from edgetune.export.encoder_verify import verify_encoder
 from edgetune.export.settings import write_settings
 from edgetune.export.verify import MOST_PROMPTS, Prompt, verify
-from edgetune.files import atomic_folder, refuse_to_replace
+from edgetune.files import atomic_folder, read_json, refuse_to_replace
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import context_length, load_tokenizer
 from edgetune.model.classifier import SPEC
@@ -170,9 +169,8 @@ def _put_in_place(
 def _is_failed_bundle(path: Path) -> bool:
     """Whether a folder is what an earlier export left aside."""
     try:
-        verified = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["verified"]
-        return verified["passed"] is False
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(path / MANIFEST)["verified"]["passed"] is False
+    except (RunError, KeyError, TypeError):
         return False
 
 
