@@ -170,6 +170,12 @@ class ExportTable:
     """Bits of the output head and the embedding, never fewer than the rest has."""
     calibration_rows: int = _at(1024, least=0)
     """Training rows for which a classifier's int4 weights are rounded (GPTQ, arXiv:2210.17323); 0: to the nearest."""
+    repair_steps: int = _at(100, least=0)
+    """Steps in which a decoder's scales, norms and biases are trained on the grid, its integers frozen; 0: none."""
+    repair_on: Literal["labels", "teacher", "both"] = "labels"
+    """What repair learns: the rows' own answers, the merged model's probabilities, or both."""
+    repair_learning_rate: float = _at(1e-3, above=0.0)
+    """Relative: how far a step moves a scale, as a share of it."""
     max_length: int | None = _at(None, least=8)
     """Longest text, prompt and answer, in tokens; without it the base's context."""
 

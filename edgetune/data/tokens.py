@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ class Tokens:
             raise IndexError(index)
         start, stop = self.offsets[index], self.offsets[index + 1]
         return Encoded(self.ids[start:stop].tolist(), self.labels[start:stop].tolist(), f"row {index}")
+
+    def first(self, rows: int) -> Tokens:
+        """At most the first so many rows."""
+        return self if rows >= len(self) else dataclasses.replace(self, offsets=self.offsets[: rows + 1])
 
     @property
     def lengths(self) -> np.ndarray:

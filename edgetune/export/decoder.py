@@ -10,6 +10,7 @@ quantises a tied head by itself and wants zero points on the symmetric grid.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,11 @@ import torch
 
 from edgetune.errors import HardwareError, ModelError
 from edgetune.export.architecture import BUILDERS, MODEL_TYPES, check_architecture
-from edgetune.export.graph import write_graph
+from edgetune.export.graph import Weights, write_graph
 from edgetune.export.silence import silenced
 from edgetune.model.base import empty_model
-from edgetune.model.weights import find_tensors, read_tensor
+from edgetune.model.weights import Place, find_tensors, read_tensor
+from edgetune.quant.folder import QuantizedFolder
 from edgetune.runtime.bundle import GRAPH, Grid
 from edgetune.runtime.session import import_genai
 
@@ -30,16 +32,24 @@ OPTIONS = ["windowed_kv_cache=false"]
 
 
 def build_decoder(
-    merged: Path, out: Path, *, precision: Precision, grid: Grid | None, max_length: int | None = None
+    merged: Path,
+    out: Path,
+    *,
+    precision: Precision,
+    grid: Grid | None,
+    quantized: QuantizedFolder | None = None,
+    max_length: int | None = None,
 ) -> None:
     """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer's files of a Hugging Face folder to `out`.
 
-    Linear layers, head and embedding are quantised by quant.grid where `grid` is given; `max_length` cuts the context.
+    Linear layers, head and embedding are on the grid where `grid` is given: those that `quantized` holds with its
+    vectors, else rounded here. `max_length` cuts the context.
     Silent. Raises ModelError.
     """
     config = check_architecture(merged)
     architecture = config["architectures"][0]
-    model = skeleton(merged)
+    places = {**find_tensors(merged), **(quantized.vectors if quantized else {})}
+    model = skeleton(merged, places)
     _import_builder()
     try:
         with silenced(), tempfile.TemporaryDirectory() as cache:
@@ -51,7 +61,7 @@ def build_decoder(
             builder.stamp_build_metadata(builder.model)
     except NotImplementedError as error:  # a tensor of the skeleton was read: this builder wants more than shapes
         raise ModelError(f"{merged}: the builder cannot make {architecture} from its shapes: {error}") from None
-    write_graph(builder.model, out / GRAPH, find_tensors(merged), grid=grid, max_length=max_length)
+    write_graph(builder.model, out / GRAPH, Weights(places, quantized), grid=grid, max_length=max_length)
 
 
 def _builder(merged: Path, out: Path, cache: Path, *, architecture: str, precision: Precision) -> tuple[Any, Any]:
@@ -109,9 +119,8 @@ def _import_builder() -> tuple[Any, Any]:
     return builder, builders
 
 
-def skeleton(merged: Path) -> torch.nn.Module:
-    """The torch model with its vectors (norms, biases) loaded and its matrices on the meta device: shapes only."""
-    places = find_tensors(merged)
+def skeleton(merged: Path, places: Mapping[str, Place]) -> torch.nn.Module:
+    """The torch model with its vectors (norms, biases) from `places`, its matrices on the meta device: shapes only."""
     model: torch.nn.Module = empty_model(merged)
     vectors = {}
     for name, parameter in model.state_dict().items():

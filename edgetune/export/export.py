@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from edgetune.data.prepare import examples, prepare
 from edgetune.data.read import find, is_hub_id
 from edgetune.errors import CheckError, DataError, RunError
 from edgetune.export.architecture import check_architecture
@@ -20,6 +22,7 @@ from edgetune.export.checks import Verification
 from edgetune.export.classifier import build_classifier_bundle, calibrated, draw_texts
 from edgetune.export.decoder import build_decoder
 from edgetune.export.encoder_verify import verify_encoder
+from edgetune.export.quantize import Rows, quantize_decoder
 from edgetune.export.settings import write_settings
 from edgetune.export.verify import MOST_PROMPTS, Prompt, verify
 from edgetune.files import atomic_folder, read_json, refuse_to_replace
@@ -28,6 +31,7 @@ from edgetune.model.base import context_length, load_tokenizer
 from edgetune.model.classifier import SPEC
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.provenance import provenance
+from edgetune.quant.folder import QuantizedFolder
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import MANIFEST, Bundle, write_manifest
@@ -69,27 +73,47 @@ def export(
     out = out or run_dir.bundle
     if out.exists() and not force:
         raise RunError(f"{out}: there is something already", cure="replace it with --force")
-    from edgetune.data.prepare import examples
-
     if out == run_dir.bundle and run_dir.run_json.exists():
         run_dir.forget("export")  # what the pipeline knows of the bundle ends here
     if is_classifier:
         return export_classifier(run_dir.merged, out, recipe, progress=progress)
     prompts = prompts_of(islice(chain(examples(recipe, "eval"), examples(recipe, "train")), MOST_PROMPTS))
-    return export_folder(run_dir.merged, out, recipe, prompts=prompts, progress=progress)
+    rows = training_rows(run_dir.merged, recipe, run_dir.cache)
+    return export_folder(run_dir.merged, out, recipe, prompts=prompts, rows=rows, progress=progress)
+
+
+def training_rows(merged: Path, recipe: Recipe, cache: Path) -> Rows:
+    """The recipe's rows in the tokens of the merged folder's tokenizer. Raises DataError."""
+    tokenizer = load_tokenizer(merged)
+    return Rows(prepare(recipe, tokenizer, cache=cache), tokenizer.pad_token_id or 0)
 
 
 def export_folder(
-    merged: Path, out: Path, recipe: Recipe, *, prompts: Sequence[Prompt], progress: Progress | None = None
+    merged: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    prompts: Sequence[Prompt],
+    rows: Rows | None = None,
+    progress: Progress | None = None,
 ) -> ExportResult:
-    """The bundle `out` of any Hugging Face folder, verified on `prompts`. Raises as `export` does."""
+    """The bundle `out` of any Hugging Face folder, verified on `prompts`; with `rows`, repaired on them.
+
+    Raises as `export` does.
+    """
     tell = progress or (lambda _: None)
+    is_chat = not any(isinstance(prompt, str) for prompt in prompts)
 
     def make(folder: Path) -> tuple[Bundle, Verification]:
-        tell({"stage": "export", "message": f"building {recipe.export.precision}"})
-        bundle, tokenizer = build_bundle(merged, folder, recipe, is_chat=not any(isinstance(p, str) for p in prompts))
-        tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
-        return bundle, verify(bundle, merged, prompts, tokenizer=tokenizer)
+        grid, quantized = grid_of(recipe.export), None
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".grid", dir=out.parent) as kept:
+            if grid is not None:
+                tell({"stage": "export", "message": f"putting the weights on the {recipe.export.precision} grid"})
+                quantized = quantize_decoder(merged, Path(kept) / "grid", recipe, grid, rows=rows, progress=progress)
+            tell({"stage": "export", "message": f"building {recipe.export.precision}"})
+            bundle, tokenizer = build_bundle(merged, folder, recipe, is_chat=is_chat, quantized=quantized)
+            tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
+            return bundle, verify(bundle, merged, prompts, tokenizer=tokenizer, quantized=quantized)
 
     return _put_in_place(out, _sources(merged, recipe), make)
 
@@ -102,8 +126,6 @@ def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Prog
 
     Raises as `export` does.
     """
-    from edgetune.data.prepare import examples
-
     tell = progress or (lambda _: None)
 
     def make(folder: Path) -> tuple[Bundle, Verification]:
@@ -174,8 +196,13 @@ def _is_failed_bundle(path: Path) -> bool:
         return False
 
 
-def build_bundle(merged: Path, folder: Path, recipe: Recipe, *, is_chat: bool) -> tuple[Bundle, Any]:
-    """Write a bundle, not verified yet, into an empty folder; the bundle and the tokenizer of training."""
+def build_bundle(
+    merged: Path, folder: Path, recipe: Recipe, *, is_chat: bool, quantized: QuantizedFolder | None = None
+) -> tuple[Bundle, Any]:
+    """Write a bundle, not verified yet, into an empty folder; the bundle and the tokenizer of training.
+
+    `quantized`: the weights on the grid; without it each is rounded as it is written.
+    """
     config = check_architecture(merged)
     tokenizer = load_tokenizer(merged)
     if is_chat and tokenizer.chat_template is None:
@@ -184,7 +211,9 @@ def build_bundle(merged: Path, folder: Path, recipe: Recipe, *, is_chat: bool) -
         ensure_chat_template(tokenizer)
     table = recipe.export
     grid, length = grid_of(table), context_length(config, table)
-    build_decoder(merged, folder, precision=table.precision, grid=grid, max_length=table.max_length)
+    build_decoder(
+        merged, folder, precision=table.precision, grid=grid, quantized=quantized, max_length=table.max_length
+    )
     tokenizer.save_pretrained(folder)
     chat = chat_format(tokenizer, merged, is_chat=is_chat, system=recipe.data.system)
     write_settings(folder, chat=chat, context_length=length)
@@ -199,6 +228,7 @@ def build_bundle(merged: Path, folder: Path, recipe: Recipe, *, is_chat: bool) -
             "base": recipe.model.base,
             "merged_sha256": hash_tree(merged),
             "recipe_sha256": hash_values(recipe),
+            "repair": quantized.record.get("repair") if quantized else None,
             **provenance(recipe.train.seed),
         },
     )

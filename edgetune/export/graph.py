@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from edgetune.errors import ModelError
-from edgetune.export.architecture import EMBEDDING, HEAD, Part, parts
+from edgetune.export.architecture import EMBEDDING, Part, parts
 from edgetune.model.weights import Place, read_tensor
-from edgetune.quant.grid import quantize
+from edgetune.quant.grid import QuantizedMatrix, join_rows, quantize, take_rows
 from edgetune.runtime.bundle import Grid
 
 ALIGNMENT = 64
@@ -24,20 +24,48 @@ INLINE_BYTES = 1024
 CONTRIB = "com.microsoft"
 
 
-def write_graph(
-    model: ir.Model, path: Path, places: Mapping[str, Place], *, grid: Grid | None, max_length: int | None
-) -> None:
-    """Write `path` (.onnx) and `path`.data. Matrices come from `places`, quantised where `grid` is given.
+@dataclass(frozen=True)
+class Weights:
+    """What goes into a graph: a checkpoint, and its matrices on the grid where somebody has rounded them before."""
+
+    places: Mapping[str, Place]
+    quantized: Mapping[str, QuantizedMatrix] | None = None
+    """By tensor; None: each is rounded when it is written."""
+
+    def read(self, sources: Sequence[Part]) -> Tensor:
+        """The rows that make up the weight (N, K) of a node, in the type of the checkpoint."""
+        found = []
+        for part in sources:
+            weight = read_tensor(self.places[part.tensor])
+            found.append(weight if part.count == 1 else weight.chunk(part.count)[part.index])
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def on_grid(self, sources: Sequence[Part], grid: Grid) -> QuantizedMatrix:
+        """The same on the grid. The rows of a matrix are the same whether it is rounded alone or joined."""
+        if self.quantized is None:
+            is_head = not sources[0].tensor.startswith("model.layers.")
+            bits = grid.head_bits if is_head else grid.bits
+            return quantize(self.read(sources), bits=bits, block_size=grid.block_size, symmetric=grid.symmetric)
+        found = []
+        for part in sources:
+            matrix = self.quantized[part.tensor]
+            rows = len(matrix.packed) // part.count
+            found.append(take_rows(matrix, part.index * rows, (part.index + 1) * rows))
+        return found[0] if len(found) == 1 else join_rows(found)
+
+
+def write_graph(model: ir.Model, path: Path, weights: Weights, *, grid: Grid | None, max_length: int | None) -> None:
+    """Write `path` (.onnx) and `path`.data. Matrices come from `weights`, on the grid where `grid` is given.
 
     Head and embedding, where tied, are two tensors over the same bytes of the file. Raises ModelError for a graph with
     a matrix that is not in the checkpoint.
     """
     with (path.parent / f"{path.name}.data").open("wb") as file:
-        writer = _Writer(model.graph, file, places)
+        writer = _Writer(model.graph, file, weights)
         if grid is not None:
-            _join_gates(model.graph, places)
+            _join_gates(model.graph, weights.places)
         for node in list(model.graph):
-            sources = parts(node.name or "", places)
+            sources = parts(node.name or "", weights.places)
             if sources and node.op_type in ("MatMul", "Gather"):
                 _place_weight(writer, node, sources, grid)
         for node in [node for node in model.graph if node.op_type == "Transpose" and not node.outputs[0].uses()]:
@@ -58,7 +86,7 @@ def _place_weight(writer: _Writer, node: ir.Node, sources: Sequence[Part], grid:
             matrix = writer.read(sources)
             writer.put(weight, matrix if node.name == EMBEDDING else matrix.T)
         return
-    stored = writer.quantized(sources, bits=grid.head_bits if node.name in (HEAD, EMBEDDING) else grid.bits, grid=grid)
+    stored = writer.quantized(sources, grid)
     attributes: dict[str, Any] = {"bits": stored.bits, "block_size": grid.block_size}
     if node.name == EMBEDDING:
         flat = writer.view(f"{stored.packed.name}.rows", stored.packed, (stored.rows, stored.row_bytes))
@@ -137,26 +165,26 @@ class _Stored:
 class _Writer:
     """Appends tensors to the data file and registers them in the graph."""
 
-    def __init__(self, graph: ir.Graph, file: BinaryIO, places: Mapping[str, Place]) -> None:
-        self.graph, self._file, self._places = graph, file, places
+    def __init__(self, graph: ir.Graph, file: BinaryIO, weights: Weights) -> None:
+        self.graph, self._file, self._weights = graph, file, weights
         self._stored: dict[str, _Stored] = {}
 
     def read(self, sources: Sequence[Part]) -> Tensor:
         """The weight (N, K) of a node, in the type of the checkpoint."""
-        return read_parts(self._places, sources)
+        return self._weights.read(sources)
 
-    def quantized(self, sources: Sequence[Part], *, bits: int, grid: Grid) -> _Stored:
+    def quantized(self, sources: Sequence[Part], grid: Grid) -> _Stored:
         """The weight on the grid, written once however many nodes read it."""
         name = "+".join(part.name for part in sources)
         if name not in self._stored:
-            matrix = quantize(self.read(sources), bits=bits, block_size=grid.block_size, symmetric=grid.symmetric)
+            matrix = self._weights.on_grid(sources, grid)
             rows, blocks, block_bytes = matrix.packed.shape
             zeros = matrix.zero_points
             self._stored[name] = _Stored(
                 packed=self._new(f"{name}.packed", matrix.packed),
                 scales=self._new(f"{name}.scales", matrix.scales),
                 zero_points=None if zeros is None else self._new(f"{name}.zero_points", zeros),
-                bits=bits,
+                bits=matrix.bits,
                 rows=rows,
                 columns=matrix.in_features,
                 row_bytes=blocks * block_bytes,
@@ -228,12 +256,3 @@ class _Writer:
         return ir.ExternalTensor(
             path.name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=path.parent
         )
-
-
-def read_parts(places: Mapping[str, Place], sources: Sequence[Part]) -> Tensor:
-    """The rows that make up the weight (N, K) of a node, in the type of the checkpoint."""
-    weights = []
-    for part in sources:
-        weight = read_tensor(places[part.tensor])
-        weights.append(weight if part.count == 1 else weight.chunk(part.count)[part.index])
-    return weights[0] if len(weights) == 1 else torch.cat(weights)

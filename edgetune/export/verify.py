@@ -11,10 +11,10 @@ from typing import Any
 from edgetune.data.chat import end_ids
 from edgetune.export.checks import Check, Verification, check, made
 from edgetune.export.compare import at_level_0, deviations
-from edgetune.export.graph import read_parts
+from edgetune.export.graph import Weights
 from edgetune.export.weights import DeviceTensors, GraphWeights, WeightNode, device_model, same_bytes
 from edgetune.model.weights import Place, find_tensors
-from edgetune.quant.grid import quantize
+from edgetune.quant.folder import QuantizedFolder
 from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, Bundle
 from edgetune.runtime.decoder import Decoder
 from edgetune.runtime.prompt import Prompter
@@ -34,17 +34,26 @@ GENERATED_PROMPTS = 4
 GENERATED_TOKENS = 48
 
 
-def verify(bundle: Bundle, merged: Path, prompts: Sequence[Prompt], *, tokenizer: Any) -> Verification:
+def verify(
+    bundle: Bundle,
+    merged: Path,
+    prompts: Sequence[Prompt],
+    *,
+    tokenizer: Any,
+    quantized: QuantizedFolder | None = None,
+) -> Verification:
     """Compare a bundle with the Hugging Face folder it was made from, on the user's prompts and with its tokenizer.
+
+    `quantized`: the folder's weights on the grid where they were not rounded by the export itself.
 
     A check that cannot even be made counts as failed, with the reason in its detail.
     """
     prompts = prompts[:MOST_PROMPTS]
-    places = find_tensors(merged)
+    source = Weights({**find_tensors(merged), **(quantized.vectors if quantized else {})}, quantized)
     checks: list[Check] = []
     for name, make in (
-        ("weights", lambda: _weights(bundle, places)),
-        ("logits", lambda: _logits(bundle, merged, places, _sequences(prompts, tokenizer, bundle))),
+        ("weights", lambda: _weights(bundle, source)),
+        ("logits", lambda: _logits(bundle, merged, source.places, _sequences(prompts, tokenizer, bundle))),
         ("prompts", lambda: _prompts(bundle, prompts, tokenizer)),
         ("token ids", lambda: _token_ids(bundle, prompts, tokenizer)),
         ("end of turn", lambda: _end_of_turn(bundle, merged, tokenizer)),
@@ -54,12 +63,12 @@ def verify(bundle: Bundle, merged: Path, prompts: Sequence[Prompt], *, tokenizer
     return Verification(tuple(checks))
 
 
-def _weights(bundle: Bundle, places: Mapping[str, Place]) -> Iterator[Check]:
-    """Every quantised tensor in the graph holds, byte for byte, what quant.grid makes of the checkpoint."""
+def _weights(bundle: Bundle, source: Weights) -> Iterator[Check]:
+    """Every quantised tensor in the graph holds, byte for byte, what calibration and repair, or quant.grid, made."""
     if bundle.grid is None:
         return
-    weights = GraphWeights(bundle.path / GRAPH, places)
-    wrong = [node.name for node in weights.nodes if not _is_ours(bundle, weights, node, places)]
+    weights = GraphWeights(bundle.path / GRAPH, source.places)
+    wrong = [node.name for node in weights.nodes if not _is_ours(bundle, weights, node, source)]
     detail = f"{len(weights.nodes)} weights compared byte for byte" + (f", differing: {wrong[0]}" if wrong else "")
     yield check("weight bytes", len(wrong) if weights.nodes else math.inf, 0, detail)
     slow = weights.float_matmuls()
@@ -67,16 +76,14 @@ def _weights(bundle: Bundle, places: Mapping[str, Place]) -> Iterator[Check]:
     yield check("matrices off the grid", len(slow), 0, detail)
 
 
-def _is_ours(bundle: Bundle, weights: GraphWeights, node: WeightNode, places: Mapping[str, Place]) -> bool:
+def _is_ours(bundle: Bundle, weights: GraphWeights, node: WeightNode, source: Weights) -> bool:
     grid = bundle.grid
     assert grid is not None
-    is_head = not node.sources[0].tensor.startswith("model.layers.")
-    bits = grid.head_bits if is_head else grid.bits
-    if (node.attributes["bits"], node.attributes["block_size"]) != (bits, grid.block_size):
+    ours = source.on_grid(node.sources, grid)
+    if (node.attributes["bits"], node.attributes["block_size"]) != (ours.bits, ours.block_size):
         return False
     if node.attributes.get("accuracy_level", grid.accuracy_level) != grid.accuracy_level:
         return False
-    ours = quantize(read_parts(places, node.sources), bits=bits, block_size=grid.block_size, symmetric=grid.symmetric)
     return same_bytes(ours, weights.matrix(node))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,13 +61,7 @@ def quantize(
     parts = weight.detach().split(rows_at_once)
     with one_thread():
         encoded = [_encode(_blocked(part, block_size), bits, symmetric, method, columns) for part in parts]
-    zero_points = [part.zero_points for part in encoded if part.zero_points is not None]
-    return dataclasses.replace(
-        encoded[0],
-        packed=torch.cat([part.packed for part in encoded]),
-        scales=torch.cat([part.scales for part in encoded]),
-        zero_points=torch.cat(zero_points) if zero_points else None,
-    )
+    return join_rows(encoded)
 
 
 def from_codes(
@@ -82,6 +76,24 @@ def from_codes(
         block_size=codes.shape[-1],
         in_features=in_features,
     )
+
+
+def join_rows(matrices: Sequence[QuantizedMatrix]) -> QuantizedMatrix:
+    """Matrices (N1, K), (N2, K) ... of one grid -> (N1 + N2 + ..., K): blocks lie along K, so rows never mix."""
+    zero_points = [matrix.zero_points for matrix in matrices if matrix.zero_points is not None]
+    return dataclasses.replace(
+        matrices[0],
+        packed=torch.cat([matrix.packed for matrix in matrices]),
+        scales=torch.cat([matrix.scales for matrix in matrices]),
+        zero_points=torch.cat(zero_points) if zero_points else None,
+    )
+
+
+def take_rows(matrix: QuantizedMatrix, start: int, stop: int) -> QuantizedMatrix:
+    """Rows start to stop of a matrix (N, K)."""
+    zero_points = None if matrix.zero_points is None else matrix.zero_points[start:stop]
+    packed, scales = matrix.packed[start:stop], matrix.scales[start:stop]
+    return dataclasses.replace(matrix, packed=packed, scales=scales, zero_points=zero_points)
 
 
 def dequantize(matrix: QuantizedMatrix) -> Tensor:

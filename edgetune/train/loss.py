@@ -32,14 +32,26 @@ def loss_sum(model: Any, batch: Any) -> tuple[Tensor, int]:
     segment 0 is padding.
     """
     causal_lm = find_base(model)
-    is_real = batch.segment_ids > 0
-    ids = batch.input_ids[is_real]
-    targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)[is_real]
-    found = segments.find_segments(_lengths(batch.segment_ids)).to(ids.device)
     if causal_lm.config._attn_implementation != segments.NAME:
-        return _loss_of_rows(causal_lm, ids, targets, found)
+        return _loss_of_rows(causal_lm, batch)
+    states, targets = trained_states(causal_lm, batch)
+    total = torch.zeros((), device=states.device)
+    for rows, wanted in chunks(states, targets):
+        if len(targets) > CHUNK_TOKENS and torch.is_grad_enabled():
+            total = total + checkpoint(_head_loss, causal_lm, rows, wanted, use_reentrant=False)
+        else:
+            total = total + _head_loss(causal_lm, rows, wanted)
+    return total, len(targets)
+
+
+def trained_states(causal_lm: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """What reaches the head: hidden states (n, hidden) at trained positions, and the token (n,) that follows each.
+
+    The model's attention must be that of `use_segments`.
+    """
+    ids, targets, found = _flatten(batch)
     size = segments.round_up(len(ids))
-    positions = F.pad(batch.position_ids[is_real], (0, size - len(ids)))
+    positions = F.pad(batch.position_ids[batch.segment_ids > 0], (0, size - len(ids)))
     output = causal_lm.get_decoder()(
         input_ids=F.pad(ids, (0, size - len(ids)))[None],
         position_ids=positions[None],
@@ -47,16 +59,22 @@ def loss_sum(model: Any, batch: Any) -> tuple[Tensor, int]:
         segments=found,
     )
     trained = (targets != IGNORED).nonzero()[:, 0]
-    total = torch.zeros((), device=ids.device)
-    for part in trained.split(CHUNK_TOKENS):
-        spare = segments.round_up(len(part)) - len(part)
-        rows = output.last_hidden_state[0].index_select(0, F.pad(part, (0, spare)))
-        wanted = F.pad(targets[part], (0, spare), value=IGNORED)
-        if len(trained) > CHUNK_TOKENS and torch.is_grad_enabled():
-            total = total + checkpoint(_head_loss, causal_lm, rows, wanted, use_reentrant=False)
-        else:
-            total = total + _head_loss(causal_lm, rows, wanted)
-    return total, len(trained)
+    return output.last_hidden_state[0].index_select(0, trained), targets[trained]
+
+
+def chunks(states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """States (n, hidden) and targets (n,) in parts of at most CHUNK_TOKENS, sizes on a grid, filled up with IGNORED."""
+    for rows, wanted in zip(states.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
+        spare = segments.round_up(len(wanted)) - len(wanted)
+        yield F.pad(rows, (0, 0, 0, spare)), F.pad(wanted, (0, spare), value=IGNORED)
+
+
+def _flatten(batch: Any) -> tuple[Tensor, Tensor, segments.Segments]:
+    """Ids and targets (N,) of a packed batch without its pads, and where its samples lie."""
+    is_real = batch.segment_ids > 0
+    ids = batch.input_ids[is_real]
+    targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)[is_real]
+    return ids, targets, segments.find_segments(_lengths(batch.segment_ids)).to(ids.device)
 
 
 @torch.no_grad()
@@ -127,19 +145,25 @@ def _lengths(segment_ids: Tensor) -> Tensor:
     return lengths
 
 
-def _head_loss(causal_lm: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross entropy of (n, hidden) states against (n,) targets, after what the architecture does to logits."""
+def head_logits(causal_lm: Any, hidden: Tensor) -> Tensor:
+    """(n, hidden) states -> float32 logits (n, vocabulary), after what the architecture does to them."""
     config = causal_lm.config
     logits = causal_lm.get_output_embeddings()(hidden).float()
     if scale := getattr(config, "logits_scaling", None):  # Granite
         logits = logits / scale
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
         logits = torch.tanh(logits / cap) * cap
-    return F.cross_entropy(logits, targets, reduction="sum")
+    return logits
 
 
-def _loss_of_rows(causal_lm: Any, ids: Tensor, targets: Tensor, found: segments.Segments) -> tuple[Tensor, int]:
-    """The same loss through the model's own forward, one right-padded row a sample. ids and targets (N,)."""
+def _head_loss(causal_lm: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross entropy of (n, hidden) states against (n,) targets."""
+    return F.cross_entropy(head_logits(causal_lm, hidden), targets, reduction="sum")
+
+
+def _loss_of_rows(causal_lm: Any, batch: Any) -> tuple[Tensor, int]:
+    """The same loss through the model's own forward, one right-padded row a sample."""
+    ids, targets, found = _flatten(batch)
     total = torch.zeros((), device=ids.device)
     for bucket in found.buckets:
         is_sample = bucket.is_real[:, 0]

@@ -61,7 +61,14 @@ class Task(Protocol):
         """Write the adapter folder, all or nothing. Raises RunError."""
 
 
-def stream(task: Task, epoch: int, offset: int) -> Iterator[tuple[int, int, Any]]:
+class Epochs(Protocol):
+    """Rows that can be gone through in an order that follows from the epoch alone."""
+
+    def epoch(self, number: int) -> list[Any]:
+        """All micro-batches of an epoch, from 0, as the numbers of their rows; the same for the same number."""
+
+
+def stream(task: Epochs, epoch: int, offset: int) -> Iterator[tuple[int, int, Any]]:
     """Micro-batches without end from a position on, each with the position (epoch, offset) that follows it."""
     while True:
         batches = task.epoch(epoch)
