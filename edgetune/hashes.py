@@ -14,10 +14,10 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_tree(folder: Path) -> str:
-    """SHA-256 over the relative names and bytes of all files under a folder, hex."""
+def hash_tree(folder: Path, *, without: str | None = None) -> str:
+    """SHA-256 over the relative names and bytes of all files under a folder, hex; files called `without` left out."""
     digest = hashlib.sha256()
-    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+    for path in sorted(item for item in folder.rglob("*") if item.is_file() and item.name != without):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + hash_file(path).encode() + b"\0")
     return digest.hexdigest()
 

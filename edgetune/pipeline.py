@@ -5,13 +5,16 @@ Each stage hands over by files in the run folder alone; one whose inputs have no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from edgetune.errors import CheckError
 from edgetune.files import read_json, write_json, write_text
 from edgetune.hashes import hash_file, hash_tree, hash_values
 from edgetune.process_memory import resident_bytes
@@ -20,6 +23,10 @@ from edgetune.recipe import Recipe, load_recipe, parse_size
 from edgetune.run_dir import RunDir, claim
 
 Progress = Callable[[Mapping[str, Any]], None]
+DISTRIBUTIONS = "distributions.npy"
+"""What the fine-tune finds likely, in the run's cache: other targets are compared with it."""
+FLOAT_ONNX, EXACT_ONNX = "onnx-fp32", "onnx-exact"
+"""Names of the bundle's variants in results/."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class RunResult:
     run_dir: RunDir
     table: str
     """The table as text."""
+    ledger: str
+    """What each step from the base to the device did, as text."""
     summary: Mapping[str, Any]
 
 
@@ -76,11 +85,13 @@ class _Run:
 def run(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progress | None = None) -> RunResult:
     """Take a recipe through all stages in its run folder; `force` first empties it of an older run.
 
+    A bundle that kept too little of the gain is marked as not verified: see summary["survival"] and `refuse_lost_gain`.
     Raises RunError for a folder of another recipe, OutOfMemoryError when the estimate exceeds [budget] memory,
-    CheckError when the bundle is not what was trained, and what else the stages raise.
+    CheckError when the bundle is not what was merged, and what else the stages raise.
     """
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import prepare_eval_set
+    from edgetune.export.survival import judge
     from edgetune.model.base import hash_base, resolve_base
     from edgetune.train.checkpoint import sweep
     from edgetune.train.loop import train
@@ -100,15 +111,22 @@ def run(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progr
     if eval_set.left_out:
         work.say("evaluate", eval_set.left_out)
     rows, base_hash, adapter_hash = eval_set.fingerprint, hash_base(base), hash_tree(run_dir.adapter)
-    results = []
+    tuned_hash = hash_values(rows, base_hash, adapter_hash, recipe.model)
+    results = {"tuned": _evaluate(work, targets["tuned"], tuned_hash)}
     if "base" in targets:
-        results.append(_evaluate(work, targets["base"], hash_values(rows, base_hash, recipe.model)))
-    results.append(_evaluate(work, targets["tuned"], hash_values(rows, base_hash, adapter_hash, recipe.model)))
-    merged_hash = _merge(work, base, hash_values(base_hash, adapter_hash, recipe.export.merge_base))
-    results.append(_evaluate(work, targets["merged"], hash_values(rows, merged_hash, recipe.model)))
-    bundle_hash = _export(work, hash_values(merged_hash, recipe.export, recipe.data, recipe.classify))
-    results.append(_evaluate(work, targets["bundle"], hash_values(rows, bundle_hash)))
-    return _finish(work, results, {"estimate": dataclasses.asdict(estimate), "train": dataclasses.asdict(trained)})
+        results["base"] = _evaluate(work, targets["base"], hash_values(rows, base_hash, tuned_hash))
+    grid = recipe.export if recipe.export.merge_base == "auto" else None  # what the choice depends on
+    merged_hash = _merge(work, base, hash_values(base_hash, adapter_hash, recipe.export.merge_base, grid))
+    results["merged"] = _evaluate(work, targets["merged"], hash_values(rows, merged_hash, tuned_hash))
+    made = _export(work, hash_values(merged_hash, recipe.export, recipe.data, recipe.classify))
+    results |= _evaluate_variants(work, hash_values(rows, merged_hash, made, tuned_hash))
+    results["bundle"] = _evaluate(work, targets["bundle"], hash_values(rows, made, tuned_hash))
+    ledger = _write_ledger(work, results)
+    accepted = run_dir.read().get("accepted") == bundle_hash(run_dir.bundle)
+    survived = judge(recipe, run_dir, base, run_dir.results, is_accepted=accepted)
+    facts = {"estimate": dataclasses.asdict(estimate), "train": dataclasses.asdict(trained), "survival": survived}
+    table = [results[name] for name in ("base", "tuned", "merged", "bundle") if name in results]
+    return _finish(work, table, ledger, facts)
 
 
 def _write_recipe(work: _Run) -> None:
@@ -130,19 +148,26 @@ def _plan(work: _Run) -> Any:
     return estimate
 
 
-def _evaluate(work: _Run, target: Any, inputs: str) -> Any:
-    """The result of one target, measured now or before."""
+def _evaluate(work: _Run, target: Any, inputs: str, *, name: str = "") -> Any:
+    """The result of one target, measured now or before; `target` may be what makes it when it is to be measured."""
     from edgetune.evaluate.evaluate import evaluate, read_result
     from edgetune.evaluate.texts import EVAL_SET_FILE
 
-    results = work.run_dir.results
-    work.stage(
-        f"evaluate-{target.name}",
-        inputs,
-        results / f"{target.name}.json",
-        lambda: work.report(evaluate(target, results / EVAL_SET_FILE, results, progress=work.progress)),
-    )
-    result = read_result(read_json(results / f"{target.name}.json"))
+    results, name = work.run_dir.results, name or target.name
+
+    def measure() -> None:
+        work.report(
+            evaluate(
+                target() if callable(target) else target,
+                results / EVAL_SET_FILE,
+                results,
+                distributions=work.run_dir.cache / DISTRIBUTIONS,
+                progress=work.progress,
+            )
+        )
+
+    work.stage(f"evaluate-{name}", inputs, results / f"{name}.json", measure)
+    result = read_result(read_json(results / f"{name}.json"))
     work.see_memory(resident_bytes() + result.scoring_peak_bytes)
     return result
 
@@ -152,11 +177,29 @@ def _merge(work: _Run, base: Path, inputs: str) -> str:
     from edgetune.lora.merge import merge
 
     def fold() -> None:
-        run_dir, merge_base = work.run_dir, work.recipe.export.merge_base
+        run_dir, merge_base = work.run_dir, merge_base_of(work.recipe, work.run_dir, base, progress=work.progress)
         result = merge(run_dir.adapter, base, run_dir.merged, merge_base=merge_base, progress=work.progress)
         work.see_memory(result.peak_bytes)
 
     return work.stage("merge", inputs, work.run_dir.merged, fold)
+
+
+def merge_base_of(
+    recipe: Recipe, run_dir: RunDir, base: Path, *, progress: Progress | None = None
+) -> Literal["trained", "original"]:
+    """What [export] merge_base says, or for "auto" what measuring says, which is kept in results/merge.json."""
+    asked = recipe.export.merge_base
+    if asked != "auto":
+        return asked
+    from edgetune.export.merge_base import choose_merge_base
+
+    choice = choose_merge_base(recipe, run_dir, base, progress=progress)
+    run_dir.results.mkdir(exist_ok=True)
+    write_json(run_dir.results / "merge.json", {**dataclasses.asdict(choice), "provenance": provenance()})
+    if progress:
+        losses = ", ".join(f"{name} base {loss:.4f}" for name, loss in choice.losses.items())
+        progress({"stage": "merge", "message": f"eval loss on the grid: {losses}; merging on the {choice.merge_base}"})
+    return choice.merge_base
 
 
 def _export(work: _Run, inputs: str) -> str:
@@ -172,7 +215,93 @@ def _export(work: _Run, inputs: str) -> str:
     return work.stage("export", inputs, work.run_dir.bundle, build)
 
 
-def _finish(work: _Run, results: list[Any], facts: Mapping[str, Any]) -> RunResult:
+def _evaluate_variants(work: _Run, inputs: str) -> dict[str, Any]:
+    """The bundle's model as a float32 graph, and the bundle with exact activations: built, measured, thrown away."""
+    from edgetune.evaluate.evaluate import Target
+    from edgetune.export.variants import MOST_FLOAT_BYTES, build_float, exact, float_bytes
+    from edgetune.runtime.bundle import open_bundle
+
+    run_dir, bundle, task = work.run_dir, open_bundle(work.run_dir.bundle), work.recipe.model.task
+    found = {}
+    if bundle.precision == "fp32":
+        return {}
+    if float_bytes(run_dir.merged) <= MOST_FLOAT_BYTES:
+        with tempfile.TemporaryDirectory(prefix=".onnx-fp32.", dir=run_dir.path) as folder:
+
+            def build() -> Target:
+                is_chat = bundle.chat is not None and bundle.chat.template is not None
+                build_float(run_dir.merged, Path(folder), work.recipe, is_chat=is_chat)
+                return Target("bundle", FLOAT_ONNX, Path(folder), None, task)
+
+            found[FLOAT_ONNX] = _evaluate(work, build, inputs, name=FLOAT_ONNX)
+    else:
+        work.say("evaluate", "no float32 graph for the ledger: the model is too large for one")
+    if bundle.grid is not None and bundle.grid.accuracy_level != 0:
+        with contextlib.ExitStack() as stack:
+
+            def copy() -> Target:
+                return Target("bundle", EXACT_ONNX, stack.enter_context(exact(bundle)).path, None, task)
+
+            found[EXACT_ONNX] = _evaluate(work, copy, inputs, name=EXACT_ONNX)
+    return found
+
+
+def _write_ledger(work: _Run, results: Mapping[str, Any]) -> str:
+    """results/ledger.json: every step from the base to the device; the same as text."""
+    from edgetune.evaluate.ledger import make_entries, plain, to_json
+    from edgetune.evaluate.targets import ledger_names
+
+    names = ledger_names(work.recipe)
+    found = [(name, results[stage]) for stage, name in names.items() if stage in results]
+    base = "base" if "base" in results else None
+    entries = make_entries(
+        found, work.run_dir.results, tokenizer_file=work.run_dir.bundle / "tokenizer.json", base=base
+    )
+    write_json(
+        work.run_dir.results / "ledger.json",
+        {"metric": work.recipe.evaluate.metric, "stages": to_json(entries), "provenance": provenance()},
+    )
+    return plain(entries)
+
+
+def verify(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """Measure a run's base, fine-tune and bundle anew, and judge what the bundle kept; all in results/verify.
+
+    Returns and writes survival.json; `force` accepts a bundle that lost too much, which is recorded. Raises BundleError
+    for files that are not what was exported, CheckError for a bundle that is refused, RunError where one is missing.
+    """
+    from edgetune.evaluate.evaluate import evaluate
+    from edgetune.evaluate.targets import run_targets
+    from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
+    from edgetune.export.survival import judge
+    from edgetune.model.base import resolve_base
+    from edgetune.runtime.bundle import check_hashes, open_bundle
+
+    check_hashes(open_bundle(run_dir.bundle))
+    base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    targets, out = run_targets(recipe, run_dir, base), run_dir.results / "verify"
+    out.mkdir(parents=True, exist_ok=True)
+    prepare_eval_set(recipe, next(iter(targets.values())), out)
+    for name in ("tuned", "base", "bundle"):
+        if name in targets:
+            evaluate(targets[name], out / EVAL_SET_FILE, out, progress=progress)
+    survival = judge(recipe, run_dir, base, out, is_accepted=force)
+    if force and not survival["kept_enough"]:
+        run_dir.update({"accepted": bundle_hash(run_dir.bundle)})
+    refuse_lost_gain(run_dir, survival)
+    return survival
+
+
+def refuse_lost_gain(run_dir: RunDir, survival: Mapping[str, Any]) -> None:
+    """Raises CheckError for a bundle that kept less of the gain than [export] min_gain_kept, unless it was accepted."""
+    if not survival["passed"]:
+        raise CheckError(
+            f"{run_dir.bundle}: {survival['verdict']}",
+            cure=f"{survival['cure']}; or ship it all the same: edgetune verify {run_dir.bundle} --force",
+        )
+
+
+def _finish(work: _Run, results: list[Any], ledger: str, facts: Mapping[str, Any]) -> RunResult:
     """The table and results/summary.json."""
     from edgetune.evaluate.targets import table_rows
     from edgetune.report.table import markdown, plain, values
@@ -199,7 +328,7 @@ def _finish(work: _Run, results: list[Any], facts: Mapping[str, Any]) -> RunResu
     if work.recipe.is_classifier:
         summary["classification"] = _draw_labels(work, results[-1].score)
     write_json(work.run_dir.results / "summary.json", summary)
-    return RunResult(work.run_dir, plain(rows, metric=metric), summary)
+    return RunResult(work.run_dir, plain(rows, metric=metric), ledger, summary)
 
 
 def _draw_labels(work: _Run, score: Any) -> dict[str, Any]:
@@ -226,5 +355,16 @@ def _over_budget(work: _Run) -> list[str]:
     return broken
 
 
+def bundle_hash(path: Path) -> str:
+    """SHA-256 over a bundle's files but its manifest, to which verdicts are added later."""
+    from edgetune.runtime.bundle import MANIFEST
+
+    return hash_tree(path, without=MANIFEST)
+
+
 def _hash(path: Path) -> str:
-    return hash_tree(path) if path.is_dir() else hash_file(path)
+    from edgetune.evaluate.targets import is_bundle
+
+    if not path.is_dir():
+        return hash_file(path)
+    return bundle_hash(path) if is_bundle(path) else hash_tree(path)

@@ -159,8 +159,8 @@ class ExportTable:
     """[export]: the merge and the bundle."""
 
     precision: Literal["int4", "int8", "fp16", "fp32"] = "int4"
-    merge_base: Literal["trained", "original"] = "trained"
-    """Merge on the dequantised 4-bit base that was trained, or on the 16-bit original."""
+    merge_base: Literal["trained", "original", "auto"] = "trained"
+    """Merge on the dequantised 4-bit base that was trained, on the 16-bit original, or on which of them loses less."""
     block_size: Literal[16, 32, 64, 128, 256] = 32
     """Weights that share one scale."""
     symmetric: bool = False
@@ -169,7 +169,9 @@ class ExportTable:
     head_bits: Literal[4, 8] = 8
     """Bits of the output head and the embedding, never fewer than the rest has."""
     calibration_rows: int = _at(1024, least=0)
-    """Training rows for which a classifier's int4 weights are rounded (GPTQ, arXiv:2210.17323); 0: to the nearest."""
+    """Training rows for which int4 weights are rounded (GPTQ, arXiv:2210.17323); 0: to the nearest."""
+    min_gain_kept: float = _at(0.97, least=0.0, most=1.0)
+    """Least share of what fine-tuning gained, in score and in loss, that a bundle must keep; below it is refused."""
     repair_steps: int = _at(100, least=0)
     """Steps in which a decoder's scales, norms and biases are trained on the grid, its integers frozen; 0: none."""
     repair_on: Literal["labels", "teacher", "both"] = "labels"
@@ -331,8 +333,6 @@ def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
     """What two tables say against each other, if anything."""
     metric, export = recipe.evaluate.metric, recipe.export
     if not recipe.is_classifier:
-        if export.calibration_rows != ExportTable().calibration_rows:
-            return 'export.calibration_rows: needs model.task = "classification"'
         if "classify" in raw:
             return '[classify]: needs model.task = "classification"'
         if metric in CLASSIFIER_METRICS:

@@ -48,9 +48,9 @@ THIRD_PARTY = {
     4: {"click"},
 }
 PUBLIC = {
-    "train": {"train.loop.train"},
+    "train": {"train.loop.train", "train.repair", "train.classify.Classification"},
     "export": {"export.export.export"},
-    "evaluate": {"evaluate.evaluate.evaluate", "evaluate.labeller.calibrate_for"},
+    "evaluate": {"evaluate.evaluate.evaluate", "evaluate.labeller.calibrate_for", "evaluate.ledger"},
     "report": {"report.measure", "report.table", "report.confusion"},  # what stages measure and are shown with
 }
 """What a stage offers to the other stages."""

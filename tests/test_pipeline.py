@@ -31,7 +31,8 @@ max_rows = 8
 max_new_tokens = 8
 bootstrap_samples = 100
 """
-STAGES = ["train", "evaluate-base", "evaluate-tuned", "merge", "evaluate-merged", "export", "evaluate-bundle"]
+STAGES = ["train", "evaluate-tuned", "evaluate-base", "merge", "evaluate-merged", "export"]
+STAGES += ["evaluate-onnx-fp32", "evaluate-onnx-exact", "evaluate-bundle"]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,26 @@ def test_the_summary_holds_every_stage_and_measurement(finished):
     assert merged["loss"] == pytest.approx(tuned["loss"], rel=0.01)  # the same weights but for bf16 rounding
     assert bundle["peak_bytes"] < merged["peak_bytes"]
     assert tuned["disk_bytes"] > base["disk_bytes"]
+
+
+def test_the_ledger_has_every_step_to_the_device(finished):
+    stages = {item["stage"]: item for item in read_json(finished[0] / "runs/tiny/results/ledger.json")["stages"]}
+    assert list(stages) == ["base", "tuned", "merged", "onnx-fp32", "onnx-exact", "bundle"]
+    assert stages["tuned"]["kl"] == pytest.approx(0, abs=1e-9)
+    assert stages["tuned"]["same_answers"] == 1.0
+    assert stages["base"]["kl"] > stages["bundle"]["kl"] > stages["tuned"]["kl"]
+    assert stages["onnx-fp32"]["loss"] == pytest.approx(stages["merged"]["loss"], rel=1e-3)  # bf16 or float32 products
+    assert stages["onnx-exact"]["disk_bytes"] < stages["onnx-fp32"]["disk_bytes"]
+
+
+def test_the_bundle_says_how_much_of_the_gain_it_kept(finished):
+    run = finished[0] / "runs/tiny"
+    survival = read_json(run / "results/survival.json")
+    gain = survival["loss"]
+    results = [read_json(run / f"results/{name}.json")["score"]["loss"] for name in ("base", "tuned", "bundle")]
+    assert gain["kept"] == pytest.approx((results[0] - results[2]) / (results[0] - results[1]))
+    assert read_json(run / "bundle/edgetune.json")["verified"]["gain_kept"]["loss"]["kept"] == gain["kept"]
+    assert {layer["codes_changed"] > 0 for layer in survival["layers"]} == {True}
 
 
 def test_training_and_evaluation_agree_on_the_eval_loss(finished):

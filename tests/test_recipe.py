@@ -160,7 +160,6 @@ def test_every_key_is_documented_in_the_readme():
     [
         ("classification", "export.head_bits=4", "a classifier's head stays float"),
         ("classification", "export.max_length=64", "data.max_seq_len is the length"),
-        ("generation", "export.calibration_rows=0", 'needs model.task = "classification"'),
     ],
 )
 def test_an_export_key_that_would_do_nothing_is_refused(task: str, setting: str, complaint: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from edgetune import __version__
-from edgetune.cli import chat, classify, console, evaluate, export, generate, merge, plan, run, train
+from edgetune.cli import chat, classify, console, evaluate, export, generate, merge, plan, run, train, verify
 from edgetune.cli.extras import missing_extra
 from edgetune.errors import EdgeTuneError, OutOfMemoryError, RunError
 
@@ -118,5 +118,5 @@ def main() -> None:
     """Fine-tune on a 4-bit base, carry the result to int4 ONNX, and prove that nothing was lost."""
 
 
-for _module in (run, plan, train, merge, export, evaluate, generate, chat, classify):
+for _module in (run, plan, train, merge, export, verify, evaluate, generate, chat, classify):
     main.add_command(_module.command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import click
 
@@ -24,9 +24,9 @@ from edgetune.cli.options import force_option, json_option
 @click.option(
     "--base",
     "merge_base",
-    type=click.Choice(["trained", "original"]),
-    help="Merge on the dequantised 4-bit base that was trained, or on the 16-bit original.  [default: the recipe's; "
-    "original for an adapter made elsewhere]",
+    type=click.Choice(["trained", "original", "auto"]),
+    help="Merge on the dequantised 4-bit base that was trained, on the 16-bit original, or (auto, of a run) on the one "
+    "that loses less on its eval rows.  [default: the recipe's; original for an adapter made elsewhere]",
 )
 @force_option
 @json_option
@@ -46,13 +46,8 @@ def command(target: Path, out: Path | None, merge_base: str | None, force: bool,
     refuse_to_replace(out, adapter, base)
     progress = console.ProgressLine()
     try:
-        result = merge(
-            adapter,
-            base,
-            out,
-            merge_base=cast(Literal["trained", "original"], merge_base or default_base),
-            progress=progress,
-        )
+        chosen = _choose(target, base, merge_base or default_base, progress)
+        result = merge(adapter, base, out, merge_base=chosen, progress=progress)
     finally:
         progress.close()
     if as_json:
@@ -63,6 +58,22 @@ def command(target: Path, out: Path | None, merge_base: str | None, force: bool,
         f" {result.size_bytes / 1024**2:,.1f} MiB"
         f"  (peak memory {result.peak_bytes / 1024**2:,.0f} MiB, {result.wall_s:.1f} s)"
     )
+
+
+def _choose(target: Path, base: Path, merge_base: str, progress: Any) -> Literal["trained", "original"]:
+    """The base to merge on; of a run "auto" is measured."""
+    from edgetune.errors import RecipeError
+    from edgetune.pipeline import merge_base_of
+    from edgetune.recipe import load_recipe
+    from edgetune.run_dir import RunDir
+
+    if merge_base != "auto":
+        return cast(Literal["trained", "original"], merge_base)
+    run_dir = RunDir(target)
+    if not run_dir.recipe.is_file():
+        raise RecipeError(f"--base auto: {target} has no eval rows to measure on", cure="give a run folder")
+    recipe = load_recipe(run_dir.recipe, ['export.merge_base="auto"'])
+    return merge_base_of(recipe, run_dir, base, progress=progress)
 
 
 def _find(target: Path) -> tuple[Path, Path, str]:

@@ -23,7 +23,7 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
     Stages that are up to date in the run folder are skipped, so a stopped run goes on where it was.
     """
     from edgetune.lock import only_process
-    from edgetune.pipeline import run
+    from edgetune.pipeline import refuse_lost_gain, run
     from edgetune.recipe import load_recipe
     from edgetune.run_dir import RunDir
 
@@ -45,6 +45,8 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
             for line in result_lines("bundle", {"classes": labels, "rejection": labels["rejection"]}):
                 console.say(line)
     console.note(describe(result.summary, labels))
+    console.note(f"\n{result.ledger}\n")
+    console.note(result.summary["survival"]["verdict"])
     for line in result.summary["over_budget"]:
         console.note(f"over budget: {line}")
     verb = "classify" if loaded.is_classifier else "chat"
@@ -53,3 +55,4 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
         f"{minutes}:{seconds:02d} minutes, at most {result.summary['peak_bytes'] / 1024**2:,.0f} MiB; "
         f"the bundle is {run_dir.bundle}; next: edgetune {verb} {run_dir.bundle}"
     )
+    refuse_lost_gain(run_dir, result.summary["survival"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from edgetune.errors import CheckError
 from edgetune.evaluate.rows import EvalRow, Limits
@@ -44,13 +46,19 @@ class BundleAnswerer:
         session = Logits(self.bundle)
         results = []
         for row in rows:
-            trained = [index for index, label in enumerate(row.labels) if label != -100 and index > 0]
+            trained = row.trained
             if not trained:
                 results.append((0.0, 0))
                 continue
             nats = session.token_losses(row.input_ids)
             results.append((float(sum(float(nats[index - 1]) for index in trained)), len(trained)))
         return results
+
+    def trained_logits(self, rows: Sequence[EvalRow]) -> Iterator[np.ndarray]:
+        """Logits float32 (trained tokens, vocabulary) of each row, in order."""
+        session = Logits(self.bundle)
+        for row in rows:
+            yield session.logits(row.input_ids)[[index - 1 for index in row.trained]]
 
     def decode_speed(self, row: EvalRow, *, limits: Limits) -> tuple[int, float]:
         """(tokens, seconds) of one prompt alone, its first token left out."""

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from edgetune.errors import EdgeTuneError
 from edgetune.evaluate import labeller
+from edgetune.evaluate.distance import Distance, measure_distance, write_distributions
 from edgetune.evaluate.rows import read_eval_set
 from edgetune.evaluate.score import Answerer, measure_speed, score
 from edgetune.process_memory import peak_resident_bytes
@@ -47,12 +48,16 @@ def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
 
     Memory is read between the two: what it takes to load the target and to answer one prompt at a time.
     """
-    open_target = labeller.open_target if request["task"] == "classification" else _open_target
-    measure_speed, score = open_target(request)
+    if request["task"] == "classification":
+        measure_speed, score = labeller.open_target(request)
+        compare: Callable[[], Distance | None] = _no_distance
+    else:
+        measure_speed, score, compare = _open_target(request)
     speed = measure_speed()
     peak_bytes = peak_resident_bytes()
     device_peak_bytes = _device_peak_bytes()
     result, answers = score(progress)
+    distance = compare()
     return {
         "score": dataclasses.asdict(result),
         "speed": dataclasses.asdict(speed) if speed else None,
@@ -60,14 +65,31 @@ def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
         "device_peak_bytes": device_peak_bytes,
         "scoring_peak_bytes": peak_resident_bytes(),
         "answers": [dataclasses.asdict(answer) for answer in answers],
+        "distance": dataclasses.asdict(distance) if distance else None,
         "torch_loaded": "torch" in sys.modules,
     }
 
 
-def _open_target(request: Mapping[str, Any]) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    """Load a target that generates: what measures its speed, and what scores it."""
+def _open_target(
+    request: Mapping[str, Any],
+) -> tuple[Callable[[], Any], Callable[[Any], Any], Callable[[], Distance | None]]:
+    """Load a target that generates: what measures its speed, scores it, and tells how far it is from the fine-tune."""
     eval_set, target = read_eval_set(Path(request["eval_set"])), _load(request)
-    return partial(measure_speed, target, eval_set), lambda progress: score(target, eval_set, progress=progress)
+
+    def compare() -> Distance | None:
+        if request["distributions"] is None:
+            return None
+        path = Path(request["distributions"])
+        if request["kind"] == "tuned":
+            write_distributions(target, eval_set.rows, path)
+        return measure_distance(target, eval_set.rows, path) if path.exists() else None
+
+    measure, total = partial(measure_speed, target, eval_set), partial(score, target, eval_set)
+    return measure, lambda progress: total(progress=progress), compare
+
+
+def _no_distance() -> None:
+    """Of a classifier."""
 
 
 def _load(request: Mapping[str, Any]) -> Answerer:

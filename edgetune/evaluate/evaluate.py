@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgetune import errors
+from edgetune.evaluate.distance import Distance
 from edgetune.evaluate.labeller import LabelScore, Latency
 from edgetune.evaluate.metrics import FieldScore
 from edgetune.evaluate.score import Score, Speed
@@ -70,15 +71,26 @@ class Result:
     scoring_peak_bytes: int
     """Resident memory again, batched scoring included."""
     wall_s: float
+    distance: Distance | None = None
+    """From the fine-tune, where its distributions were at hand."""
 
 
-def evaluate(target: Target, eval_set: Path, out: Path, *, progress: Progress | None = None) -> Result:
+def evaluate(
+    target: Target,
+    eval_set: Path,
+    out: Path,
+    *,
+    distributions: Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
     """Measure one target on an eval set file; writes out/<name>.json (with provenance) and out/<name>-answers.jsonl.
+
+    `distributions`: a file to which the tuned target writes what it finds likely, and with which others are compared.
 
     Raises what the target's process raised (ModelError, BundleError, CheckError), OutOfMemoryError if it was killed.
     """
     started = time.perf_counter()
-    measured = _measure_apart(target, eval_set, progress)
+    measured = _measure_apart(target, eval_set, distributions, progress)
     answers = measured.pop("answers")
     result = Result(
         target=target,
@@ -89,6 +101,7 @@ def evaluate(target: Target, eval_set: Path, out: Path, *, progress: Progress | 
         device_peak_bytes=measured["device_peak_bytes"],
         scoring_peak_bytes=measured["scoring_peak_bytes"],
         wall_s=time.perf_counter() - started,
+        distance=_distance(measured["distance"]),
     )
     with atomic_file(out / f"{target.name}-answers.jsonl") as path:
         path.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers), encoding="utf-8")
@@ -108,13 +121,18 @@ def read_result(values: Mapping[str, Any]) -> Result:
     """The result in what `result_values` gave. Raises KeyError or TypeError for anything else."""
     target = dict(values["target"])
     model = ModelTable(**target["model"]) if target["model"] else None
-    facts = {field.name: values[field.name] for field in dataclasses.fields(Result)}
+    facts = {field.name: values[field.name] for field in dataclasses.fields(Result) if field.name != "distance"}
     facts |= {
         "target": Target(**{**target, "path": Path(target["path"]), "model": model}),
         "score": _score(values["score"]),
         "speed": _speed(values["speed"]),
+        "distance": _distance(values.get("distance")),
     }
     return Result(**facts)
+
+
+def _distance(values: Mapping[str, Any] | None) -> Distance | None:
+    return Distance(**values) if values else None
 
 
 def _speed(values: Mapping[str, Any] | None) -> Speed | Latency | None:
@@ -142,7 +160,9 @@ def _fields(values: Mapping[str, Any]) -> FieldScore:
     return FieldScore(**{**values, "f1_interval": tuple(values["f1_interval"])})
 
 
-def _measure_apart(target: Target, eval_set: Path, progress: Progress | None) -> dict[str, Any]:
+def _measure_apart(
+    target: Target, eval_set: Path, distributions: Path | None, progress: Progress | None
+) -> dict[str, Any]:
     """What the child process measured. Its stderr is kept for the report of a bug."""
     request = {
         "kind": target.kind,
@@ -151,6 +171,7 @@ def _measure_apart(target: Target, eval_set: Path, progress: Progress | None) ->
         "model": dataclasses.asdict(target.model) if target.model else None,
         "eval_set": str(eval_set),
         "task": target.task,
+        "distributions": str(distributions.resolve()) if distributions else None,
     }
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(

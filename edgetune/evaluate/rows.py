@@ -39,6 +39,11 @@ class EvalRow:
     """input_ids where the loss counts, else -100; not shifted."""
     place: str
 
+    @property
+    def trained(self) -> list[int]:
+        """Places of the tokens that the loss counts: the first one has nothing before it that could predict it."""
+        return [index for index, label in enumerate(self.labels) if label != -100 and index > 0]
+
 
 @dataclass(frozen=True)
 class Limits:

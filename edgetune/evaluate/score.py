@@ -7,9 +7,11 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import numpy as np
 
 from edgetune.evaluate.metrics import (
     FieldScore,
@@ -37,6 +39,10 @@ class Answerer(Protocol):
 
     def losses(self, rows: Sequence[EvalRow]) -> list[tuple[float, int]]:
         """(summed nats, trained tokens) of each row, in order."""
+        ...
+
+    def trained_logits(self, rows: Sequence[EvalRow]) -> Iterator[np.ndarray]:
+        """Logits float32 (trained tokens, vocabulary) of each row, in order."""
         ...
 
     def decode_speed(self, row: EvalRow, *, limits: Limits) -> tuple[int, float]:

@@ -73,6 +73,20 @@ def is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and (folder / GRAPH).is_file()
 
 
+def ledger_names(recipe: Recipe) -> dict[str, str]:
+    """Name in results/ of each stage of the ledger -> what it is, in the order of the way to the device."""
+    precision = recipe.export.precision
+    tuned = "4-bit base + adapter" if recipe.model.quantization == "nf4" else "base + adapter"
+    return {
+        "base": "base",
+        "tuned": tuned,
+        "merged": "merged",
+        "onnx-fp32": "fp32 ONNX",
+        "onnx-exact": f"{precision} ONNX, activations as they are",
+        "bundle": f"{precision} bundle on the device's runtime",
+    }
+
+
 def table_rows(recipe: Recipe, results: Iterable[Result]) -> list[TableRow]:
     """The table's row for each result; memory is the device's where one is used."""
     names = {

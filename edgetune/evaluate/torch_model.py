@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,6 +76,16 @@ class TorchAnswerer:
             for index, nats, count in zip(batch, sums.tolist(), counts.tolist(), strict=True):
                 results[index] = (nats, count)
         return results
+
+    @torch.no_grad()
+    def trained_logits(self, rows: Sequence[EvalRow]) -> Iterator[np.ndarray]:
+        """Logits float32 (trained tokens, vocabulary) of each row, in order."""
+        for row in rows:
+            ids = torch.tensor([row.input_ids], device=self.model.device)
+            kept = torch.tensor([index - 1 for index in row.trained], device=self.model.device, dtype=torch.long)
+            with _autocast(self.model):
+                logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
+            yield logits[0].float().cpu().numpy()
 
     def decode_speed(self, row: EvalRow, *, limits: Limits) -> tuple[int, float]:
         """(tokens, seconds) of one prompt alone, its first token left out."""

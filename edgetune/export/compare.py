@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import torch
 
-from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, TOKENIZER, Bundle
+from edgetune.runtime.bundle import GRAPH, MANIFEST, Bundle
 from edgetune.runtime.logits import Logits
 
 BATCH_LOGITS = 1 << 22
@@ -94,9 +94,9 @@ def at_level_0(bundle: Bundle) -> Iterator[Bundle]:
                 if attribute.name == "accuracy_level":
                     attribute.i = 0
         onnx.save(model, str(Path(folder) / GRAPH))
-        for name in (GENAI_CONFIG, TOKENIZER, f"{GRAPH}.data"):
-            if (bundle.path / name).exists():
-                _link(bundle.path / name, Path(folder) / name)
+        for file in bundle.path.iterdir():
+            if file.is_file() and file.name not in (GRAPH, MANIFEST):
+                _link(file, Path(folder) / file.name)
         yield dataclasses.replace(bundle, path=Path(folder))
 
 

@@ -235,6 +235,14 @@ def build_bundle(
     return write_manifest(bundle), tokenizer
 
 
+def build_any(merged: Path, folder: Path, recipe: Recipe, *, is_chat: bool) -> Bundle:
+    """A decoder's or a classifier's bundle, weights rounded to the nearest, calibrated but not verified."""
+    if (merged / SPEC).is_file():
+        built = build_classifier_bundle(merged, folder, recipe).bundle
+        return write_manifest(calibrated(built, recipe))
+    return build_bundle(merged, folder, recipe, is_chat=is_chat)[0]
+
+
 def prompts_of(examples: Iterable[Any]) -> list[Prompt]:
     """Each example up to its last answer: messages, or the text where there are none."""
     prompts: list[Prompt] = []

@@ -34,11 +34,7 @@ class Weights:
 
     def read(self, sources: Sequence[Part]) -> Tensor:
         """The rows that make up the weight (N, K) of a node, in the type of the checkpoint."""
-        found = []
-        for part in sources:
-            weight = read_tensor(self.places[part.tensor])
-            found.append(weight if part.count == 1 else weight.chunk(part.count)[part.index])
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return join({part.tensor: read_tensor(self.places[part.tensor]) for part in sources}, sources)
 
     def on_grid(self, sources: Sequence[Part], grid: Grid) -> QuantizedMatrix:
         """The same on the grid. The rows of a matrix are the same whether it is rounded alone or joined."""
@@ -52,6 +48,15 @@ class Weights:
             rows = len(matrix.packed) // part.count
             found.append(take_rows(matrix, part.index * rows, (part.index + 1) * rows))
         return found[0] if len(found) == 1 else join_rows(found)
+
+
+def join(tensors: Mapping[str, Tensor], sources: Sequence[Part]) -> Tensor:
+    """The rows of tensors that make up the weight (N, K) of a node."""
+    found = []
+    for part in sources:
+        weight = tensors[part.tensor]
+        found.append(weight if part.count == 1 else weight.chunk(part.count)[part.index])
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def write_graph(model: ir.Model, path: Path, weights: Weights, *, grid: Grid | None, max_length: int | None) -> None:

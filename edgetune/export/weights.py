@@ -14,7 +14,7 @@ from onnx.external_data_helper import ExternalDataInfo
 from torch import Tensor
 
 from edgetune.errors import BundleError
-from edgetune.export.architecture import EMBEDDING, HEAD_TENSOR, Part, parts
+from edgetune.export.architecture import EMBEDDING, EMBEDDING_TENSOR, HEAD_TENSOR, Part, parts
 from edgetune.model.weights import Place, read_tensor
 from edgetune.quant.grid import QuantizedMatrix, dequantize
 
@@ -155,6 +155,23 @@ class DeviceTensors(Mapping[str, Tensor]):
             rows = self._places[source].shape[0] // count
             found.append(dequantize(self._weights.matrix(node))[row : row + rows])
         return torch.cat(found) if len(found) > 1 else found[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class CheckpointTensors(Mapping[str, Tensor]):
+    """Parameter name of the torch model -> float32 tensor from the checkpoint's file, read when it is asked for."""
+
+    def __init__(self, places: Mapping[str, Place]) -> None:
+        self._places = places
+
+    def __getitem__(self, name: str) -> Tensor:
+        is_tied = name == HEAD_TENSOR and name not in self._places
+        return read_tensor(self._places[EMBEDDING_TENSOR if is_tied else name]).float()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

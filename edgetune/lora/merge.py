@@ -5,10 +5,11 @@ In the flow: runs/x/adapter/ and the base's files -> runs/x/merged/, which expor
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -130,6 +131,26 @@ def _held_in_training(adapter: Adapter, model: Any) -> _Held:
         return _Held(dtype, frozenset())
     quantized = frozenset(f"{name}.weight" for name in quantized_linears(model))
     return _Held(dtype, quantized, is_double=record.get("double_quantization", True))
+
+
+class BaseTensors(Mapping[str, Tensor]):
+    """Each tensor of a base as a merge takes it, before the adapter is folded in; read when it is asked for."""
+
+    def __init__(self, adapter: Path, base: Path, merge_base: MergeBase) -> None:
+        """Raises ModelError for an adapter of another base."""
+        self._adapter = dataclasses.replace(read_adapter(adapter, base), pairs={}, replaced={})
+        self._places = model_tensors(base)
+        is_trained = merge_base == "trained"
+        self._held = _held_in_training(self._adapter, empty_model(base)) if is_trained else _Held(None, frozenset())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _fold(name, read_tensor(self._places[name]), self._adapter, self._held)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _write_weights(

@@ -84,7 +84,7 @@ def repair(
     teacher = _teacher(merged, model.device) if table.repair_on != "labels" else None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=table.repair_learning_rate, betas=BETAS, weight_decay=0.0)
-    curve = [(0, _eval_loss(model, rows, recipe, pad_id))]
+    curve = [(0, eval_loss(model, rows, recipe, pad_id))]
     best = repaired(model)
     batches = stream(_Rows(rows, recipe), 0, 0)
     for step in range(1, table.repair_steps + 1):
@@ -99,7 +99,7 @@ def repair(
         if progress:
             progress({"stage": "repair", "step": step, "steps": table.repair_steps, "loss": loss})
         if step * EVALUATIONS % table.repair_steps < EVALUATIONS:
-            curve.append((step, _eval_loss(model, rows, recipe, pad_id)))
+            curve.append((step, eval_loss(model, rows, recipe, pad_id)))
             if curve[-1][1] <= min(value for _, value in curve):
                 best = repaired(model)
     best_step, loss_after = min(curve, key=lambda point: (point[1], point[0]))
@@ -198,7 +198,7 @@ def _chunk_loss(model: Any, teacher: Any, rows: Tensor, wanted: Tensor, true: Te
     return by_teacher if target == "teacher" else (by_labels + by_teacher) / 2
 
 
-def _eval_loss(model: Any, rows: Prepared, recipe: Recipe, pad_id: int) -> float:
+def eval_loss(model: Any, rows: Prepared, recipe: Recipe, pad_id: int) -> float:
     """Nats per trained token on the first eval rows, or on as many train rows where there are none."""
     chosen = rows.eval if len(rows.eval) else rows.train
     total, count = evaluate_loss(

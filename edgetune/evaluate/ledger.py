@@ -1,0 +1,176 @@
+"""The ledger: what each step from the base to the device did to the model, and how much of the gain is left at the end.
+
+Reads what `evaluate` left in results/: one JSON file and one file of answers for each stage.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from edgetune.evaluate.evaluate import Result
+from edgetune.quant.survival import Gain, gain_kept
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stage of the ledger. Shares in 0..1, losses in nats per trained token (or text)."""
+
+    stage: str
+    name: str
+    score: float | None
+    interval: tuple[float, float] | None
+    loss: float
+    kl: float | None
+    """Nats a token from the fine-tune's distributions, see evaluate.distance."""
+    same_next_token: float | None
+    """Share of tokens that the fine-tune finds likeliest, too."""
+    same_answers: float | None
+    """Share of rows with the fine-tune's answer, letter by letter."""
+    first_difference: float | None
+    """Of the answers that differ: median place of the first differing token, from 0."""
+    disk_bytes: int
+    gain_kept: float | None
+    """Of the score (of the loss where there is no score)."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of the gain a stage has kept: on the score and on the loss."""
+
+    score: Gain | None
+    """None where nothing is generated."""
+    loss: Gain | None
+    """None where answers have no losses: classifiers."""
+
+    def least(self) -> float | None:
+        """The smaller share of the two, as far as they are known."""
+        known = [gain.kept for gain in (self.score, self.loss) if gain is not None and gain.kept is not None]
+        return min(known, default=None)
+
+
+def gains(base: str | None, stage: str, results: Path, *, confidence: float, samples: int) -> Kept:
+    """Gain kept by a stage, from the answers in the results folder; `base` names the base's, None is chance.
+
+    A classifier has no base to compare with, for its head is made in training: its gain is over calling every text the
+    commonest label.
+    """
+    tuned, shipped = _answers(results, "tuned"), _answers(results, stage)
+    settings: dict[str, Any] = {"confidence": confidence, "samples": samples}
+    score = None
+    if tuned[0]["correct"] is not None:
+        before = [float(row["correct"]) for row in _answers(results, base)] if base else _chance(tuned)
+        score = gain_kept(
+            before, [float(r["correct"]) for r in tuned], [float(r["correct"]) for r in shipped], **settings
+        )
+    if base is None:
+        return Kept(score, None)
+    nats = [[row["loss_sum"] for row in rows] for rows in (_answers(results, base), tuned, shipped)]
+    counts = [row["trained_tokens"] for row in tuned]
+    return Kept(score, gain_kept(*nats, counts=counts, is_loss=True, **settings))
+
+
+def make_entries(
+    results: Sequence[tuple[str, Result]], folder: Path, *, tokenizer_file: Path, base: str | None
+) -> list[Entry]:
+    """The ledger's entries for (name, result) of each stage, in their order; `base` as in `gains`."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_file)) if base is not None else None
+    tuned = _answers(folder, "tuned")
+    entries = []
+    for name, result in results:
+        stage, found = result.target.name, _answers(folder, result.target.name)
+        pairs = [(_text(one), _text(other)) for one, other in zip(tuned, found, strict=True)]
+        compared = [pair for pair in pairs if None not in pair]
+        kept = None
+        if stage not in ("base", "tuned"):
+            kept = gains(base, stage, folder, confidence=result.score.confidence, samples=100)
+        shown = kept and (kept.score or kept.loss)
+        entries.append(
+            Entry(
+                stage=stage,
+                name=name,
+                score=result.score.score,
+                interval=result.score.interval,
+                loss=result.score.loss,
+                kl=result.distance.kl if result.distance else None,
+                same_next_token=result.distance.agreement if result.distance else None,
+                same_answers=_share(one == other for one, other in compared) if compared else None,
+                first_difference=_first_difference(compared, tokenizer),
+                disk_bytes=result.disk_bytes,
+                gain_kept=shown.kept if shown else None,
+            )
+        )
+    return entries
+
+
+def to_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The entries as JSON-able values."""
+    return [asdict(entry) for entry in entries]
+
+
+def plain(entries: Sequence[Entry]) -> str:
+    """The ledger as aligned text, for a terminal."""
+    lines = [["step", "score", "loss", "KL to the fine-tune", "same next token", "same answers", "on disk"]]
+    for entry in entries:
+        lines.append(
+            [
+                entry.name,
+                _percent(entry.score),
+                f"{entry.loss:.4f}",
+                "-" if entry.kl is None else f"{entry.kl:.5f}",
+                _percent(entry.same_next_token),
+                _percent(entry.same_answers),
+                f"{entry.disk_bytes / 1024**2:,.1f} MiB",
+            ]
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _answers(folder: Path, stage: str) -> list[dict[str, Any]]:
+    text = (folder / f"{stage}-answers.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _chance(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The share of rows that are right if all are called what most are."""
+    return Counter(tuple(sorted(row["labels"])) for row in rows).most_common(1)[0][1] / len(rows)
+
+
+def _text(row: Mapping[str, Any]) -> str | None:
+    """A row's answer, of a classifier the labels."""
+    answer = row["answer"]
+    return answer if answer is None or isinstance(answer, str) else json.dumps(answer)
+
+
+def _share(claims: Any) -> float:
+    found = [bool(claim) for claim in claims]
+    return sum(found) / len(found)
+
+
+def _first_difference(pairs: Sequence[tuple[Any, Any]], tokenizer: Any) -> float | None:
+    places = []
+    for one, other in pairs:
+        if tokenizer is not None and one != other:
+            ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in (one, other)]
+            same = next((i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), min(map(len, ids)))
+            places.append(same)
+    return statistics.median(places) if places else None
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None or math.isnan(share) else f"{share:.1%}"
