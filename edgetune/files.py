@@ -15,16 +15,20 @@ from typing import Any
 from edgetune.errors import EdgeTuneError, RunError
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises RunError if it is missing or damaged."""
+def read_json(path: Path, kind: type[EdgeTuneError] = RunError, *, cure: str = "") -> dict[str, Any]:
+    """A JSON object from a file. Raises an error of that kind if it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
+        raise kind(f"{path}: no such file", cure=cure) from None
+    except RecursionError:
+        raise kind(f"{path}: cannot be read: nested too deeply", cure=cure) from None
+    except OSError as error:
+        raise kind(f"{path}: cannot be read: {error.strerror}", cure=cure) from None
+    except ValueError as error:
+        raise kind(f"{path}: cannot be read: {error}", cure=cure) from None
     if not isinstance(value, dict):
-        raise RunError(f"{path}: holds no JSON object")
+        raise kind(f"{path}: holds no JSON object", cure=cure)
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,12 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from edgetune.errors import ModelError
+from edgetune.files import read_json
 from edgetune.model.base import hash_base, model_tensors
 from edgetune.model.weights import Place, read_header, read_tensor
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 RECORD = "edgetune.json"
+AGAIN = "save or copy the adapter again"
 PREFIX = "base_model.model."
 FAMILY = re.compile(r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.weight)?$")
 # Kinds of LoRA whose product is not scaling * B @ A on a linear's weight.
@@ -70,14 +71,9 @@ def is_adapter(folder: Path) -> bool:
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json. Raises ModelError if there is none, or if it is no LoRA that EdgeTune can fold."""
     file = folder / CONFIG
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{folder}: no {CONFIG}", cure="give an adapter folder in PEFT's format") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{file}: holds no JSON object")
+    if not file.exists():
+        raise ModelError(f"{folder}: no {CONFIG}", cure="give an adapter folder in PEFT's format")
+    config = read_json(file, ModelError, cure=AGAIN)
     if config.get("peft_type") != "LORA":
         raise ModelError(
             f"{folder}: a {config.get('peft_type')} adapter", cure="EdgeTune handles LoRA, rsLoRA and DoRA"
@@ -97,15 +93,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 def read_record(folder: Path) -> dict[str, Any]:
     """edgetune.json of an adapter or merged folder, {} where there is none. Raises ModelError if it is damaged."""
     file = folder / RECORD
-    try:
-        record = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(record, dict):
-        raise ModelError(f"{file}: holds no JSON object")
-    return record
+    return read_json(file, ModelError, cure=AGAIN) if file.exists() else {}
 
 
 def read_adapter(folder: Path, base: Path) -> Adapter:

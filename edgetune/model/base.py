@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from edgetune.errors import EdgeTuneError, ModelError, OutOfMemoryError
+from edgetune.files import read_json
 from edgetune.model.device import compute_dtype
 from edgetune.model.device import device as default_device
 from edgetune.model.heap import give_back_freed
@@ -75,15 +75,9 @@ def check_base(path: Path, *, trust_remote_code: bool = False, task: Task = "gen
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises ModelError if it is missing or damaged."""
     file = path / "config.json"
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no config.json", cure="give the folder of a Hugging Face model") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read: {error}", cure="fetch the base again") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{file}: holds no JSON object", cure="fetch the base again")
-    return config
+    if not file.exists():
+        raise ModelError(f"{path}: no config.json", cure="give the folder of a Hugging Face model")
+    return read_json(file, ModelError, cure="fetch or copy the model again")
 
 
 def context_length(config: Mapping[str, Any], table: ExportTable) -> int:

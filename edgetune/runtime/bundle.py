@@ -8,7 +8,6 @@ classification bundle is one that plain onnxruntime opens: model.onnx (+ .data),
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from edgetune.errors import BundleError
-from edgetune.files import write_json
+from edgetune.files import read_json, write_json
 from edgetune.hashes import hash_file
 
 FORMAT_VERSION = 1
@@ -24,6 +23,8 @@ MANIFEST = "edgetune.json"
 GENAI_CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
 GRAPH = "model.onnx"
+AGAIN = "copy or export it again"
+"""What to do about a bundle that is damaged."""
 Task = Literal["causal-lm", "classification"]
 TASKS = ("causal-lm", "classification")
 
@@ -139,13 +140,9 @@ def open_bundle(path: Path | str) -> Bundle:
     Reads edgetune.json only, so it is cheap; `check_hashes` reads every byte. Raises BundleError.
     """
     path = Path(path)
-    try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise _not_a_bundle(path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path / MANIFEST}: cannot be read: {error}") from None
-    bundle = _parse(path, text)
+    if not (path / MANIFEST).exists():
+        raise _not_a_bundle(path)
+    bundle = _parse(path, read_json(path / MANIFEST, BundleError, cure=AGAIN))
     _check_files(bundle)
     return bundle
 
@@ -154,9 +151,7 @@ def check_hashes(bundle: Bundle) -> None:
     """Read every file and compare its SHA-256. Raises BundleError that names the files that differ."""
     differing = [name for name, record in bundle.files.items() if hash_file(bundle.path / name) != record.sha256]
     if differing:
-        raise BundleError(
-            f"{bundle.path}: {', '.join(differing)}: not the bytes that were exported", cure="copy or export it again"
-        )
+        raise BundleError(f"{bundle.path}: {', '.join(differing)}: not the bytes that were exported", cure=AGAIN)
 
 
 def write_manifest(bundle: Bundle) -> Bundle:
@@ -182,14 +177,8 @@ def _measure(folder: Path) -> dict[str, FileRecord]:
     return files
 
 
-def _parse(path: Path, text: str) -> Bundle:
+def _parse(path: Path, values: Mapping[str, Any]) -> Bundle:
     where = path / MANIFEST
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{where}: damaged: {error}", cure="copy or export it again") from None
-    if not isinstance(values, dict):
-        raise BundleError(f"{where}: damaged: holds no JSON object", cure="copy or export it again")
     version = values.get("format")
     if version is None and not (path / GENAI_CONFIG).is_file():
         raise _not_a_bundle(path)  # adapters and merged models have an edgetune.json of their own
@@ -203,7 +192,7 @@ def _parse(path: Path, text: str) -> Bundle:
     try:
         return _build(path, values)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BundleError(f"{where}: damaged: {error!r}", cure="copy or export it again") from None
+        raise BundleError(f"{where}: damaged: {error!r}", cure=AGAIN) from None
 
 
 def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
@@ -246,7 +235,7 @@ def _classifier(values: Mapping[str, Any]) -> ClassifierFormat:
     """Raises ValueError for a value of the wrong kind or out of its range."""
     classifier = ClassifierFormat(**{**values, "labels": tuple(values["labels"])})
     labels, threshold, out_of_scope = classifier.labels, classifier.threshold, classifier.out_of_scope_label
-    is_names = isinstance(values["labels"], list) and all(_is_text(label) for label in labels)
+    is_names = isinstance(values["labels"], list) and all(is_text(label) for label in labels)
     good = {
         "labels": is_names and 0 < len(labels) == len(set(labels)),
         "multi_label": isinstance(classifier.multi_label, bool),
@@ -260,7 +249,7 @@ def _classifier(values: Mapping[str, Any]) -> ClassifierFormat:
     return classifier
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Whether it is text that can be written out; half a surrogate pair, which JSON can hold, cannot."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
@@ -288,7 +277,7 @@ def _check_files(bundle: Bundle) -> None:
     needed = (TOKENIZER, GRAPH if bundle.task == "classification" else GENAI_CONFIG)
     problems += [f"{name} is not listed" for name in needed if name not in bundle.files]
     if problems:
-        raise BundleError(f"{bundle.path}: incomplete bundle: {', '.join(problems)}", cure="copy or export it again")
+        raise BundleError(f"{bundle.path}: incomplete bundle: {', '.join(problems)}", cure=AGAIN)
 
 
 def _not_a_bundle(path: Path) -> BundleError:
@@ -306,7 +295,7 @@ def _not_a_bundle(path: Path) -> BundleError:
                 f"{path}: is {kind}, not a bundle", cure=f"{first}`edgetune export` makes a bundle of it"
             )
     if (path / MANIFEST).is_file():
-        return BundleError(f"{path / MANIFEST}: damaged: has no format version", cure="copy or export it again")
+        return BundleError(f"{path / MANIFEST}: damaged: has no format version", cure=AGAIN)
     return BundleError(f"{path}: holds no {MANIFEST}, so it is no bundle", cure="`edgetune export` makes one")
 
 

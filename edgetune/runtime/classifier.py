@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetune.errors import BundleError, PromptError
-from edgetune.runtime.bundle import GRAPH, Bundle, ClassifierFormat
+from edgetune.runtime.bundle import AGAIN, GRAPH, Bundle, ClassifierFormat
 from edgetune.runtime.session import as_bundle, check_text, load_error, load_tokenizer, open_session
 
 BATCH_TEXTS = 32
@@ -99,7 +99,7 @@ class Classifier:
         if found.shape != (len(batch), len(self.format.labels)) or not np.isfinite(found).all():
             raise BundleError(
                 f"{self.bundle.path}: answers {len(self.format.labels)} labels with an array {found.shape} or with NaN",
-                cure="copy or export it again",
+                cure=AGAIN,
             )
         return np.asarray(found, np.float32)
 

@@ -13,7 +13,8 @@ from typing import Any
 import tokenizers
 
 from edgetune.errors import BundleError, MissingExtraError, PromptError
-from edgetune.runtime.bundle import TOKENIZER, Bundle, open_bundle
+from edgetune.files import read_json
+from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, TOKENIZER, Bundle, open_bundle
 
 SPIN = "session.intra_op.allow_spinning"
 
@@ -37,6 +38,7 @@ def import_genai() -> Any:
 def genai_config(bundle: Bundle, *, threads: int | None = None) -> Any:
     """onnxruntime-genai's Config of a bundle with EdgeTune's thread settings laid over it. Raises BundleError."""
     og = import_genai()
+    read_json(bundle.path / GENAI_CONFIG, BundleError, cure=AGAIN)  # the library's own reader dies of deep nesting
     options: dict[str, Any] = {SPIN: "1"}
     count = threads or usable_cores()
     if count:
@@ -68,9 +70,7 @@ def load_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(bundle.path / TOKENIZER))
     except Exception as error:  # tokenizers raises bare Exception
-        raise BundleError(
-            f"{bundle.path / TOKENIZER}: cannot be read: {error}", cure="copy or export it again"
-        ) from None
+        raise BundleError(f"{bundle.path / TOKENIZER}: cannot be read: {error}", cure=AGAIN) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -87,7 +87,7 @@ def check_text(text: str, *, what: str = "prompt") -> None:
 def load_error(bundle: Bundle, error: Exception, *, what: str = "loaded") -> BundleError:
     """What to tell when a runtime library refuses a bundle: the first line of what it says."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return BundleError(f"{bundle.path}: cannot be {what}: {reason}", cure="copy or export it again")
+    return BundleError(f"{bundle.path}: cannot be {what}: {reason}", cure=AGAIN)
 
 
 def usable_cores() -> int | None:

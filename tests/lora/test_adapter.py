@@ -249,3 +249,11 @@ def test_weights_that_are_not_finite_are_refused(tiny_base: Path, adapter: Path)
     save_file(tensors, adapter / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="lora_B holds NaN or infinity"):
         read_adapter(adapter, tiny_base)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "edgetune.json"])
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
+def test_a_damaged_file_beside_the_weights_is_named(tiny_base: Path, adapter: Path, name: str, text: str) -> None:
+    (adapter / name).write_text(text)
+    with pytest.raises(ModelError, match=f"{name}: (cannot be read|holds no JSON object).*; save or copy"):
+        read_adapter(adapter, tiny_base)

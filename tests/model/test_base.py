@@ -140,8 +140,9 @@ def test_missing_weights_and_a_missing_config_are_named(copy: Path) -> None:
         check_base(copy)
 
 
-def test_a_damaged_config_is_named(copy: Path) -> None:
-    (copy / "config.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_a_damaged_config_is_named(copy: Path, text: str) -> None:
+    (copy / "config.json").write_text(text)
     with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
         check_base(copy)
 

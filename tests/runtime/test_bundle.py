@@ -100,7 +100,7 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(bundle: Bundle, change: di
         open_bundle(bundle.path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', "\x00", "[" * 100_000])
 def test_a_damaged_manifest_is_one_line(bundle: Bundle, text: str) -> None:
     (bundle.path / MANIFEST).write_text(text)
     with pytest.raises(BundleError) as caught:

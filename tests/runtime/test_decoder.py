@@ -157,3 +157,11 @@ def test_a_model_that_does_not_fit_its_settings_is_a_damaged_bundle(tiny_bundle:
     decoder = Decoder(write_manifest(dataclasses.replace(open_bundle(tiny_bundle), path=folder, files={})))
     with pytest.raises(BundleError, match=r"cannot be run: .*; copy or export it again"):
         decoder.generate(PROMPT, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("name", ["genai_config.json", "tokenizer.json"])
+def test_a_file_of_nothing_but_brackets_is_a_damaged_bundle(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (folder / name).write_text("[" * 100_000)
+    with pytest.raises(BundleError, match=f"{name}: cannot be read: .*; copy or export it again"):
+        Decoder(write_manifest(dataclasses.replace(open_bundle(tiny_bundle), path=folder, files={})))
