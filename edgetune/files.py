@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,26 @@ def open_for_user(path: Path, mode: str) -> Iterator[Any]:
         raise write_error(path, error) from None
 
 
-def refuse_to_replace(out: Path, *sources: Path) -> None:
-    """Raise RunError if replacing the folder `out` would remove one of the sources it is made from."""
-    for source in sources:
+def refuse_to_replace(out: Path, *sources: Path, what: str, is_one: Callable[[Path], bool]) -> None:
+    """Raise RunError if replacing the folder `out` would remove one of the sources it is made from, the current
+    folder, or anything else than `what` EdgeTune wrote: `is_one` tells.
+    """
+    used = dict.fromkeys(sources, "which is read") | {Path.cwd(): "the current folder"}
+    for source, use in used.items():
         places = (source.resolve(), source.parent.resolve() / source.name)  # the second where the source is a link
         if any(out.resolve() in (place, *place.parents) for place in places):
-            raise RunError(f"{out}: holds {source}, which is read", cure="choose another folder with --out")
+            raise RunError(f"{out}: holds {source}, {use}", cure="choose another folder with --out")
+    is_empty = out.is_dir() and not any(out.iterdir())
+    if (out.exists() or out.is_symlink()) and not is_empty and not is_one(out):
+        raise RunError(
+            f"{out}: is no {what}, and one would take its place",
+            cure="move it away, or choose another folder with --out",
+        )
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The path beside another that has its name and a suffix; "." and ".." have their folder's name."""
+    return Path(os.path.normpath(path / "..")) / f"{path.resolve().name}{suffix}"
 
 
 def write_error(path: Path, error: OSError) -> RunError:

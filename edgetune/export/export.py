@@ -135,19 +135,14 @@ def _put_in_place(
 ) -> ExportResult:
     """Make a bundle in a folder beside `out`, and let it be `out` if its verification holds, else out.failed.
 
-    Raises RunError if either would take the place of a source, or out.failed that of something else than a bundle
-    which failed.
+    Raises RunError if either would take the place of a source, of the current folder, or of something else than a
+    bundle, and for out.failed than one which failed.
     """
     start_s = time.perf_counter()
     reset_peak()
+    refuse_to_replace(out, *sources, what="bundle", is_one=_is_bundle)
     failed = out.with_name(f"{out.name}.failed")
-    for replaced in (out, failed):
-        refuse_to_replace(replaced, *sources)
-    if failed.exists() and not _is_failed_bundle(failed):
-        raise RunError(
-            f"{failed}: is no bundle that failed, and one would take its place",
-            cure="move it away, or choose another folder with --out",
-        )
+    refuse_to_replace(failed, *sources, what="bundle that failed", is_one=_is_failed_bundle)
     with atomic_folder(out) as folder:
         bundle, verification = make(folder)
         bundle = write_manifest(dataclasses.replace(bundle, verified=verification.to_json()))
@@ -164,6 +159,16 @@ def _put_in_place(
         peak_bytes=peak_memory_bytes(),
         wall_s=time.perf_counter() - start_s,
     )
+
+
+def _is_bundle(path: Path) -> bool:
+    """Whether a folder is a bundle, by its manifest or, if that is damaged, by its place in a run."""
+    if RunDir(path.parent).is_run and path.name == "bundle":
+        return True
+    try:
+        return "format" in read_json(path / MANIFEST)
+    except RunError:
+        return False
 
 
 def _is_failed_bundle(path: Path) -> bool:

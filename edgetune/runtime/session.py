@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def open_session(bundle: Bundle, graph: str, *, threads: int | None = None) -> A
     import onnxruntime  # here, because text generation does without it
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is raised too
     options.intra_op_num_threads = threads or usable_cores() or 0
     options.add_session_config_entry(SPIN, "1")
     try:
@@ -82,6 +83,14 @@ def check_text(text: str, *, what: str = "prompt") -> None:
         text.encode()
     except UnicodeEncodeError:
         raise PromptError(f"the {what} is not valid UTF-8 text") from None
+
+
+def encode(bundle: Bundle, tokenizer: tokenizers.Tokenizer, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+    """The ids of each text, with or without special tokens around it. Raises BundleError for a damaged tokenizer."""
+    try:
+        return [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=special)]
+    except Exception as error:  # tokenizers raises bare Exception, as for an unknown token that is not in its table
+        raise BundleError(f"{bundle.path / TOKENIZER}: cannot encode a text: {error}", cure=AGAIN) from None
 
 
 def load_error(bundle: Bundle, error: Exception, *, what: str = "loaded") -> BundleError:
