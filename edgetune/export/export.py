@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 import time
@@ -12,8 +11,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from edgetune.data.read import find, is_hub_id
-from edgetune.errors import CheckError, DataError, RunError
+from edgetune.data.read import on_disk
+from edgetune.errors import CheckError, RunError
 from edgetune.export.architecture import check_architecture
 from edgetune.export.bundle import chat_format, grid_of
 from edgetune.export.checks import Verification
@@ -91,7 +90,7 @@ def export_folder(
         tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
         return bundle, verify(bundle, merged, prompts, tokenizer=tokenizer)
 
-    return _put_in_place(out, _sources(merged, recipe), make)
+    return _put_in_place(out, (merged, *on_disk(recipe.data)), make)
 
 
 def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Progress | None = None) -> ExportResult:
@@ -118,16 +117,7 @@ def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Prog
         tell({"stage": "export", "message": "calibrating on the eval rows"})
         return calibrated(built.bundle, recipe), verification
 
-    return _put_in_place(out, _sources(merged, recipe), make)
-
-
-def _sources(merged: Path, recipe: Recipe) -> tuple[Path, ...]:
-    """What an export must leave alone: the merged folder that it reads and the user's own data."""
-    found = [merged]
-    for name in (recipe.data.train, recipe.data.eval, recipe.data.test):
-        with contextlib.suppress(DataError):  # gone by now: nothing to keep
-            found += [find(name)] if name and not is_hub_id(name) else []
-    return tuple(found)
+    return _put_in_place(out, (merged, *on_disk(recipe.data)), make)
 
 
 def _put_in_place(
