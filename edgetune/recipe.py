@@ -22,7 +22,7 @@ from typing import Any, Literal
 from edgetune.errors import RecipeError, shown
 
 MOST = 2**31 - 1
-"""Of any integer in a recipe."""
+"""Of any integer in a recipe that has no bound of its own."""
 
 
 def _at(default: Any, *, least: float | None = None, most: float | None = None, above: float | None = None) -> Any:
@@ -448,7 +448,7 @@ def _out_of_bounds(value: Any, bounds: Mapping[str, Any]) -> str | None:
         return f"{shown(value)} must be at least {least:g}"
     if most is not None and value > most:
         return f"{shown(value)} must be at most {most:g}"
-    if isinstance(value, int) and abs(value) > MOST:
+    if most is None and isinstance(value, int) and abs(value) > MOST:
         return f"is beyond {MOST:,}, which is more than anything here can mean"
     return None
 

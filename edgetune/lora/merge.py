@@ -136,7 +136,7 @@ class _Held:
 
 def _held_in_training(adapter: Adapter, model: Any) -> _Held:
     record = adapter.record
-    dtype = compute_dtype(record.get("compute_dtype") or "bfloat16", device())
+    dtype = compute_dtype(record.get("compute_dtype", "bfloat16"), device())
     if record.get("quantization", "nf4") == "none":
         return _Held(dtype, frozenset())
     quantized = frozenset(f"{name}.weight" for name in quantized_linears(model))

@@ -121,7 +121,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     """edgetune.json of an adapter or merged folder, {} where there is none. Raises ModelError if it is damaged."""
     file = folder / RECORD
     record = read_json(file, ModelError, cure=AGAIN) if file.exists() else {}
-    held = {key: record[key] for key in HELD if record.get(key) is not None}
+    held = {key: record[key] for key in HELD if key in record}
+    if held.get("base") is None:  # of a merge of an adapter that named none
+        held.pop("base", None)
     for key, problem in check_table(ModelTable, held)[1]:
         if key in held:
             raise ModelError(f"{file}: {key}: {problem}", cure=AGAIN)

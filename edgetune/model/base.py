@@ -100,7 +100,8 @@ def text_limit(path: Path, tokenizer: Any) -> int:
     config = read_config(path)
     longest = int(config.get("max_position_embeddings") or 512)
     if config.get("model_type") in ("roberta", "xlm-roberta"):
-        longest -= config.get("pad_token_id", 1) + 1  # their positions are counted from behind the padding's
+        pad_id = config.get("pad_token_id")
+        longest -= (1 if pad_id is None else pad_id) + 1  # their positions are counted from behind the padding's
     return min(longest, int(tokenizer.model_max_length))
 
 

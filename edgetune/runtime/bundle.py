@@ -90,7 +90,7 @@ class ClassifierFormat:
 class FileRecord:
     """What a file of the bundle must be."""
 
-    size_bytes: int
+    size_bytes: int = field(metadata={"least": 0, "most": 2**63 - 1})
     sha256: str
 
 

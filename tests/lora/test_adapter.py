@@ -270,6 +270,7 @@ def test_a_damaged_file_beside_the_weights_is_named(tiny_base: Path, adapter: Pa
     [
         ({"compute_dtype": "float7"}, "compute_dtype: 'float7' is not 'auto' or 'float32'"),
         ({"compute_dtype": 32}, "compute_dtype: 32 is not"),
+        ({"compute_dtype": None}, "compute_dtype: None is not"),
         ({"quantization": "int3"}, "quantization: 'int3' is not"),
         ({"double_quantization": "yes"}, "double_quantization: 'yes' is not"),
         ({"base": ["x"]}, "base: .* is not a text"),
