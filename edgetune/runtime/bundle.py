@@ -223,8 +223,8 @@ def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
         name=values["name"],
         precision=values["precision"],
         grid=None if values["grid"] is None else _facts(Grid, "grid", _table(values, "grid")),
-        chat=_chat(values["chat"]) if is_decoder else None,
-        classifier=None if is_decoder else _classifier(values["classifier"]),
+        chat=_chat(_table(values, "chat")) if is_decoder else None,
+        classifier=None if is_decoder else _classifier(_table(values, "classifier")),
         context_length=values["context_length"],
         task=values["task"],
         files=files,
@@ -250,10 +250,11 @@ def _facts(kind: type[_Facts], where: str, values: Any) -> _Facts:
 
 def _chat(values: Mapping[str, Any]) -> ChatFormat:
     """Raises ValueError for a value of the wrong kind: eos_ids as text, say, would stop no answer and say nothing."""
-    chat = ChatFormat(**{**values, "eos_ids": tuple(values["eos_ids"])})
+    ids = values["eos_ids"]
+    chat = ChatFormat(**{**values, "eos_ids": tuple(ids) if isinstance(ids, list) else ids})
     good = {name: isinstance(getattr(chat, name), str | None) for name in _CHAT_TEXTS}
     good["bos_id"] = chat.bos_id is None or _is_count(chat.bos_id)
-    good["eos_ids"] = all(map(_is_count, chat.eos_ids))
+    good["eos_ids"] = isinstance(ids, list) and all(map(_is_count, ids))
     _refuse("chat", chat, good)
     return chat
 
