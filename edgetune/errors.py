@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+MOST_SHOWN = 60
 
 
 class EdgeTuneError(Exception):
@@ -89,3 +92,12 @@ class Stopped(EdgeTuneError):
     def __init__(self, message: str, *, signal_number: int, cure: str = "") -> None:
         super().__init__(message, cure=cure)
         self.exit_code = 128 + signal_number
+
+
+def shown(value: Any) -> str:
+    """A value of the user's as a message shows it: Python's notation, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # of a number with thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

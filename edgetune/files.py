@@ -8,23 +8,27 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgetune.errors import EdgeTuneError, RunError
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises RunError if it is missing or damaged."""
+def read_json(path: Path, kind: type[EdgeTuneError] = RunError, *, cure: str = "") -> dict[str, Any]:
+    """A JSON object from a file. Raises an error of that kind if it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
+        raise kind(f"{path}: no such file", cure=cure) from None
+    except RecursionError:
+        raise kind(f"{path}: cannot be read: nested too deeply", cure=cure) from None
+    except OSError as error:
+        raise kind(f"{path}: cannot be read: {error.strerror}", cure=cure) from None
+    except ValueError as error:
+        raise kind(f"{path}: cannot be read: {error}", cure=cure) from None
     if not isinstance(value, dict):
-        raise RunError(f"{path}: holds no JSON object")
+        raise kind(f"{path}: holds no JSON object", cure=cure)
     return value
 
 
@@ -90,12 +94,26 @@ def open_for_user(path: Path, mode: str) -> Iterator[Any]:
         raise write_error(path, error) from None
 
 
-def refuse_to_replace(out: Path, *sources: Path) -> None:
-    """Raise RunError if replacing the folder `out` would remove one of the sources it is made from."""
-    for source in sources:
+def refuse_to_replace(out: Path, *sources: Path, what: str, is_one: Callable[[Path], bool]) -> None:
+    """Raise RunError if replacing the folder `out` would remove one of the sources it is made from, the current
+    folder, or anything else than `what` EdgeTune wrote: `is_one` tells.
+    """
+    used = dict.fromkeys(sources, "which is read") | {Path.cwd(): "the current folder"}
+    for source, use in used.items():
         places = (source.resolve(), source.parent.resolve() / source.name)  # the second where the source is a link
         if any(out.resolve() in (place, *place.parents) for place in places):
-            raise RunError(f"{out}: holds {source}, which is read", cure="choose another folder with --out")
+            raise RunError(f"{out}: holds {source}, {use}", cure="choose another folder with --out")
+    is_empty = out.is_dir() and not any(out.iterdir())
+    if (out.exists() or out.is_symlink()) and not is_empty and not is_one(out):
+        raise RunError(
+            f"{out}: is no {what}, and one would take its place",
+            cure="move it away, or choose another folder with --out",
+        )
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The path beside another that has its name and a suffix; "." and ".." have their folder's name."""
+    return Path(os.path.normpath(path / "..")) / f"{path.resolve().name}{suffix}"
 
 
 def write_error(path: Path, error: OSError) -> RunError:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from edgetune.errors import RecipeError
+from edgetune.errors import RecipeError, shown
 
 MOST = 2**31 - 1
-"""Of any integer in a recipe."""
+"""Of any integer in a recipe that has no bound of its own."""
 
 
 def _at(default: Any, *, least: float | None = None, most: float | None = None, above: float | None = None) -> Any:
@@ -271,7 +271,9 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe", cure="give the path of a .toml file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RecipeError(f"{shown(str(path))}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     return parse_recipe(text, source=str(path), name=path.stem, overrides=overrides)
 
@@ -380,9 +382,9 @@ def parse_size(text: str | None, *, where: str = "size") -> int | None:
     """Bytes in "2 GiB", "512 MiB", "8GB" or "8G" (GB and G are read as GiB); None for None. Raises RecipeError."""
     if text is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT])i?B?\s*", text, re.IGNORECASE)
     if not match:
-        raise RecipeError(f"{where}: {text!r} is not a size", cure='write it as "2 GiB" or "512 MiB"')
+        raise RecipeError(f"{where}: {shown(text)} is not a size", cure='write it as "2 GiB" or "512 MiB"')
     return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1))
 
 
@@ -411,7 +413,7 @@ def _convert(value: Any, hint: Any) -> tuple[Any, str | None]:
         if accepted:
             return converted, None
     wanted = " or ".join(_describe(option) for option in options if option is not type(None))
-    return None, f"{value!r} is not {wanted}"
+    return None, f"{shown(value)} is not {wanted}"
 
 
 def _accept(value: Any, option: Any) -> tuple[bool, Any]:
@@ -447,12 +449,12 @@ def _out_of_bounds(value: Any, bounds: Mapping[str, Any]) -> str | None:
         return None
     least, most, above = bounds.get("least"), bounds.get("most"), bounds.get("above")
     if above is not None and value <= above:
-        return f"{value} must be greater than {above:g}"
+        return f"{shown(value)} must be greater than {above:g}"
     if least is not None and value < least:
-        return f"{value} must be at least {least:g}"
+        return f"{shown(value)} must be at least {least:g}"
     if most is not None and value > most:
-        return f"{value} must be at most {most:g}"
-    if isinstance(value, int) and abs(value) > MOST:
+        return f"{shown(value)} must be at most {most:g}"
+    if most is None and isinstance(value, int) and abs(value) > MOST:
         return f"is beyond {MOST:,}, which is more than anything here can mean"
     return None
 

@@ -91,7 +91,13 @@ class RunDir:
         """run.json, or {} where there is none. Raises RunError if it is damaged."""
         if not self.run_json.exists():
             return {}
-        return read_json(self.run_json)
+        cure = "begin the run anew: edgetune run RECIPE --force"
+        record = read_json(self.run_json, cure=cure)
+        for key in ("asked", "stages"):
+            value = record.get(key, {})
+            if not (isinstance(value, dict) and all(isinstance(item, dict) for item in value.values())):
+                raise RunError(f"{self.run_json}: {key} is no table of tables", cure=cure)
+        return record
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Merge top-level values into run.json, atomically."""
@@ -165,7 +171,7 @@ def _claimed_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from None
 
 

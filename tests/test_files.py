@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from edgetune.errors import RunError
+from edgetune.errors import ModelError, RunError
 from edgetune.files import atomic_file, atomic_folder, read_json, write_json
 
 
@@ -51,3 +51,27 @@ def test_a_full_disk_that_a_library_meets_is_the_same_error(tmp_path):
     ):
         raise RuntimeError(said)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "cannot be read: Expecting value"),
+        (b"\xff", "cannot be read: 'utf-8' codec"),
+        (b'{"a":' * 100_000, "cannot be read: nested too deeply"),
+        (b"1" * 5_000, "cannot be read: Exceeds the limit"),
+        (b"[]", "holds no JSON object"),
+    ],
+)
+def test_json_that_cannot_be_read_is_one_line_of_the_kind_asked_for(tmp_path, content, reason):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=f"a.json: {reason}[^\n]*; copy it$"):
+        read_json(path, ModelError, cure="copy it")
+
+
+def test_a_folder_and_nothing_in_place_of_a_json_file_are_named(tmp_path):
+    with pytest.raises(RunError, match="cannot be read: Is a directory"):
+        read_json(tmp_path)
+    with pytest.raises(RunError, match=r"b\.json: no such file"):
+        read_json(tmp_path / "b.json")

@@ -14,10 +14,11 @@ TRAIN = '[train]\nseed = 1\nlearning_rate = "auto"\n'
 ASKED = '[model]\nbase = "b"\n[data]\ntrain = "t"\n' + TRAIN + "[export]\nblock_size = 32\n"
 
 
-def test_a_damaged_run_json_is_named(tmp_path):
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"stages": []}', '{"stages": {"train": 1}}', '{"asked": "x"}'])
+def test_a_damaged_run_json_is_named(tmp_path, text):
     run_dir = RunDir(tmp_path)
-    run_dir.run_json.write_text("{")
-    with pytest.raises(RunError, match="cannot be read"):
+    run_dir.run_json.write_text(text)
+    with pytest.raises(RunError, match=r"run\.json: .*; begin the run anew: edgetune run RECIPE --force"):
         run_dir.read()
 
 

@@ -17,7 +17,7 @@ import click
 from edgetune import __version__
 from edgetune.cli import chat, classify, console, evaluate, export, generate, merge, plan, run, train, verify
 from edgetune.cli.extras import missing_extra
-from edgetune.errors import EdgeTuneError, OutOfMemoryError, RunError
+from edgetune.errors import EdgeTuneError, OutOfMemoryError, RunError, shown
 
 
 def _accept_underscores(name: str) -> str:
@@ -52,6 +52,15 @@ def _sigterm_raises() -> Iterator[None]:
 
 class _ReaderGoneError(Exception):
     """Nobody reads stdout any more, as after `| head`. In place of BrokenPipeError, which click makes exit code 1."""
+
+
+def _known(error: OSError) -> RunError | None:
+    """What to tell of an error of the system that is nobody's bug; None if it may be one."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(f"the output cannot be written: {error.strerror}", cure="free some space")
+    if error.errno == errno.ENAMETOOLONG:
+        return RunError(f"{shown(error.filename)}: no path can be that long", cure="give a shorter one")
+    return None
 
 
 class _Group(click.Group):
@@ -100,9 +109,8 @@ class _Group(click.Group):
                 OutOfMemoryError("memory ran out", cure="close other programs, or ask for less")
             )
         except OSError as error:
-            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            full = RunError(f"the output cannot be written: {error.strerror}", cure="free some space")
-            code = console.report_error(full) if is_full else console.report_bug(error, told[console.RUN])
+            known = _known(error)
+            code = console.report_error(known) if known else console.report_bug(error, told[console.RUN])
         except Exception as error:  # the one place where everything unforeseen ends
             code = console.report_bug(error, told[console.RUN])
         sys.exit(code if isinstance(code, int) else 0)

@@ -88,6 +88,7 @@ def _export(
     from edgetune.errors import RecipeError, RunError
     from edgetune.export.export import export, export_classifier, export_folder, prompts_of
     from edgetune.export.verify import MOST_PROMPTS
+    from edgetune.files import beside
     from edgetune.model.classifier import SPEC, read_spec
     from edgetune.recipe import load_recipe, parse_recipe
     from edgetune.run_dir import RunDir
@@ -102,7 +103,7 @@ def _export(
         return export(load_recipe(run_dir.recipe, changes), run_dir, out=out, force=force, progress=progress)
     if data is None:
         raise RecipeError(f"{source}: has no recipe that names rows to verify on", cure="give rows with --data")
-    out = out or source.with_name(f"{source.resolve().name}-bundle")
+    out = out or beside(source, "-bundle")
     if out.exists() and not force:
         raise RunError(f"{out}: is there already", cure="choose another folder with --out, or replace it with --force")
     spec = read_spec(source) if (source / SPEC).is_file() else None

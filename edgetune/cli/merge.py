@@ -36,14 +36,14 @@ def command(target: Path, out: Path | None, merge_base: str | None, force: bool,
     The adapter may come from EdgeTune, PEFT, TRL or Unsloth. Memory: a few times the largest weight.
     """
     from edgetune.errors import RunError
-    from edgetune.files import refuse_to_replace
-    from edgetune.lora.merge import merge
+    from edgetune.files import beside, refuse_to_replace
+    from edgetune.lora.merge import is_merged, merge
 
     adapter, base, default_base = _find(target)
-    out = out or (target / "merged" if adapter != target else target.with_name(f"{target.resolve().name}-merged"))
+    out = out or (target / "merged" if adapter != target else beside(target, "-merged"))
+    refuse_to_replace(out, adapter, base, what="merged model", is_one=is_merged)
     if out.exists() and not force:
         raise RunError(f"{out}: is there already", cure="choose another folder with --out, or replace it with --force")
-    refuse_to_replace(out, adapter, base)
     progress = console.ProgressLine()
     try:
         chosen = _choose(target, base, merge_base or default_base, progress)

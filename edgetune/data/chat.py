@@ -8,7 +8,7 @@ from typing import Any
 
 from edgetune.data.formats import Message
 from edgetune.errors import DataError
-from edgetune.files import read_json
+from edgetune.model.base import read_config
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}### {{ message['role'] }}\n{{ message['content'] }}{{ eos_token }}\n"
@@ -51,7 +51,7 @@ def end_ids(tokenizer: Any, folder: Path, *, is_chat: bool) -> tuple[int, ...]:
     """Tokens that end an answer: the tokenizer's, generation_config.json's, and what the template puts after one."""
     found = {tokenizer.eos_token_id}
     if (folder / "generation_config.json").is_file():
-        stated = read_json(folder / "generation_config.json").get("eos_token_id")
+        stated = read_config(folder, "generation_config.json").get("eos_token_id")
         found |= set(stated) if isinstance(stated, list) else {stated}
     if is_chat and tokenizer.chat_template:
         found.add(_turn_end(tokenizer))

@@ -5,6 +5,7 @@ Rows are streamed; every row knows its place, so that a complaint about it can n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from edgetune.data import iob
 from edgetune.data.files import EXTENSIONS, Row, extension, file_rows, not_utf8
 from edgetune.errors import DataError
 from edgetune.hashes import hash_file
+from edgetune.recipe import DataTable
 from edgetune.run_dir import RunDir
 
 Split = Literal["train", "eval", "test"]
@@ -34,6 +36,15 @@ SPLITS: tuple[Split, ...] = ("train", "eval", "test")
 TEXT_FILE = ".txt"
 """One text a file, in a folder named after its label."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
+
+
+def on_disk(data: DataTable) -> tuple[Path, ...]:
+    """The files and folders of a recipe's rows, as far as they are there."""
+    found = []
+    for source in (data.train, data.eval, data.test):
+        with contextlib.suppress(DataError):
+            found += [find(source)] if source and not is_hub_id(source) else []
+    return tuple(found)
 
 
 def rows(source: str, *, split: Split | None = None, columns: Mapping[str, str] | None = None) -> Iterator[Row]:

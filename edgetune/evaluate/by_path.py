@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.errors import RecipeError
+from edgetune.data.read import on_disk
+from edgetune.errors import RecipeError, RunError
 from edgetune.evaluate.evaluate import Result, Target, evaluate, result_values
 from edgetune.evaluate.label_rows import LabelSet
 from edgetune.evaluate.rows import EvalSet
@@ -57,9 +58,19 @@ def evaluate_path(
         targets = [target_at(path)]
         recipe, reader = _recipe_for(targets[0], overrides), targets[0]
         out = out or Path("results")
+    _refuse_to_overwrite_rows(recipe, targets, out)
     eval_set = prepare_eval_set(recipe, reader, out)
     results = [evaluate(target, out / EVAL_SET_FILE, out, progress=progress) for target in targets]
     return _summarise(recipe, eval_set, results, out)
+
+
+def _refuse_to_overwrite_rows(recipe: Recipe, targets: Sequence[Target], out: Path) -> None:
+    """Raises RunError if a file of the results would take the place of a file of the recipe's rows."""
+    names = [f"{target.name}{ending}" for target in targets for ending in (".json", "-answers.jsonl")]
+    written = {(out / name).resolve() for name in (EVAL_SET_FILE, "summary.json", *names)}
+    for source in on_disk(recipe.data):
+        if source.resolve() in written:
+            raise RunError(f"{source}: the results would take its place", cure="choose another folder with --out")
 
 
 def _recipe_for(target: Target, overrides: Sequence[str]) -> Recipe:

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgetune.data.labels import as_targets, check_named, label_numbers, numbered
 from edgetune.errors import DataError, RunError
-from edgetune.files import atomic_file
+from edgetune.files import atomic_file, read_json
 from edgetune.hashes import hash_values
 from edgetune.recipe import DataTable, Recipe
 
@@ -142,11 +142,11 @@ def write_label_set(path: Path, label_set: LabelSet) -> None:
 def read_label_set(path: Path) -> LabelSet:
     """The label set in a file. Raises RunError if it is missing or damaged."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path, cure="run the evaluation again")
         for name in ("rows", "calibration"):
             values[name] = tuple(map(_row, values[name]))
         return LabelSet(**{**values, "labels": tuple(values["labels"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path}: cannot be read: {error}", cure="run the evaluation again") from None
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from edgetune.errors import DataError, RunError
 from edgetune.evaluate.metrics import Metric, parse_json
-from edgetune.files import atomic_file
+from edgetune.files import atomic_file, read_json
 from edgetune.hashes import hash_values
 from edgetune.recipe import Recipe
 
@@ -128,11 +128,11 @@ def write_eval_set(path: Path, eval_set: EvalSet) -> None:
 def read_eval_set(path: Path) -> EvalSet:
     """The eval set in a file. Raises RunError if it is missing or damaged."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path, cure="run the evaluation again")
         rows = tuple(EvalRow(**_tuples(row)) for row in values.pop("rows"))
         limits = Limits(**_tuples(values.pop("limits")))
         return EvalSet(rows=rows, limits=limits, **values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path}: cannot be read: {error}", cure="run the evaluation again") from None
 
 

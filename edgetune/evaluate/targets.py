@@ -16,7 +16,7 @@ from edgetune.model.classifier import SPEC
 from edgetune.recipe import ModelTable, Recipe
 from edgetune.report.table import TableRow
 from edgetune.run_dir import RunDir
-from edgetune.runtime.bundle import GRAPH, MANIFEST, open_bundle
+from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, MANIFEST, open_bundle
 
 
 def run_targets(recipe: Recipe, run_dir: RunDir, base: Path) -> dict[str, Target]:
@@ -69,8 +69,10 @@ def target_at(path: str) -> Target:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder holds a bundle (an adapter has an edgetune.json too)."""
-    return (folder / MANIFEST).is_file() and (folder / GRAPH).is_file()
+    """Whether a folder holds a bundle, whole or not: no model's config, and some of what a bundle has."""
+    if is_adapter(folder) or (folder / "config.json").exists():
+        return False
+    return any((folder / name).exists() for name in (MANIFEST, GENAI_CONFIG, GRAPH))
 
 
 def ledger_names(recipe: Recipe) -> dict[str, str]:

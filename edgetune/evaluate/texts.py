@@ -13,7 +13,8 @@ from edgetune.evaluate.rows import EvalSet, make_eval_set, write_eval_set
 from edgetune.model.base import context_length, load_tokenizer, read_config
 from edgetune.model.classifier import read_spec
 from edgetune.recipe import Recipe
-from edgetune.runtime.bundle import TOKENIZER, open_bundle
+from edgetune.runtime.bundle import open_bundle
+from edgetune.runtime.session import load_tokenizer as load_bundle_tokenizer
 
 EVAL_SET_FILE = "rows.json"
 
@@ -63,7 +64,7 @@ def _of_bundle(path: Path) -> TextFormat:
     bundle = open_bundle(path)
     chat = bundle.chat_format
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(path / TOKENIZER),
+        tokenizer_object=load_bundle_tokenizer(bundle),
         bos_token=chat.bos_token,
         eos_token=chat.eos_token,
         chat_template=chat.template,

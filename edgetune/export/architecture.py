@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.errors import ModelError
+from edgetune.model.base import read_config
 
 BUILDERS = {
     "Gemma2ForCausalLM": "Gemma2Model",
@@ -53,12 +53,10 @@ def check_architecture(merged: Path) -> dict[str, Any]:
 
     Raises ModelError, with the list of those that can.
     """
-    try:
-        config: dict[str, Any] = json.loads((merged / "config.json").read_text(encoding="utf-8"))
-        architecture = (config.get("architectures") or [None])[0]
-    except (OSError, ValueError, AttributeError, IndexError):
-        raise ModelError(f"{merged / 'config.json'}: cannot be read", cure="give a Hugging Face model folder") from None
-    if architecture not in BUILDERS:
+    config = read_config(merged)
+    stated = config.get("architectures")
+    architecture = stated[0] if isinstance(stated, list) and stated else None
+    if not isinstance(architecture, str) or architecture not in BUILDERS:
         raise ModelError(
             f"{merged}: the architecture {architecture} cannot be exported",
             cure=f"choose a base with one of: {', '.join(BUILDERS)}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 import tempfile
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.data.prepare import examples, prepare
-from edgetune.data.read import find, is_hub_id
-from edgetune.errors import CheckError, DataError, RunError
+from edgetune.data.read import on_disk
+from edgetune.errors import CheckError, RunError
 from edgetune.export.architecture import check_architecture
 from edgetune.export.bundle import chat_format, grid_of
 from edgetune.export.checks import Verification
@@ -115,7 +114,7 @@ def export_folder(
             tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
             return bundle, verify(bundle, merged, prompts, tokenizer=tokenizer, quantized=quantized)
 
-    return _put_in_place(out, _sources(merged, recipe), make)
+    return _put_in_place(out, (merged, *on_disk(recipe.data)), make)
 
 
 def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Progress | None = None) -> ExportResult:
@@ -140,16 +139,7 @@ def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Prog
         tell({"stage": "export", "message": "calibrating on the eval rows"})
         return calibrated(built.bundle, recipe), verification
 
-    return _put_in_place(out, _sources(merged, recipe), make)
-
-
-def _sources(merged: Path, recipe: Recipe) -> tuple[Path, ...]:
-    """What an export must leave alone: the merged folder that it reads and the user's own data."""
-    found = [merged]
-    for name in (recipe.data.train, recipe.data.eval, recipe.data.test):
-        with contextlib.suppress(DataError):  # gone by now: nothing to keep
-            found += [find(name)] if name and not is_hub_id(name) else []
-    return tuple(found)
+    return _put_in_place(out, (merged, *on_disk(recipe.data)), make)
 
 
 def _put_in_place(
@@ -157,19 +147,14 @@ def _put_in_place(
 ) -> ExportResult:
     """Make a bundle in a folder beside `out`, and let it be `out` if its verification holds, else out.failed.
 
-    Raises RunError if either would take the place of a source, or out.failed that of something else than a bundle
-    which failed.
+    Raises RunError if either would take the place of a source, of the current folder, or of something else than a
+    bundle, and for out.failed than one which failed.
     """
     start_s = time.perf_counter()
     reset_peak()
+    refuse_to_replace(out, *sources, what="bundle", is_one=_is_bundle)
     failed = out.with_name(f"{out.name}.failed")
-    for replaced in (out, failed):
-        refuse_to_replace(replaced, *sources)
-    if failed.exists() and not _is_failed_bundle(failed):
-        raise RunError(
-            f"{failed}: is no bundle that failed, and one would take its place",
-            cure="move it away, or choose another folder with --out",
-        )
+    refuse_to_replace(failed, *sources, what="bundle that failed", is_one=_is_failed_bundle)
     with atomic_folder(out) as folder:
         bundle, verification = make(folder)
         bundle = write_manifest(dataclasses.replace(bundle, verified=verification.to_json()))
@@ -186,6 +171,16 @@ def _put_in_place(
         peak_bytes=peak_memory_bytes(),
         wall_s=time.perf_counter() - start_s,
     )
+
+
+def _is_bundle(path: Path) -> bool:
+    """Whether a folder is a bundle, by its manifest or, if that is damaged, by its place in a run."""
+    if RunDir(path.parent).is_run and path.name == "bundle":
+        return True
+    try:
+        return "format" in read_json(path / MANIFEST)
+    except RunError:
+        return False
 
 
 def _is_failed_bundle(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from edgetune.export.checks import Check, Verification, check, made
 from edgetune.export.compare import at_level_0, deviations
 from edgetune.export.graph import Weights
 from edgetune.export.weights import DeviceTensors, GraphWeights, WeightNode, device_model, same_bytes
+from edgetune.files import read_json
 from edgetune.model.weights import Place, find_tensors
 from edgetune.quant.folder import QuantizedFolder
 from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, Bundle
@@ -144,7 +144,7 @@ def _token_ids(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Ite
 def _end_of_turn(bundle: Bundle, merged: Path, tokenizer: Any) -> Iterator[Check]:
     """Everything that may stop the device stops at what training put after an answer."""
     wanted = set(end_ids(tokenizer, merged, is_chat=bundle.chat_format.template is not None))
-    model = json.loads((bundle.path / GENAI_CONFIG).read_text(encoding="utf-8"))["model"]
+    model = read_json(bundle.path / GENAI_CONFIG)["model"]
     stated = model["eos_token_id"]
     found = set(stated) if isinstance(stated, list) else {stated}
     wrong = (wanted ^ found) | (wanted ^ set(bundle.chat_format.eos_ids))

@@ -16,7 +16,7 @@ import torch
 from edgetune import __version__
 from edgetune.errors import ModelError
 from edgetune.files import atomic_folder, write_json
-from edgetune.lora.read import RECORD, read_adapter
+from edgetune.lora.read import AGAIN, RECORD, read_adapter
 from edgetune.model.base import ENCODERS, first_line, hash_base, resolve_base
 from edgetune.model.device import compute_dtype
 from edgetune.model.quiet import quiet
@@ -108,4 +108,9 @@ def _load(model: Any, folder: Path, *, is_trainable: bool) -> Any:
         from peft import PeftModel
 
         warnings.simplefilter("ignore")  # of keys that other PEFT versions write and read
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+        try:
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # PEFT trips over whatever a config says wrong
+            raise ModelError(f"{folder}: PEFT cannot load it: {first_line(error)}", cure=AGAIN) from None

@@ -23,10 +23,11 @@ from edgetune.files import atomic_folder, write_json
 from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record
 from edgetune.model.base import check_base, empty_model, hash_base, is_encoder, model_tensors
 from edgetune.model.classifier import HEAD, SPEC
-from edgetune.model.device import device
+from edgetune.model.device import compute_dtype, device
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.model.nf4 import as_trained, quantized_linears
 from edgetune.model.weights import INDEX, SINGLE, Place, Writer, hash_files, read_tensor
+from edgetune.run_dir import RunDir
 
 Progress = Callable[[Mapping[str, Any]], None]
 MergeBase = Literal["trained", "original"]
@@ -71,6 +72,16 @@ def merged_dtype(parameters: int) -> torch.dtype:
     has steps some thirty times larger.
     """
     return torch.float32 if parameters <= FLOAT32_PARAMETERS else torch.bfloat16
+
+
+def is_merged(path: Path) -> bool:
+    """Whether a folder is one that `merge` wrote, by its record or, if that is damaged, by its place in a run."""
+    if RunDir(path.parent).is_run and path.name == "merged":
+        return True
+    try:
+        return read_record(path).get("kind") == "merged"
+    except ModelError:
+        return False
 
 
 def merge(
@@ -126,7 +137,7 @@ class _Held:
 
 def _held_in_training(adapter: Adapter, model: Any) -> _Held:
     record = adapter.record
-    dtype = getattr(torch, record.get("compute_dtype", "bfloat16"))
+    dtype = compute_dtype(record.get("compute_dtype", "bfloat16"), device())
     if record.get("quantization", "nf4") == "none":
         return _Held(dtype, frozenset())
     quantized = frozenset(f"{name}.weight" for name in quantized_linears(model))

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from edgetune.errors import ModelError
+from edgetune.errors import ModelError, shown
+from edgetune.files import read_json
 from edgetune.model.base import hash_base, model_tensors
 from edgetune.model.weights import Place, read_header, read_tensor
+from edgetune.recipe import ModelTable, check_table
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 RECORD = "edgetune.json"
+AGAIN = "save or copy the adapter again"
+HELD = ("base", "revision", "quantization", "double_quantization", "compute_dtype")
+"""Keys of edgetune.json that say how training held the base, in the words of [model]."""
 PREFIX = "base_model.model."
 FAMILY = re.compile(r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.weight)?$")
 # Kinds of LoRA whose product is not scaling * B @ A on a linear's weight.
@@ -38,6 +42,25 @@ UNSUPPORTED = (
 )
 # Initialisations that change the base's weights too, so that A and B alone are not the fine-tune.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def _is_patterns(value: Any) -> bool:
+    """Whether it is a table whose keys are regular expressions and whose values are numbers, or nothing."""
+    try:
+        return value is None or all(re.compile(key) and isinstance(item, int | float) for key, item in value.items())
+    except (AttributeError, re.error, RecursionError, OverflowError):
+        return False
+
+
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "alpha_pattern": _is_patterns,
+    "rank_pattern": _is_patterns,
+    "use_rslora": lambda value: isinstance(value, bool | None),
+    "use_dora": lambda value: isinstance(value, bool | None),
+    "base_model_name_or_path": lambda value: isinstance(value, str | None),
+    "revision": lambda value: isinstance(value, str | None),
+}
+"""What a value in adapter_config.json must be."""
 
 
 @dataclass(frozen=True)
@@ -70,41 +93,40 @@ def is_adapter(folder: Path) -> bool:
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json. Raises ModelError if there is none, or if it is no LoRA that EdgeTune can fold."""
     file = folder / CONFIG
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{folder}: no {CONFIG}", cure="give an adapter folder in PEFT's format") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{file}: holds no JSON object")
+    if not file.exists():
+        raise ModelError(f"{folder}: no {CONFIG}", cure="give an adapter folder in PEFT's format")
+    config = read_json(file, ModelError, cure=AGAIN)
     if config.get("peft_type") != "LORA":
         raise ModelError(
             f"{folder}: a {config.get('peft_type')} adapter", cure="EdgeTune handles LoRA, rsLoRA and DoRA"
         )
     for key in UNSUPPORTED:
         if config.get(key):
-            raise ModelError(f"{file}: {key} = {config[key]!r} cannot be merged", cure="train a plain LoRA instead")
+            raise ModelError(
+                f"{file}: {key} = {shown(config[key])} cannot be merged", cure="train a plain LoRA instead"
+            )
     init = str(config.get("init_lora_weights", "")).lower()
     if init.startswith(CHANGES_BASE):
         raise ModelError(
             f"{file}: init_lora_weights = {init!r} changed the base's weights, which the adapter does not hold",
             cure="save it with PEFT's path_initial_model_for_weight_conversion",
         )
+    for key, is_good in _KINDS.items():
+        if not is_good(config.get(key)):
+            raise ModelError(f"{file}: {key} is {shown(config[key])}", cure=AGAIN)
     return config
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """edgetune.json of an adapter or merged folder, {} where there is none. Raises ModelError if it is damaged."""
     file = folder / RECORD
-    try:
-        record = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(record, dict):
-        raise ModelError(f"{file}: holds no JSON object")
+    record = read_json(file, ModelError, cure=AGAIN) if file.exists() else {}
+    held = {key: record[key] for key in HELD if key in record}
+    if held.get("base") is None:  # of a merge of an adapter that named none
+        held.pop("base", None)
+    for key, problem in check_table(ModelTable, held)[1]:
+        if key in held:
+            raise ModelError(f"{file}: {key}: {problem}", cure=AGAIN)
     return record
 
 
@@ -161,9 +183,13 @@ def _pair(folder: Path, module: str, parts: Mapping[str, Place], config: Mapping
     magnitude = tensors.get("lora_magnitude_vector")
     if config.get("use_dora") and magnitude is None:
         raise ModelError(f"{folder}: {module}: use_dora without a magnitude")
+    if magnitude is not None and magnitude.numel() != b.shape[0]:
+        raise ModelError(
+            f"{folder}: {module}: {magnitude.numel()} magnitudes for {b.shape[0]} rows", cure="train the adapter again"
+        )
     alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= 1e30:
-        raise ModelError(f"{folder / CONFIG}: {module}: alpha is {str(alpha)[:40]!r}, not a number of any use")
+        raise ModelError(f"{folder / CONFIG}: {module}: alpha is {shown(alpha)}, not a number of any use")
     rank = a.shape[0]
     if rank == 0:
         raise ModelError(f"{folder}: {module}: A and B have rank 0")

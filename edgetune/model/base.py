@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -17,19 +16,23 @@ from typing import Any, Literal
 
 import torch
 
-from edgetune.errors import EdgeTuneError, ModelError, OutOfMemoryError
+from edgetune.errors import EdgeTuneError, ModelError, OutOfMemoryError, shown
+from edgetune.files import read_json
 from edgetune.model.device import compute_dtype
 from edgetune.model.device import device as default_device
 from edgetune.model.heap import give_back_freed
 from edgetune.model.nf4 import hold_layout
 from edgetune.model.quiet import quiet, silence_bitsandbytes
 from edgetune.model.weights import Place, find_tensors, hash_files
-from edgetune.recipe import ExportTable, ModelTable
+from edgetune.recipe import MOST, ExportTable, ModelTable
 
 NANO = "edgetune:nano"
 Task = Literal["generation", "classification"]
 ENCODERS = ("bert", "deberta-v2", "distilbert", "modernbert", "roberta", "xlm-roberta")
 """model_type of the encoders that can be trained and exported. Tests export each."""
+NUMBERS = {"max_position_embeddings": 1, "bos_token_id": -1, "eos_token_id": -1, "pad_token_id": -1}
+"""Keys of a config that are read here and are an integer or several, and the least it can be; -1 means none."""
+AGAIN = "fetch or copy the model again"
 OPTIONAL = ("pooler.",)
 """Weights that a base may lack: a pooler is made only where it is asked for."""
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
@@ -72,23 +75,23 @@ def check_base(path: Path, *, trust_remote_code: bool = False, task: Task = "gen
     return config
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a model folder. Raises ModelError if it is missing or damaged."""
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no config.json", cure="give the folder of a Hugging Face model") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read: {error}", cure="fetch the base again") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{file}: holds no JSON object", cure="fetch the base again")
+def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
+    """config.json of a model folder, or generation_config.json. Raises ModelError if it is missing or damaged."""
+    file = path / name
+    if not file.exists():
+        raise ModelError(f"{path}: no {name}", cure="give the folder of a Hugging Face model")
+    config = read_json(file, ModelError, cure=AGAIN)
+    for key, least in NUMBERS.items():
+        stated = config.get(key)
+        for number in stated if isinstance(stated, list) else [stated]:
+            if number is not None and not (type(number) is int and least <= number <= MOST):
+                raise ModelError(f"{file}: {key} is {shown(number)}", cure=AGAIN)
     return config
 
 
 def context_length(config: Mapping[str, Any], table: ExportTable) -> int:
     """Longest text in tokens: the base's, or what the recipe cuts it to."""
-    longest = int(config.get("max_position_embeddings", 2048))
+    longest = int(config.get("max_position_embeddings") or 2048)
     return min(longest, table.max_length or longest)
 
 
@@ -97,7 +100,8 @@ def text_limit(path: Path, tokenizer: Any) -> int:
     config = read_config(path)
     longest = int(config.get("max_position_embeddings") or 512)
     if config.get("model_type") in ("roberta", "xlm-roberta"):
-        longest -= int(config.get("pad_token_id", 1)) + 1  # their positions are counted from behind the padding's
+        pad_id = config.get("pad_token_id")
+        longest -= (1 if pad_id is None else pad_id) + 1  # their positions are counted from behind the padding's
     return min(longest, int(tokenizer.model_max_length))
 
 
@@ -115,6 +119,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
         with quiet():
             return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # transformers and the Rust tokenizer raise many kinds, bare Exception among them
+        empty_model(path, trust_remote_code=trust_remote_code)  # raises where config.json, read first, is to blame
         raise ModelError(
             f"{path}: no tokenizer can be read: {first_line(error)}", cure="the folder needs tokenizer.json"
         ) from None
@@ -193,8 +198,9 @@ def empty_model(path: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its kind."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an exception's text, with the next one where it ends in a colon; or its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 1 + lines[0].endswith(":")])
 
 
 def _auto_class(path: Path) -> Any:

@@ -7,9 +7,8 @@ The head is small and stays unquantised here; what it means is in classifier.jso
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edgetune.errors import ModelError
-from edgetune.files import write_json
+from edgetune.files import read_json, write_json
 from edgetune.model.weights import find_tensors
+from edgetune.recipe import check_table
+from edgetune.runtime.bundle import is_text
 
 HEAD = "head.safetensors"
 SPEC = "classifier.json"
+AGAIN = "train or copy it again"
 Pooling = Literal["mean", "cls", "pooler"]
 HeadKind = Literal["cosine", "linear"]
 
@@ -36,10 +38,10 @@ class ClassifierSpec:
     """Names in the order of the logits."""
     pooling: Pooling
     head: HeadKind
-    scale: float
+    scale: float = field(metadata={"above": 0.0})
     """Of a cosine head: its logits lie in -scale to scale."""
     multi_label: bool
-    max_length: int
+    max_length: int = field(metadata={"least": 1})
     """Tokens of a text, special ones included; what is longer is cut."""
     out_of_scope_label: str | None = None
     """The label whose rows are out of scope: the answer to them is "unknown"."""
@@ -143,16 +145,25 @@ def load_classifier(encoder: Any, folder: Path) -> Classifier:
 
 def read_spec(folder: Path) -> ClassifierSpec:
     """classifier.json of an adapter or merged folder. Raises ModelError if it is missing or damaged."""
-    try:
-        values = json.loads((folder / SPEC).read_text("utf-8"))
-        spec = ClassifierSpec(**{**values, "labels": tuple(map(str, values["labels"]))})
-    except FileNotFoundError:
-        raise ModelError(f"{folder}: no {SPEC}", cure="give a classifier that EdgeTune trained") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{folder / SPEC}: cannot be read: {error}", cure="train or copy it again") from None
-    if not spec.labels:
-        raise ModelError(f"{folder / SPEC}: names no labels", cure="train or copy it again")
-    return spec
+    file = folder / SPEC
+    if not file.exists():
+        raise ModelError(f"{folder}: no {SPEC}", cure="give a classifier that EdgeTune trained")
+    checked, problems = check_table(ClassifierSpec, read_json(file, ModelError, cure=AGAIN))
+    if not problems:
+        problems = [("labels", problem) for problem in _label_problems(ClassifierSpec(**checked))]
+    if problems:
+        raise ModelError(f"{file}: {': '.join(problems[0])}", cure=AGAIN)
+    return ClassifierSpec(**checked)
+
+
+def _label_problems(spec: ClassifierSpec) -> Iterator[str]:
+    """What is wrong with the labels of a spec."""
+    if not spec.labels or len(set(spec.labels)) < len(spec.labels):
+        yield "must be names, each of them once"
+    if not all(map(is_text, spec.labels)):
+        yield "holds half a surrogate pair, which is no text"
+    if spec.out_of_scope_label is not None and spec.out_of_scope_label not in spec.labels:
+        yield f"lack out_of_scope_label {spec.out_of_scope_label!r}"
 
 
 def load_head(classifier: Classifier, folder: Path) -> None:
@@ -160,7 +171,7 @@ def load_head(classifier: Classifier, folder: Path) -> None:
     try:
         classifier.head.load_state_dict(load_file(folder / HEAD))
     except FileNotFoundError:
-        raise ModelError(f"{folder}: no {HEAD}", cure="train or copy it again") from None
+        raise ModelError(f"{folder}: no {HEAD}", cure=AGAIN) from None
     except Exception as error:  # safetensors and torch raise many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{folder / HEAD}: cannot be read: {reason}", cure="train or copy it again") from None
+        raise ModelError(f"{folder / HEAD}: cannot be read: {reason}", cure=AGAIN) from None

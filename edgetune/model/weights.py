@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edgetune.errors import ModelError
+from edgetune.files import read_json
 
 DTYPES = {
     "F64": torch.float64,
@@ -61,10 +62,10 @@ def find_tensors(folder: Path) -> dict[str, Place]:
         if (folder / SINGLE).is_file():
             return read_header(folder / SINGLE)
         raise _no_weights(folder)
-    try:
-        wanted = {str(name): str(file) for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
-    except (OSError, ValueError, KeyError, AttributeError):
-        raise ModelError(f"{index}: no weight_map can be read from it", cure="fetch the base again") from None
+    files = read_json(index, ModelError, cure="fetch the base again").get("weight_map")
+    if not isinstance(files, dict):
+        raise ModelError(f"{index}: no weight_map can be read from it", cure="fetch the base again")
+    wanted = {name: str(file) for name, file in files.items()}
     missing = sorted({file for file in wanted.values() if not (folder / Path(file).name).is_file()})
     if missing:
         raise ModelError(f"{folder}: {', '.join(missing)} missing, named in {INDEX}", cure="fetch the base again")

@@ -8,26 +8,31 @@ classification bundle is one that plain onnxruntime opens: model.onnx (+ .data),
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
-from edgetune.errors import BundleError
-from edgetune.files import write_json
+from edgetune.errors import BundleError, shown
+from edgetune.files import read_json, write_json
 from edgetune.hashes import hash_file
+from edgetune.recipe import check_table
 
 FORMAT_VERSION = 1
 MANIFEST = "edgetune.json"
 GENAI_CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
 GRAPH = "model.onnx"
+AGAIN = "copy or export it again"
+"""What to do about a bundle that is damaged."""
 Task = Literal["causal-lm", "classification"]
+_Facts = TypeVar("_Facts")
 TASKS = ("causal-lm", "classification")
 
 
+MOST_TOKENS = 2**31 - 1
+"""Of a vocabulary and of a text: the libraries count them in 32 bits."""
 REJECT_ALL = math.nextafter(1.0, 2.0)
 """The highest threshold: every text is unknown, also one whose label has a probability of 1."""
 
@@ -85,7 +90,7 @@ class ClassifierFormat:
 class FileRecord:
     """What a file of the bundle must be."""
 
-    size_bytes: int
+    size_bytes: int = field(metadata={"least": 0, "most": 2**63 - 1})
     sha256: str
 
 
@@ -139,13 +144,9 @@ def open_bundle(path: Path | str) -> Bundle:
     Reads edgetune.json only, so it is cheap; `check_hashes` reads every byte. Raises BundleError.
     """
     path = Path(path)
-    try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise _not_a_bundle(path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path / MANIFEST}: cannot be read: {error}") from None
-    bundle = _parse(path, text)
+    if not (path / MANIFEST).exists():
+        raise _not_a_bundle(path)
+    bundle = _parse(path, read_json(path / MANIFEST, BundleError, cure=AGAIN))
     _check_files(bundle)
     return bundle
 
@@ -154,9 +155,7 @@ def check_hashes(bundle: Bundle) -> None:
     """Read every file and compare its SHA-256. Raises BundleError that names the files that differ."""
     differing = [name for name, record in bundle.files.items() if hash_file(bundle.path / name) != record.sha256]
     if differing:
-        raise BundleError(
-            f"{bundle.path}: {', '.join(differing)}: not the bytes that were exported", cure="copy or export it again"
-        )
+        raise BundleError(f"{bundle.path}: {', '.join(differing)}: not the bytes that were exported", cure=AGAIN)
 
 
 def write_manifest(bundle: Bundle) -> Bundle:
@@ -182,62 +181,80 @@ def _measure(folder: Path) -> dict[str, FileRecord]:
     return files
 
 
-def _parse(path: Path, text: str) -> Bundle:
+def _parse(path: Path, values: Mapping[str, Any]) -> Bundle:
     where = path / MANIFEST
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{where}: damaged: {error}", cure="copy or export it again") from None
-    if not isinstance(values, dict):
-        raise BundleError(f"{where}: damaged: holds no JSON object", cure="copy or export it again")
     version = values.get("format")
     if version is None and not (path / GENAI_CONFIG).is_file():
         raise _not_a_bundle(path)  # adapters and merged models have an edgetune.json of their own
     if version != FORMAT_VERSION:
         raise BundleError(
-            f"{where}: format version {version}, this EdgeTune reads version {FORMAT_VERSION}",
+            f"{where}: format version {shown(version)}, this EdgeTune reads version {FORMAT_VERSION}",
             cure="export the bundle again, or use the EdgeTune that wrote it",
         )
     if (task := values.get("task", TASKS[0])) not in TASKS:
-        raise BundleError(f"{where}: unknown task {task!r}", cure=f"this EdgeTune runs {', '.join(TASKS)}")
+        raise BundleError(f"{where}: unknown task {shown(task)}", cure=f"this EdgeTune runs {', '.join(TASKS)}")
     try:
         return _build(path, values)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BundleError(f"{where}: damaged: {error!r}", cure="copy or export it again") from None
+    except KeyError as error:
+        raise BundleError(f"{where}: damaged: has no {error}", cure=AGAIN) from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = error if type(error) is ValueError else repr(error)
+        raise BundleError(f"{where}: damaged: {reason}", cure=AGAIN) from None
 
 
 def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
     """A bundle from parsed JSON; whatever is missing or of another shape raises an ordinary exception."""
-    files = {name: FileRecord(**record) for name, record in values["files"].items()}
+    files = {
+        name: _facts(FileRecord, f"files.{name}", _table(values["files"], name)) for name in _table(values, "files")
+    }
     for name in files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             raise ValueError(f"file name {name!r} leaves the folder")
     is_decoder = values["task"] == "causal-lm"
     if values.get("classifier" if is_decoder else "chat") is not None:
         raise ValueError(f"a {values['task']} bundle with {'a classifier' if is_decoder else 'a chat'} format")
-    if values["context_length"] < 1:
-        raise ValueError(f"context_length is {values['context_length']}")
+    for name in ("name", "precision"):
+        if not is_text(values[name]):
+            raise ValueError(f"{name} is {shown(values[name])}")
+    if not _is_count(values["context_length"], least=1):
+        raise ValueError(f"context_length is {shown(values['context_length'])}")
     return Bundle(
         path=path,
-        name=str(values["name"]),
-        precision=str(values["precision"]),
-        grid=Grid(**values["grid"]) if values["grid"] else None,
-        chat=_chat(values["chat"]) if is_decoder else None,
-        classifier=None if is_decoder else _classifier(values["classifier"]),
-        context_length=int(values["context_length"]),
+        name=values["name"],
+        precision=values["precision"],
+        grid=None if values["grid"] is None else _facts(Grid, "grid", _table(values, "grid")),
+        chat=_chat(_table(values, "chat")) if is_decoder else None,
+        classifier=None if is_decoder else _classifier(_table(values, "classifier")),
+        context_length=values["context_length"],
         task=values["task"],
         files=files,
-        provenance=dict(values.get("provenance", {})),
-        verified=dict(values.get("verified", {})),
+        provenance=_table({"provenance": {}, **values}, "provenance"),
+        verified=_table({"verified": {}, **values}, "verified"),
     )
+
+
+def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The value of a name. Raises ValueError if it is no table."""
+    if not isinstance(values[name], Mapping):
+        raise ValueError(f"{name} is {shown(values[name])}")
+    return cast(Mapping[str, Any], values[name])
+
+
+def _facts(kind: type[_Facts], where: str, values: Any) -> _Facts:
+    """The dataclass that a table holds. Raises ValueError for the first value of the wrong kind."""
+    checked, problems = check_table(kind, values)
+    if problems:
+        raise ValueError(f"{where}.{': '.join(problems[0])}")
+    return kind(**checked)
 
 
 def _chat(values: Mapping[str, Any]) -> ChatFormat:
     """Raises ValueError for a value of the wrong kind: eos_ids as text, say, would stop no answer and say nothing."""
-    chat = ChatFormat(**{**values, "eos_ids": tuple(values["eos_ids"])})
+    ids = values["eos_ids"]
+    chat = ChatFormat(**{**values, "eos_ids": tuple(ids) if isinstance(ids, list) else ids})
     good = {name: isinstance(getattr(chat, name), str | None) for name in _CHAT_TEXTS}
-    good["bos_id"] = isinstance(chat.bos_id, int | None)
-    good["eos_ids"] = all(isinstance(item, int) for item in chat.eos_ids)
+    good["bos_id"] = chat.bos_id is None or _is_count(chat.bos_id)
+    good["eos_ids"] = isinstance(ids, list) and all(map(_is_count, ids))
     _refuse("chat", chat, good)
     return chat
 
@@ -246,35 +263,40 @@ def _classifier(values: Mapping[str, Any]) -> ClassifierFormat:
     """Raises ValueError for a value of the wrong kind or out of its range."""
     classifier = ClassifierFormat(**{**values, "labels": tuple(values["labels"])})
     labels, threshold, out_of_scope = classifier.labels, classifier.threshold, classifier.out_of_scope_label
-    is_names = isinstance(values["labels"], list) and all(_is_text(label) for label in labels)
+    is_names = isinstance(values["labels"], list) and all(is_text(label) for label in labels)
     good = {
         "labels": is_names and 0 < len(labels) == len(set(labels)),
         "multi_label": isinstance(classifier.multi_label, bool),
-        "max_length": _is_number(classifier.max_length, int) and classifier.max_length > 0,
-        "pad_id": _is_number(classifier.pad_id, int) and classifier.pad_id >= 0,
-        "temperature": _is_number(classifier.temperature, int | float) and classifier.temperature > 0,
-        "threshold": threshold is None or (_is_number(threshold, int | float) and 0 <= threshold <= REJECT_ALL),
+        "max_length": _is_count(classifier.max_length, least=1),
+        "pad_id": _is_count(classifier.pad_id),
+        "temperature": _is_number(classifier.temperature) and classifier.temperature > 0,
+        "threshold": threshold is None or (_is_number(threshold) and 0 <= threshold <= REJECT_ALL),
         "out_of_scope_label": out_of_scope is None or out_of_scope in labels,
     }
     _refuse("classifier", classifier, good)
     return classifier
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Whether it is text that can be written out; half a surrogate pair, which JSON can hold, cannot."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _is_number(value: Any, kinds: Any) -> bool:
-    """Whether it is finite and of these kinds; True and False are no numbers."""
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any, *, least: int = 0) -> bool:
+    """Whether it is an integer that a token's id or a number of tokens can be."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST_TOKENS
 
 
 def _refuse(where: str, format_: ChatFormat | ClassifierFormat, good: Mapping[str, bool]) -> None:
     """Raises ValueError for the first value that is not good."""
     wrong = next((name for name, is_good in good.items() if not is_good), None)
     if wrong is not None:
-        raise ValueError(f"{where}.{wrong} is {getattr(format_, wrong)!r}")
+        raise ValueError(f"{where}.{wrong} is {shown(getattr(format_, wrong))}")
 
 
 def _check_files(bundle: Bundle) -> None:
@@ -288,7 +310,7 @@ def _check_files(bundle: Bundle) -> None:
     needed = (TOKENIZER, GRAPH if bundle.task == "classification" else GENAI_CONFIG)
     problems += [f"{name} is not listed" for name in needed if name not in bundle.files]
     if problems:
-        raise BundleError(f"{bundle.path}: incomplete bundle: {', '.join(problems)}", cure="copy or export it again")
+        raise BundleError(f"{bundle.path}: incomplete bundle: {', '.join(problems)}", cure=AGAIN)
 
 
 def _not_a_bundle(path: Path) -> BundleError:
@@ -306,7 +328,7 @@ def _not_a_bundle(path: Path) -> BundleError:
                 f"{path}: is {kind}, not a bundle", cure=f"{first}`edgetune export` makes a bundle of it"
             )
     if (path / MANIFEST).is_file():
-        return BundleError(f"{path / MANIFEST}: damaged: has no format version", cure="copy or export it again")
+        return BundleError(f"{path / MANIFEST}: damaged: has no format version", cure=AGAIN)
     return BundleError(f"{path}: holds no {MANIFEST}, so it is no bundle", cure="`edgetune export` makes one")
 
 

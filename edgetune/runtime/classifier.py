@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from edgetune.errors import BundleError, PromptError
-from edgetune.runtime.bundle import GRAPH, Bundle, ClassifierFormat
-from edgetune.runtime.session import as_bundle, check_text, load_error, load_tokenizer, open_session
+from edgetune.runtime.bundle import AGAIN, GRAPH, Bundle, ClassifierFormat
+from edgetune.runtime.session import as_bundle, check_text, load_error, load_tokenizer, open_session, tokenizing
 
 BATCH_TEXTS = 32
 BATCH_TOKENS = 1 << 12
@@ -83,7 +83,8 @@ class Classifier:
             check_text(text, what="text")
             if not text.strip():
                 raise PromptError("the text is empty")
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        with tokenizing(self.bundle):
+            return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
     def _run(self, batch: Sequence[Sequence[int]]) -> np.ndarray:
         """Token ids of B texts, padded here -> (B, labels) float32. Raises BundleError if the graph does not fit."""
@@ -99,7 +100,7 @@ class Classifier:
         if found.shape != (len(batch), len(self.format.labels)) or not np.isfinite(found).all():
             raise BundleError(
                 f"{self.bundle.path}: answers {len(self.format.labels)} labels with an array {found.shape} or with NaN",
-                cure="copy or export it again",
+                cure=AGAIN,
             )
         return np.asarray(found, np.float32)
 

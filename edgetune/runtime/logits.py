@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgetune.errors import PromptError
-from edgetune.runtime.bundle import GENAI_CONFIG, Bundle
+from edgetune.errors import BundleError, PromptError
+from edgetune.files import read_json
+from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, Bundle
 from edgetune.runtime.session import as_bundle, load_error, open_session
 
 CHUNK_LOGITS = 1 << 24  # logits held at once by token_losses: 64 MiB in float32
@@ -24,11 +24,13 @@ class Logits:
     def __init__(self, bundle: Bundle | Path | str, *, threads: int | None = None) -> None:
         """`threads` defaults to the physical cores this process may use. Raises BundleError if loading fails."""
         self.bundle = as_bundle(bundle)
+        where = self.bundle.path / GENAI_CONFIG
+        config = read_json(where, BundleError, cure=AGAIN)
         try:
-            config = json.loads((self.bundle.path / GENAI_CONFIG).read_text(encoding="utf-8"))["model"]["decoder"]
-            self._head_dim, graph = int(config["head_size"]), str(config["filename"])  # the graph leaves head_size open
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise load_error(self.bundle, error) from None
+            decoder = config["model"]["decoder"]
+            self._head_dim, graph = int(decoder["head_size"]), str(decoder["filename"])  # the graph leaves it open
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise BundleError(f"{where}: damaged: {error!r}", cure=AGAIN) from None
         self._session = open_session(self.bundle, graph, threads=threads)
         self._inputs = {item.name: item for item in self._session.get_inputs()}
 
@@ -84,7 +86,10 @@ class Logits:
             count, total = feeds["input_ids"].shape[1], feeds["attention_mask"].shape[1]
             rows = np.arange(total - count, total, dtype=np.int64)
             feeds["position_ids"] = np.tile(rows, (len(feeds["input_ids"]), 1))
-        return list(self._session.run(outputs, feeds))
+        try:
+            return list(self._session.run(outputs, feeds))
+        except Exception as error:  # onnxruntime raises one type for each of its status codes
+            raise load_error(self.bundle, error, what="run") from None
 
     def _empty_cache(self, batch_size: int) -> dict[str, np.ndarray]:
         """Keys and values of no tokens, (B, heads, 0, head_dim) each, by input name."""

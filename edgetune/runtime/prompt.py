@@ -14,7 +14,7 @@ import tokenizers
 
 from edgetune.errors import PromptError
 from edgetune.runtime.bundle import Bundle
-from edgetune.runtime.session import check_text, genai_config, import_genai, load_error, load_tokenizer
+from edgetune.runtime.session import check_text, genai_config, import_genai, load_error, load_tokenizer, tokenizing
 
 Message = Mapping[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}."""
@@ -73,7 +73,8 @@ class Prompter:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        with tokenizing(self.bundle):
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def _checked(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         """The messages as plain dicts, led by the default system message. Raises PromptError."""

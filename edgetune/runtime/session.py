@@ -7,15 +7,20 @@ import importlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from edgetune.errors import BundleError, MissingExtraError, PromptError
-from edgetune.runtime.bundle import TOKENIZER, Bundle, open_bundle
+from edgetune.files import read_json
+from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, TOKENIZER, Bundle, open_bundle
 
 SPIN = "session.intra_op.allow_spinning"
+SILENT = 4
+"""onnxruntime's log level at which it prints fatal errors only: it raises the others too."""
+MOST_CHARACTERS = 300
 
 
 def as_bundle(bundle: Bundle | Path | str) -> Bundle:
@@ -37,7 +42,8 @@ def import_genai() -> Any:
 def genai_config(bundle: Bundle, *, threads: int | None = None) -> Any:
     """onnxruntime-genai's Config of a bundle with EdgeTune's thread settings laid over it. Raises BundleError."""
     og = import_genai()
-    options: dict[str, Any] = {SPIN: "1"}
+    read_json(bundle.path / GENAI_CONFIG, BundleError, cure=AGAIN)  # the library's own reader dies of deep nesting
+    options: dict[str, Any] = {SPIN: "1", "log_severity_level": SILENT}
     count = threads or usable_cores()
     if count:
         options["intra_op_num_threads"] = count
@@ -54,7 +60,7 @@ def open_session(bundle: Bundle, graph: str, *, threads: int | None = None) -> A
     import onnxruntime  # here, because text generation does without it
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = SILENT
     options.intra_op_num_threads = threads or usable_cores() or 0
     options.add_session_config_entry(SPIN, "1")
     try:
@@ -65,12 +71,8 @@ def open_session(bundle: Bundle, graph: str, *, threads: int | None = None) -> A
 
 def load_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:
     """A bundle's tokenizer, neither cutting nor padding. Raises BundleError."""
-    try:
+    with tokenizing(bundle, "cannot be read"):
         tokenizer = tokenizers.Tokenizer.from_file(str(bundle.path / TOKENIZER))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise BundleError(
-            f"{bundle.path / TOKENIZER}: cannot be read: {error}", cure="copy or export it again"
-        ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -84,10 +86,26 @@ def check_text(text: str, *, what: str = "prompt") -> None:
         raise PromptError(f"the {what} is not valid UTF-8 text") from None
 
 
+@contextlib.contextmanager
+def tokenizing(bundle: Bundle, what: str = "cannot encode a text") -> Iterator[None]:
+    """Whatever tokenizers raises in the block becomes a BundleError that names tokenizer.json."""
+    try:
+        yield
+    except BaseException as error:  # bare Exception, and a Rust panic is not even that
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{bundle.path / TOKENIZER}: {what}: {_reason(error)}", cure=AGAIN) from None
+
+
 def load_error(bundle: Bundle, error: Exception, *, what: str = "loaded") -> BundleError:
     """What to tell when a runtime library refuses a bundle: the first line of what it says."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return BundleError(f"{bundle.path}: cannot be {what}: {reason}", cure="copy or export it again")
+    return BundleError(f"{bundle.path}: cannot be {what}: {_reason(error)}", cure=AGAIN)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, cut where it is long: onnxruntime names all of a C++ function's parameters."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]}..."
 
 
 def usable_cores() -> int | None:

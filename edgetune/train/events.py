@@ -38,6 +38,6 @@ def _lines(path: Path) -> list[str]:
 def _parse(line: str) -> dict[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return event if isinstance(event, dict) else {}

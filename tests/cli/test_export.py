@@ -96,3 +96,31 @@ def test_a_run_takes_no_rows_but_its_own(run_dir: RunDir, tiny_rows: Path) -> No
     result = invoke(run_dir.path, "--data", tiny_rows)
     assert result.exit_code == 2
     assert not run_dir.bundle.exists()
+
+
+def test_what_edgetune_did_not_write_is_never_replaced(run_dir: RunDir, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("years of work")
+    for out in (theirs, theirs / "thesis.txt"):
+        result = invoke(run_dir.path, "--out", out, "--force")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "is no bundle, and one would take its place; move it away, or choose another" in result.stderr
+    assert (theirs / "thesis.txt").read_text() == "years of work"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["run", "theirs"]
+
+
+def test_the_current_folder_is_never_replaced(run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    result = invoke(run_dir.path, "--out", ".", "--force")
+    assert result.exit_code == 2
+    assert "the current folder; choose another folder with --out" in result.stderr
+
+
+def test_a_bundle_whose_manifest_is_damaged_is_replaced_by_force_in_a_run(run_dir: RunDir) -> None:
+    run_dir.run_json.write_text("{}")
+    run_dir.bundle.mkdir()
+    (run_dir.bundle / "edgetune.json").write_text("")
+    assert invoke(run_dir.path, "--force").exit_code == 0
+    assert open_bundle(run_dir.bundle).verified["passed"] is True

@@ -52,3 +52,33 @@ def test_whatever_happens_becomes_one_line_and_an_exit_code(error, code, monkeyp
     assert result.stderr.strip().startswith("edgetune: ")
     assert result.stderr.strip().count("\n") == 0
     assert len(list(tmp_path.glob("edgetune-bug-*.txt"))) == (code == 1)
+
+
+@pytest.mark.parametrize("name", ["x" * 5_000, "y/" * 2_500])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "NAME"),
+        ("run", "a.toml", "--out", "NAME"),
+        ("plan", "NAME"),
+        ("plan", "a.toml", "--set", "model.base=NAME"),
+        ("plan", "a.toml", "--set", "data.train=NAME"),
+        ("train", "NAME"),
+        ("train", "a.toml", "--out", "NAME"),
+        ("merge", "NAME"),
+        ("export", "NAME"),
+        ("evaluate", "NAME"),
+        ("evaluate", "NAME", "--data", "a.jsonl"),
+        ("generate", "NAME", "a"),
+        ("chat", "NAME"),
+        ("classify", "NAME", "a"),
+    ],
+)
+def test_a_path_of_thousands_of_characters_is_one_line(arguments, name, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.toml").write_text('[model]\nbase = "edgetune:nano"\n[data]\ntrain = "edgetune:home"\n')
+    result = CliRunner().invoke(main, [argument.replace("NAME", name) for argument in arguments])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("edgetune: ")
+    assert result.stderr.count("\n") == 1
+    assert [item.name for item in tmp_path.iterdir()] == ["a.toml"]

@@ -90,3 +90,42 @@ def test_a_folder_without_an_adapter_is_an_error_with_a_cure(run_folder: Path, t
     untrained = merge(run_folder)
     assert (untrained.exit_code, "no adapter yet" in untrained.stderr) == (2, True)
     assert "Traceback" not in missing.stderr + untrained.stderr
+
+
+def test_what_edgetune_did_not_write_is_never_replaced(run_folder: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("years of work")
+    for out in (theirs, theirs / "thesis.txt", run_folder / "adapter", tmp_path):
+        for force in ([], ["--force"]):
+            result = merge(run_folder, "--out", out, *force)
+            assert (result.exit_code, result.stdout) == (2, "")
+            assert "choose another folder with --out" in result.stderr
+    assert (theirs / "thesis.txt").read_text() == "years of work"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["run", "theirs"]
+
+
+@pytest.mark.parametrize("out", [".", ".."])
+def test_the_current_folder_is_never_replaced(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a/b")
+    result = merge(run_folder, "--out", out, "--force")
+    assert result.exit_code == 2
+    assert f"edgetune: {out}: holds {tmp_path / 'a/b'}, the current folder; choose another" in result.stderr
+    assert [item.name for item in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_the_folder_one_stands_in_is_merged_beside_it(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run_folder / "adapter")
+    assert merge(".").exit_code == 0
+    assert (run_folder / "adapter-merged/config.json").is_file()
+
+
+def test_a_damaged_merge_in_a_run_is_replaced_by_force(run_folder: Path) -> None:
+    (run_folder / "run.json").write_text("{}")
+    (run_folder / "merged").mkdir()
+    (run_folder / "merged/edgetune.json").write_text("")
+    assert merge(run_folder, "--force").exit_code == 0
+    assert (run_folder / "merged/config.json").is_file()

@@ -193,6 +193,12 @@ def change_config(folder: Path, **changes: object) -> None:
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"use_dora": True}, "without a magnitude"),
+        ({"use_rslora": "no"}, "use_rslora is 'no'; save or copy"),
+        ({"alpha_pattern": [2]}, r"adapter_config\.json: alpha_pattern is \[2\]"),
+        ({"alpha_pattern": {"(q_proj": 2}}, "alpha_pattern is"),
+        ({"rank_pattern": "q_proj"}, "rank_pattern is 'q_proj'"),
+        ({"rank_pattern": {"q_proj": "8"}}, "rank_pattern is"),
+        ({"base_model_name_or_path": 5}, "base_model_name_or_path is 5"),
     ],
 )
 def test_an_adapter_that_cannot_be_folded_is_refused(
@@ -249,3 +255,45 @@ def test_weights_that_are_not_finite_are_refused(tiny_base: Path, adapter: Path)
     save_file(tensors, adapter / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="lora_B holds NaN or infinity"):
         read_adapter(adapter, tiny_base)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "edgetune.json"])
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
+def test_a_damaged_file_beside_the_weights_is_named(tiny_base: Path, adapter: Path, name: str, text: str) -> None:
+    (adapter / name).write_text(text)
+    with pytest.raises(ModelError, match=f"{name}: (cannot be read|holds no JSON object).*; save or copy"):
+        read_adapter(adapter, tiny_base)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"compute_dtype": "float7"}, "compute_dtype: 'float7' is not 'auto' or 'float32'"),
+        ({"compute_dtype": 32}, "compute_dtype: 32 is not"),
+        ({"compute_dtype": None}, "compute_dtype: None is not"),
+        ({"quantization": "int3"}, "quantization: 'int3' is not"),
+        ({"double_quantization": "yes"}, "double_quantization: 'yes' is not"),
+        ({"base": ["x"]}, "base: .* is not a text"),
+    ],
+)
+def test_a_record_of_how_the_base_was_held_is_checked(adapter: Path, change: dict[str, Any], message: str) -> None:
+    record = json.loads((adapter / "edgetune.json").read_text())
+    (adapter / "edgetune.json").write_text(json.dumps({**record, **change}))
+    with pytest.raises(ModelError, match=rf"edgetune\.json: {message}.*; save or copy the adapter again"):
+        read_record(adapter)
+
+
+def test_magnitudes_of_another_length_than_the_weight_are_refused(tiny_base: Path, adapter: Path) -> None:
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector"] = torch.ones(7)
+    save_file(tensors, file)
+    with pytest.raises(ModelError, match=r"up_proj: 7 magnitudes for 128 rows"):
+        check_adapter(adapter, tiny_base)
+
+
+def test_an_adapter_that_peft_cannot_load_is_one_line(tiny_base: Path, adapter: Path) -> None:
+    change_config(adapter, r=3)
+    with pytest.raises(ModelError, match=r"adapter: PEFT cannot load it: .*; save or copy the adapter again") as caught:
+        load(load_base(table_of(tiny_base)), adapter)
+    assert "\n" not in str(caught.value)

@@ -140,10 +140,39 @@ def test_missing_weights_and_a_missing_config_are_named(copy: Path) -> None:
         check_base(copy)
 
 
-def test_a_damaged_config_is_named(copy: Path) -> None:
-    (copy / "config.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_a_damaged_config_is_named(copy: Path, text: str) -> None:
+    (copy / "config.json").write_text(text)
     with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
         check_base(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pad_token_id": 2**63}, "pad_token_id is 9223372036854775808"),
+        ({"pad_token_id": -2}, "pad_token_id is -2"),
+        ({"eos_token_id": [2, "x"]}, "eos_token_id is 'x'"),
+        ({"bos_token_id": True}, "bos_token_id is True"),
+        ({"max_position_embeddings": "512"}, "max_position_embeddings is '512'"),
+        ({"max_position_embeddings": 10**400}, "max_position_embeddings is 10{59}\\.\\.\\."),
+    ],
+)
+def test_a_number_in_a_config_that_means_nothing_is_refused(copy: Path, change: dict, message: str) -> None:
+    change_config(copy, **change)
+    with pytest.raises(ModelError, match=rf"config\.json: {message}; fetch or copy the model again"):
+        check_base(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({}, "cannot be read"), ({"vocab_size": "x"}, "no model can be made from it: .*vocab_size")]
+)
+def test_a_config_that_keeps_the_tokenizer_from_loading_is_blamed(copy: Path, change: dict, message: str) -> None:
+    change_config(copy, **change)
+    if not change:
+        (copy / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=rf"config\.json: {message}"):
+        load_tokenizer(copy)
 
 
 @pytest.mark.parametrize(("max_length", "expected"), [(None, 512), (100, 100), (1000, 512)])

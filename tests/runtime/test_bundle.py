@@ -89,8 +89,22 @@ CHAT = {"template": None, "bos_token": None, "eos_token": None, "bos_id": None, 
         ({"chat": {**CHAT, "template": 5}}, "damaged.*chat.template is 5"),
         ({"chat": {**CHAT, "bos_id": "x"}}, "damaged.*chat.bos_id is 'x'"),
         ({"chat": {**CHAT, "eos_ids": ["2"]}}, "damaged.*chat.eos_ids is"),
+        ({"chat": 5}, "damaged: chat is 5"),
+        ({"chat": {**CHAT, "eos_ids": 5}}, "damaged: chat.eos_ids is 5"),
+        ({"chat": {**CHAT, "eos_ids": [-1]}}, "damaged.*chat.eos_ids is"),
+        ({"chat": {**CHAT, "bos_id": 2**63}}, "damaged.*chat.bos_id is"),
+        ({"chat": {**CHAT, "bos_id": True}}, "damaged.*chat.bos_id is True"),
+        ({"context_length": 2**31}, "damaged.*context_length is 2147483648"),
         ({"files": {"../../x": {"size_bytes": 1, "sha256": ""}}}, "leaves the folder"),
         ({"files": {}}, "genai_config.json is not listed"),
+        ({"files": {"model.onnx": {"size_bytes": 3 * 2**30, "sha256": ""}}}, "10 bytes instead of 3221225472"),
+        ({"files": {"a": {"size_bytes": -1, "sha256": ""}}}, r"files\.a\.size_bytes: -1 must be at least 0"),
+        ({"files": ["a"]}, r"damaged: files is \['a'\]"),
+        ({"files": {"a": {"size_bytes": "1", "sha256": ""}}}, r"damaged: files\.a\.size_bytes: '1' is not an integer"),
+        ({"grid": {"bits": 4}}, r"damaged: grid\.block_size: missing"),
+        ({"grid": True}, "damaged: grid is True"),
+        ({"name": None}, "damaged: name is None"),
+        ({"verified": "yes"}, "damaged: verified is 'yes'"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_is_refused(bundle: Bundle, change: dict, message: str) -> None:
@@ -100,7 +114,7 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(bundle: Bundle, change: di
         open_bundle(bundle.path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', "\x00", "[" * 100_000])
 def test_a_damaged_manifest_is_one_line(bundle: Bundle, text: str) -> None:
     (bundle.path / MANIFEST).write_text(text)
     with pytest.raises(BundleError) as caught:

@@ -14,7 +14,7 @@ import pytest
 
 from edgetune.errors import BundleError, PromptError
 from edgetune.runtime import classifier as module
-from edgetune.runtime.bundle import MANIFEST, ClassifierFormat, open_bundle
+from edgetune.runtime.bundle import MANIFEST, ClassifierFormat, open_bundle, write_manifest
 from edgetune.runtime.classifier import Classifier, confidences, probabilities
 
 FORMAT = ClassifierFormat(labels=("a", "b", "c"), multi_label=False, max_length=8, pad_id=0)
@@ -230,6 +230,8 @@ GOOD = {"labels": ["a", "b"], "multi_label": False, "max_length": 8, "pad_id": 0
         ({"max_length": True}, r"classifier\.max_length"),
         ({"pad_id": -1}, r"classifier\.pad_id"),
         ({"pad_id": None}, r"classifier\.pad_id"),
+        ({"pad_id": 2**63}, r"classifier\.pad_id"),
+        ({"pad_id": True}, r"classifier\.pad_id"),
         ({"temperature": 0}, r"classifier\.temperature is 0"),
         ({"temperature": -1.5}, r"classifier\.temperature"),
         ({"temperature": float("nan")}, r"classifier\.temperature is nan"),
@@ -272,3 +274,25 @@ def test_a_manifest_of_another_task_than_its_format_is_refused(
     (folder / MANIFEST).write_text(json.dumps({**values, **change}))
     with pytest.raises(BundleError, match=message):
         open_bundle(folder)
+
+
+def test_a_tokenizer_that_cannot_encode_is_a_damaged_bundle(word_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(word_bundle, tmp_path / "copy")
+    values = json.loads((folder / "tokenizer.json").read_text())
+    values["model"]["unk_token"] = "[NONE]"
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    classifier = Classifier(write_manifest(dataclasses.replace(open_bundle(word_bundle), path=folder, files={})))
+    with pytest.raises(BundleError, match=r"tokenizer\.json: cannot encode a text: .*; copy or export it again"):
+        classifier.classify(["hail"])
+
+
+def test_a_damaged_graph_prints_nothing_of_its_own(
+    word_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(word_bundle, tmp_path / "copy")
+    bundle = open_bundle(folder)
+    graph = folder / "model.onnx"
+    graph.write_bytes(graph.read_bytes().replace(b"Gather", b"Gatter"))
+    with pytest.raises(BundleError, match="cannot be loaded"):
+        Classifier(bundle)
+    assert capfd.readouterr() == ("", "")

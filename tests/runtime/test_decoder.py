@@ -157,3 +157,28 @@ def test_a_model_that_does_not_fit_its_settings_is_a_damaged_bundle(tiny_bundle:
     decoder = Decoder(write_manifest(dataclasses.replace(open_bundle(tiny_bundle), path=folder, files={})))
     with pytest.raises(BundleError, match=r"cannot be run: .*; copy or export it again"):
         decoder.generate(PROMPT, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("name", ["genai_config.json", "tokenizer.json"])
+def test_a_file_of_nothing_but_brackets_is_a_damaged_bundle(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (folder / name).write_text("[" * 100_000)
+    with pytest.raises(BundleError, match=f"{name}: cannot be read: .*; copy or export it again"):
+        Decoder(write_manifest(dataclasses.replace(open_bundle(tiny_bundle), path=folder, files={})))
+
+
+@pytest.mark.parametrize(("data", "head_size"), [(b"", 32), (None, 0)])
+def test_a_damaged_model_prints_nothing_of_its_own(
+    tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], data: bytes | None, head_size: int
+) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    if data is not None:
+        (folder / "model.onnx.data").write_bytes(data)
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["decoder"]["head_size"] = head_size
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    bundle = write_manifest(dataclasses.replace(open_bundle(tiny_bundle), path=folder, files={}))
+    with pytest.raises(BundleError, match=r"cannot be (loaded|run): .*; copy or export it again") as caught:
+        Decoder(bundle).generate(PROMPT, max_new_tokens=4)
+    assert capfd.readouterr() == ("", "")
+    assert len(caught.value.message) < 500
