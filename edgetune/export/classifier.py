@@ -30,7 +30,7 @@ BATCH_TEXTS = 32
 
 @dataclass(frozen=True)
 class Built:
-    """A bundle, neither verified nor calibrated yet, and what it was made from."""
+    """A bundle, not verified yet, and what it was made from."""
 
     bundle: Bundle
     classifier: Classifier

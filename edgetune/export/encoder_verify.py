@@ -26,18 +26,19 @@ LOGITS_LIMIT = {"fp32": 1e-3, "fp16": 5e-2, "int4": 1e-3, "int8": 1e-3}
 ROUNDED_LIMIT = 0.2
 """Root mean square, in the same unit; what int8 activations may cost. A sound MiniLM measures 0.02, broken ones 1."""
 CHANGED_SHARE = 0.05
-"""Of the texts may get another label than from the merged classifier: more would be another classifier. MiniLM on
+"""Of the texts may get another answer than from the merged classifier: more would be another classifier. MiniLM on
 BANKING77 changes 1 to 2 % on the int4 grid."""
 LEAST_COMPARED = 50
 """Texts that are compared however large the encoder is, where the user has so many; with fewer it is told only."""
 DIFFERING_SHARE = 0.05
-"""Of the texts may get another label than from torch with the same integers, a single one always: close calls."""
+"""Of the texts may get another answer than from torch with the same integers, a single one always: close calls."""
 
 
 def verify_encoder(built: Built, texts: Sequence[str]) -> Verification:
     """Compare a bundle with the torch classifier it was made from, on up to MOST_TEXTS of the user's texts.
 
-    A check that cannot even be made counts as failed, with the reason in its detail.
+    Answers are those a user gets, at the temperature and threshold of the bundle: "unknown" is one of them. A check
+    that cannot even be made counts as failed, with the reason in its detail.
     """
     texts = [text for text in texts if text.strip()][:MOST_TEXTS] or ["a text"]
     checks = made("weights", lambda: _weights(built.bundle, built.classifier, built.matrices))
@@ -107,7 +108,8 @@ def _logits(built: Built, texts: Sequence[str]) -> Iterator[Check]:
     chosen = _affordable(reference, texts, tokenizer)
     wanted = _torch_logits(reference, chosen, tokenizer)
     spread = max(float(wanted.std()), 1e-6)
-    shipped = DeviceClassifier(bundle).logits(chosen)
+    device = DeviceClassifier(bundle)
+    shipped = device.logits(chosen)
     exact = shipped
     if bundle.grid is not None:
         with at_level_0(bundle) as unrounded:
@@ -120,21 +122,18 @@ def _logits(built: Built, texts: Sequence[str]) -> Iterator[Check]:
         detail = f"root mean square at accuracy level {bundle.grid.accuracy_level}"
         yield check("rounded activations", rms, ROUNDED_LIMIT, detail)
     limit = max(1, int(DIFFERING_SHARE * len(chosen)))
-    is_multi = reference.spec.multi_label
-    differing = _differing(shipped, wanted, is_multi=is_multi)
+    differing = _differing(device, shipped, wanted)
     yield check("differing answers", differing, limit, f"of {len(chosen)} texts, against torch with {kind}")
     if bundle.grid is not None:
-        differing = _differing(
-            shipped, _torch_logits(float_copy(built.classifier), chosen, tokenizer), is_multi=is_multi
-        )
+        differing = _differing(device, shipped, _torch_logits(float_copy(built.classifier), chosen, tokenizer))
         limit, detail = int(CHANGED_SHARE * len(chosen)), f"of {len(chosen)} texts, against the merged classifier"
         yield check("changed answers", differing, max(1, limit), detail, is_required=len(chosen) >= LEAST_COMPARED)
 
 
-def _differing(a: np.ndarray, b: np.ndarray, *, is_multi: bool) -> int:
-    """Of how many texts two sets of logits (N, labels) mean other labels."""
-    answers = [values > 0 if is_multi else values.argmax(-1, keepdims=True) for values in (a, b)]
-    return int((answers[0] != answers[1]).any(-1).sum())
+def _differing(device: DeviceClassifier, a: np.ndarray, b: np.ndarray) -> int:
+    """Of how many texts two sets of logits (N, labels) mean other labels, or "unknown" in one only."""
+    answers = [[(item.is_unknown, set(item.labels)) for item in device.answer(logits)] for logits in (a, b)]
+    return sum(mine != its for mine, its in zip(*answers, strict=True))
 
 
 def _affordable(reference: Classifier, texts: Sequence[str], tokenizer: Any) -> list[str]:

@@ -226,3 +226,30 @@ def exported(
         return Built(write_manifest(bundle), classifier, matrices, tokenizer)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def flipping() -> Callable[..., Any]:
+    """A function that gives a bundle the threshold at which most answers are "unknown" from it or from torch alone."""
+    import dataclasses
+
+    import numpy as np
+    import torch
+
+    from edgetune.runtime.bundle import Bundle
+    from edgetune.runtime.classifier import Classifier, confidences, probabilities
+
+    def give(bundle: Bundle, classifier: Any, tokenizer: Any, texts: list[str]) -> Bundle:
+        batch = tokenizer(texts, padding=True, truncation=True, max_length=40, return_tensors="pt")
+        with torch.no_grad():
+            merged = classifier(batch["input_ids"], batch["attention_mask"]).numpy()
+        mine, its = (
+            confidences(probabilities(logits, temperature=1.0, multi_label=False), multi_label=False)
+            for logits in (Classifier(bundle).logits(texts), merged)
+        )
+        threshold = max(mine, key=lambda least: np.sum((mine < least) != (its < least)))
+        return dataclasses.replace(
+            bundle, classifier=dataclasses.replace(bundle.classifier_format, threshold=float(threshold))
+        )
+
+    return give
