@@ -137,6 +137,23 @@ def test_the_temperature_lowers_the_loss():
     assert after < before
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_temperature_is_fitted_without_a_copy_of_the_logits(multi_label, monkeypatch):
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(500, 2000)).astype(np.float32)
+    targets = generator.integers(0, 2000, 500)
+    if multi_label:
+        targets = generator.random(logits.shape) < 0.01
+    whole = fit_temperature(logits, targets, multi_label=multi_label)
+    monkeypatch.setattr(classification, "_VALUES_AT_ONCE", 20_000)
+    tracemalloc.start()
+    found = fit_temperature(logits, targets, multi_label=multi_label)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == pytest.approx(whole, rel=1e-5)
+    assert peak < logits.nbytes / 2
+
+
 def test_logits_that_are_all_wrong_get_the_highest_temperature():
     logits = np.array([[30.0, 0.0], [0.0, 30.0]] * 10)
     assert fit_temperature(logits, np.array([1, 0] * 10), multi_label=False) == pytest.approx(20.0, rel=1e-4)
