@@ -154,3 +154,33 @@ def test_texts_with_several_labels_go_the_whole_way(tiny_encoder, tmp_path, head
     copy = run_dir.bundle.rename(tmp_path / "shipped")
     found = evaluate_path(str(copy), overrides=[f'data.test="{tmp_path}/rows.jsonl"'], out=tmp_path / "out")
     assert found.summary["table"][0]["score"] > 0.9
+
+
+@pytest.mark.slow
+def test_rows_out_of_scope_that_training_never_saw_set_the_threshold(tiny_encoder, tmp_path):
+    rows = [{"text": f"turn {name} the lamp in room {n}", "label": name} for n in range(60) for name in LABELS]
+    others = [{"text": f"set the garage to {n} degrees", "label": "other"} for n in range(30)]
+    for name, kept in (("train", rows), ("eval", rows[::5] + others), ("test", rows[1::5] + others)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    recipe = parse_recipe(
+        f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\ncompute_dtype = "float32"\n'
+        + "[data]\n"
+        + "".join(f'{name} = "{tmp_path}/{name}.jsonl"\n' for name in ("train", "eval", "test"))
+        + '[classify]\nout_of_scope_label = "other"\n[lora]\nr = 4\nalpha = 8\n[train]\nepochs = 5\nbatch_size = 8\n'
+        "[evaluate]\nbootstrap_samples = 100\n",
+        source="recipe.toml",
+    )
+    run_dir = RunDir(tmp_path / "run")
+    result = run(recipe, run_dir)
+    format_ = open_bundle(run_dir.bundle).classifier_format
+    assert format_.labels == ("dim", "off", "on")
+    assert 0 < format_.threshold < 1
+    rejection = result.summary["classification"]["rejection"]
+    assert rejection["threshold"] == format_.threshold
+    assert rejection["in_scope_accuracy"] > 0.8
+    assert rejection["out_of_scope_recall"] > 0.8
+    assert rejection["auroc"] > 0.9
+    copy = run_dir.bundle.rename(tmp_path / "shipped")
+    settings = [f'data.test="{tmp_path}/test.jsonl"', "classify.out_of_scope_label=other"]
+    found = evaluate_path(str(copy), overrides=settings, out=tmp_path / "out")
+    assert found.summary["results"][0]["score"]["rejection"] == rejection

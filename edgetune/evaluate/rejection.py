@@ -1,6 +1,7 @@
 """Classifiers that may answer "unknown": the confidence below which they do, and what that is worth. Pure functions.
 
-In the flow: classification.confidences of the eval split -> choose_threshold; of the scored rows -> score_rejection.
+In the flow: classification.confidences of the eval split -> choose_threshold for a stated false-accept rate, or
+learn_threshold from rows out of scope; of the scored rows -> score_rejection.
 """
 
 from __future__ import annotations
@@ -58,6 +59,26 @@ def choose_threshold(confidences: np.ndarray, is_acceptable: np.ndarray, *, fals
     unacceptable = np.sort(np.asarray(confidences, np.float64)[~np.asarray(is_acceptable, bool)])[::-1]
     allowed = math.floor(false_accept_rate * unacceptable.size + 1e-9)  # 0.29 * 100 is 28.999999999999996
     return float(np.nextafter(unacceptable[allowed], np.inf)) if allowed < unacceptable.size else 0.0
+
+
+def learn_threshold(confidences: np.ndarray, is_right: np.ndarray, is_in_scope: np.ndarray) -> float:
+    """The threshold with the highest mean of in-scope accuracy and out-of-scope recall, the least of equally good ones.
+
+    confidences (N,), a row that is rejected whatever the threshold below 0; is_right and is_in_scope (N,) bool, of rows
+    of both kinds. It is 0.0 or lies half-way between two rows. One more row out of scope counts as accepted at any
+    threshold: a single one that looks sure does not make the classifier reject half of all that it knows. For the two
+    shares see score_rejection. Raises ValueError if all rows are of one kind.
+    """
+    sure, is_in_scope = np.asarray(confidences, np.float64), np.asarray(is_in_scope, bool)
+    if is_in_scope.all() or not is_in_scope.any():
+        raise ValueError("need rows in scope and out of scope to learn a threshold from")
+    levels = np.unique(sure[sure >= 0.0])
+    above = np.nextafter(levels, np.inf)
+    thresholds = np.r_[0.0, np.maximum((levels[:-1] + levels[1:]) / 2, above[:-1]), above[-1:]]
+    right, outside = np.sort(sure[is_in_scope & is_right]), np.sort(sure[~is_in_scope])
+    accuracy = (right.size - np.searchsorted(right, thresholds)) / is_in_scope.sum()
+    recall = np.searchsorted(outside, thresholds) / (outside.size + 1)
+    return float(thresholds[(accuracy + recall).argmax()])
 
 
 def score_rejection(

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from edgetune.evaluate import rejection
 from edgetune.evaluate.metrics import bootstrap_interval
-from edgetune.evaluate.rejection import acceptable_rows, choose_threshold, score_rejection
+from edgetune.evaluate.rejection import acceptable_rows, choose_threshold, learn_threshold, score_rejection
 
 
 def drawn(rows=300):
@@ -71,6 +71,48 @@ def test_nothing_is_rejected_where_nothing_must_be(is_acceptable, rate):
 def test_a_rate_that_is_no_share_is_an_error(rate):
     with pytest.raises(ValueError, match=r"need a share in 0\.\.1"):
         choose_threshold(np.array([0.5]), np.array([True]), false_accept_rate=rate)
+
+
+def learnt(inside, outside, wrong=()):
+    """The threshold learnt from confidences of rows in scope that are right, out of scope, and in scope but wrong."""
+    sure = np.r_[inside, wrong, outside].astype(float)
+    is_in_scope = np.arange(len(sure)) < len(inside) + len(wrong)
+    return learn_threshold(sure, np.arange(len(sure)) < len(inside), is_in_scope)
+
+
+def test_a_threshold_is_learnt_half_way_between_rows_that_differ():
+    assert learnt([0.9, 0.8, 0.6], [0.1, 0.4]) == pytest.approx(0.5)
+
+
+def test_rows_that_are_rejected_at_any_threshold_ask_for_none():
+    assert learnt([0.9, 0.2], [-1.0, -1.0, -1.0]) == 0.0
+
+
+def test_wrong_answers_in_scope_do_not_hold_the_threshold_down():
+    assert learnt([0.9], [0.4, 0.5], wrong=[0.3, 0.45]) == pytest.approx(0.7)
+
+
+def test_a_single_sure_row_out_of_scope_does_not_reject_most_of_the_rest():
+    assert learnt(np.linspace(0.5, 0.95, 10), [0.99]) == 0.0
+
+
+def test_no_threshold_is_better_than_the_one_learnt():
+    sure, is_right, is_in_scope = drawn()
+    found = learn_threshold(sure, is_right, is_in_scope)
+
+    def mean(threshold):
+        accuracy = np.mean((sure >= threshold)[is_in_scope] & is_right[is_in_scope])
+        outside = sure[~is_in_scope]
+        return accuracy + np.sum(outside < threshold) / (len(outside) + 1)
+
+    assert mean(found) == max(mean(threshold) for threshold in np.linspace(0.0, 1.01, 2021))
+    assert 0.0 < found < 1.0
+
+
+@pytest.mark.parametrize("is_in_scope", [True, False])
+def test_rows_of_one_kind_teach_no_threshold(is_in_scope):
+    with pytest.raises(ValueError, match="in scope and out of scope"):
+        learn_threshold(np.ones(2), np.ones(2, bool), np.full(2, is_in_scope))
 
 
 def test_rejection_is_counted_over_in_scope_and_out_of_scope_rows():
