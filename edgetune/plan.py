@@ -45,9 +45,10 @@ def plan(recipe: Recipe) -> Plan:
     """
     from edgetune.model.memory import estimate
 
-    rows = _check(recipe)
+    rows, labels = _check(recipe)
     share = rows["train"].get("trained_tokens", 0) / max(1, rows["train"]["tokens"])
-    return Plan(estimate(recipe, trained_share=share), rows, parse_size(recipe.budget.memory))
+    needs = estimate(recipe, trained_share=share, labels=labels)
+    return Plan(needs, rows, parse_size(recipe.budget.memory))
 
 
 def refuse_over_budget(recipe: Recipe, planned: Plan) -> None:
@@ -60,8 +61,11 @@ def refuse_over_budget(recipe: Recipe, planned: Plan) -> None:
         )
 
 
-def _check(recipe: Recipe) -> dict[str, dict[str, int]]:
-    """What the first rows of each source are. Raises RecipeError with all problems, or the only one there is."""
+def _check(recipe: Recipe) -> tuple[dict[str, dict[str, int]], int]:
+    """What the first rows of each source are, and how many labels a classifier's training rows have.
+
+    Raises RecipeError with all problems, or the only one there is.
+    """
     from edgetune.data.labelled import check_labels
     from edgetune.export.architecture import check_architecture
     from edgetune.export.encoder import check_libraries
@@ -91,8 +95,7 @@ def _check(recipe: Recipe) -> dict[str, dict[str, int]]:
         tokenizer = attempt(lambda: load_tokenizer(base, trust_remote_code=model.trust_remote_code))
         if adapter is not None:
             attempt(lambda: check_adapter(Path(adapter).expanduser(), base))
-    if recipe.is_classifier:
-        attempt(lambda: check_labels(recipe))
+    labels = (attempt(lambda: check_labels(recipe)) or ()) if recipe.is_classifier else ()
     rows = {}
     for which in ("train", "eval", "test"):
         if which == "train" or getattr(recipe.data, which) is not None:
@@ -102,7 +105,7 @@ def _check(recipe: Recipe) -> dict[str, dict[str, int]]:
     if problems:
         lines = [str(problem) for problem in problems]
         raise RecipeError("\n".join([f"{len(lines)} problems", *lines]), problems=lines)
-    return rows
+    return rows, len(labels)
 
 
 def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:

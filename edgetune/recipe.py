@@ -100,10 +100,12 @@ class ClassifyTable:
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: a label's rows weigh rows / (labels * rows of the label), for skewed data."""
     out_of_scope_label: str | None = _filled(None)
-    """The label of rows that belong to no other: the bundle answers them with "unknown"."""
+    """The label of rows that belong to no other: the bundle answers them with "unknown". Training rows that have it
+    teach the head, eval rows set the threshold; either kind may be missing."""
     false_accept_rate: float | None = _at(None, least=0.0, most=1.0)
     """Least sure answers become "unknown": at most this share of eval rows out of scope (or, where there are none, of
-    wrongly answered ones) is still given a label."""
+    wrongly answered ones) is still given a label. Without it, eval rows out of scope set the threshold with the highest
+    mean of in-scope accuracy and out-of-scope recall."""
     positive_label: str | None = _filled(None)
     """The label whose F1 the metric "f1" is."""
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 
 from edgetune.evaluate.by_path import evaluate_path
+from edgetune.export.export import export
+from edgetune.lora.merge import merge
 from edgetune.pipeline import run
+from edgetune.plan import plan
 from edgetune.recipe import parse_recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import open_bundle
 from edgetune.runtime.classifier import Classifier
+from edgetune.train.loop import train
 
 LABELS = ("on", "off", "dim")
 
@@ -82,3 +87,100 @@ def test_the_bundle_is_scored_alone_on_other_rows(finished, tmp_path):
         copy.rename(run_dir.bundle)
     assert found.summary["table"][0]["score"] > 0.9
     assert found.summary["rows"] == 48
+
+
+PLACES = (
+    "turn set play open lock what stop dim start find",
+    "the a my all some off on up down please",
+    "kitchen bedroom garage door lamp light music heating temperature weather",
+    "hall now again later today tomorrow tonight morning evening soon",
+)
+
+
+@pytest.mark.slow
+def test_ten_thousand_labels_are_trained_exported_and_told_apart(tiny_encoder, tmp_path):
+    """As many wishes as ten words in each of four places make: a head that starts at their means tells them apart."""
+    wishes = [" ".join(words) for words in itertools.product(*map(str.split, PLACES))]
+    rows = [{"text": wish, "label": wish.title()} for wish in wishes]
+    for name, kept in (("train", rows), ("eval", rows[::50])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    recipe = parse_recipe(
+        f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\ncompute_dtype = "float32"\n'
+        f'[data]\ntrain = "{tmp_path}/train.jsonl"\neval = "{tmp_path}/eval.jsonl"\n[lora]\nr = 4\n'
+        '[train]\nmax_steps = 3\neval_steps = 3\nlearning_rate = 1e-4\n[export]\nprecision = "int8"\n',
+        source="recipe.toml",
+    )
+    planned, run_dir = plan(recipe).estimate, RunDir(tmp_path / "run")
+    assert planned.parts["head"] == 10_000 * 64 * 4
+    train(recipe, run_dir)
+    merge(run_dir.adapter, tiny_encoder, run_dir.merged)
+    assert export(recipe, run_dir).verification.passed
+    classifier = Classifier(run_dir.bundle)
+    assert len(classifier.format.labels) == 10_000
+    asked = rows[::500]
+    answers = classifier.classify([row["text"] for row in asked], top_k=5)
+    assert all(len(answer.top) == 5 and 0 < answer.probability <= 1 for answer in answers)
+    assert sum(answer.label == row["label"] for answer, row in zip(answers, asked, strict=True)) >= 10
+
+
+WISHES = {"light": "turn on the lamp", "music": "play some jazz", "door": "lock the front door"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["cosine", "linear"])
+def test_texts_with_several_labels_go_the_whole_way(tiny_encoder, tmp_path, head):
+    sets = [(), ("light",), ("music",), ("door",), ("light", "music"), ("music", "door"), ("light", "door")]
+    rows = [
+        {"text": f"hey {n} " + " and ".join(WISHES[name] for name in names), "label": list(names)}
+        for n in range(40)
+        for names in sets
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = parse_recipe(
+        f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\ncompute_dtype = "float32"\n'
+        f'[data]\ntrain = "{tmp_path}/rows.jsonl"\neval_fraction = 0.2\n'
+        f'[classify]\nmulti_label = true\nhead = "{head}"\n[lora]\nr = 4\nalpha = 8\n'
+        "[train]\nepochs = 10\nbatch_size = 8\n[evaluate]\nbootstrap_samples = 100\n",
+        source="recipe.toml",
+    )
+    run_dir = RunDir(tmp_path / "run")
+    result = run(recipe, run_dir)
+    assert result.summary["table"][-1]["name"] == "int4 bundle"
+    assert result.summary["table"][-1]["score"] > 0.9
+    assert result.summary["classification"]["micro_f1"] > 0.9
+    both, none = Classifier(run_dir.bundle).classify(["hey 3 play some jazz and lock the front door", "hey 5"])
+    assert set(both.labels) == {"music", "door"}
+    assert (none.labels, none.is_unknown) == ((), False)
+    copy = run_dir.bundle.rename(tmp_path / "shipped")
+    found = evaluate_path(str(copy), overrides=[f'data.test="{tmp_path}/rows.jsonl"'], out=tmp_path / "out")
+    assert found.summary["table"][0]["score"] > 0.9
+
+
+@pytest.mark.slow
+def test_rows_out_of_scope_that_training_never_saw_set_the_threshold(tiny_encoder, tmp_path):
+    rows = [{"text": f"turn {name} the lamp in room {n}", "label": name} for n in range(60) for name in LABELS]
+    others = [{"text": f"set the garage to {n} degrees", "label": "other"} for n in range(30)]
+    for name, kept in (("train", rows), ("eval", rows[::5] + others), ("test", rows[1::5] + others)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    recipe = parse_recipe(
+        f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\ncompute_dtype = "float32"\n'
+        + "[data]\n"
+        + "".join(f'{name} = "{tmp_path}/{name}.jsonl"\n' for name in ("train", "eval", "test"))
+        + '[classify]\nout_of_scope_label = "other"\n[lora]\nr = 4\nalpha = 8\n[train]\nepochs = 5\nbatch_size = 8\n'
+        "[evaluate]\nbootstrap_samples = 100\n",
+        source="recipe.toml",
+    )
+    run_dir = RunDir(tmp_path / "run")
+    result = run(recipe, run_dir)
+    format_ = open_bundle(run_dir.bundle).classifier_format
+    assert format_.labels == ("dim", "off", "on")
+    assert 0 < format_.threshold < 1
+    rejection = result.summary["classification"]["rejection"]
+    assert rejection["threshold"] == format_.threshold
+    assert rejection["in_scope_accuracy"] > 0.8
+    assert rejection["out_of_scope_recall"] > 0.8
+    assert rejection["auroc"] > 0.9
+    copy = run_dir.bundle.rename(tmp_path / "shipped")
+    settings = [f'data.test="{tmp_path}/test.jsonl"', "classify.out_of_scope_label=other"]
+    found = evaluate_path(str(copy), overrides=settings, out=tmp_path / "out")
+    assert found.summary["results"][0]["score"]["rejection"] == rejection

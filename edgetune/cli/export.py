@@ -111,7 +111,8 @@ def _export(
     text += f'task = "{"classification" if spec else "generation"}"\n[data]\ntrain = {json.dumps(data)}\n'
     recipe = parse_recipe(text, source=str(source), name=source.resolve().name, overrides=changes)
     if spec:
-        recipe = recipe.with_classify(multi_label=spec.multi_label, out_of_scope_label=spec.out_of_scope_label)
+        outside = spec.out_of_scope_label or recipe.classify.out_of_scope_label
+        recipe = recipe.with_classify(multi_label=spec.multi_label, out_of_scope_label=outside)
         return export_classifier(source, out, recipe, progress=progress)
     prompts = prompts_of(islice(examples(recipe, "train"), MOST_PROMPTS))
     return export_folder(source, out, recipe, prompts=prompts, progress=progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from edgetune.data.encode import Encoded
 from edgetune.data.formats import Example
-from edgetune.data.labels import as_targets, check_named, label_numbers, numbered
+from edgetune.data.labels import as_targets, check_named, is_outside, label_numbers, numbered
 from edgetune.data.prepare import cache_key, columns_of, examples, source_of, sources
 from edgetune.data.tokens import Tokens, open_tokens, write_tokens
 from edgetune.errors import DataError
 from edgetune.files import atomic_folder, read_json, write_json
-from edgetune.recipe import DataTable, Recipe
+from edgetune.recipe import ClassifyTable, DataTable, Recipe
 
 BATCH_ROWS = 1024
 Part = Literal["train", "eval"]
@@ -133,29 +133,43 @@ def check_labels(recipe: Recipe) -> tuple[str, ...]:
     """The labels of the training rows, sorted, once the rows and labels of all splits can be used.
 
     Reads every row; what would stop a later stage stops here. Raises DataError: unreadable rows with their place, fewer
-    than two labels, an eval or test label that training does not have, a split without text, a label that the recipe
-    names and no row has.
+    than two labels, an eval or test label that training does not have (but the one out of scope), a split without text
+    or with nothing but rows out of scope, a label that the recipe names and no row has.
     """
-    labels = find_labels(_split(recipe, "train"), recipe.data)
-    check_named(recipe.classify, labels)
-    numbers = numbered(labels)
+    labels, table = find_labels(_split(recipe, "train"), recipe.data), recipe.classify
+    check_named(table, "positive_label", labels)
+    numbers, outside = numbered(labels), 0
     splits: tuple[Literal["eval", "test"], ...] = ("eval", "test")
     for split in splits:
-        has_text = False
-        for example in examples(recipe, split):
-            if (example.text or "").strip():
-                label_numbers(example, numbers)
-                has_text = True
-        if not has_text:
+        found = [_is_scored(example, table, numbers) for example in examples(recipe, split) if _has_text(example)]
+        if not found:
             raise DataError(f"{source_of(recipe, split)}: no {split} row has a text", cure="give rows with a text")
+        if not any(found):
+            raise DataError(
+                f"{source_of(recipe, split)}: every row is out of scope", cure="add rows of the other labels"
+            )
+        outside += found.count(False)
+    check_named(table, "out_of_scope_label", (*labels, *([str(table.out_of_scope_label)] if outside else [])))
     return labels
+
+
+def _has_text(example: Example) -> bool:
+    return bool((example.text or "").strip())
+
+
+def _is_scored(example: Example, table: ClassifyTable, numbers: Mapping[str, int]) -> bool:
+    """Whether a row has labels of the head, and not the one out of scope that it lacks. Raises DataError for others."""
+    if is_outside(example, table, numbers):
+        return False
+    label_numbers(example, numbers)
+    return True
 
 
 def find_labels(rows: Iterable[Example], data: DataTable) -> tuple[str, ...]:
     """The labels of the training rows, sorted. Raises DataError if there are fewer than two."""
     found, filled, empty = set[str](), 0, 0
     for row in rows:
-        if (row.text or "").strip():
+        if _has_text(row):
             filled += 1
             found.update(row.labels)
         else:
@@ -172,6 +186,7 @@ def find_labels(rows: Iterable[Example], data: DataTable) -> tuple[str, ...]:
 def prepare_labelled(recipe: Recipe, tokenizer: Any, *, max_length: int, cache: Path) -> PreparedLabels:
     """Train and eval rows of a classifier's recipe, tokenised to at most max_length, from the cache where up to date.
 
+    Eval rows out of scope are left out where no training row is: they have no part in the loss, but set the threshold.
     Raises DataError as check_labels does, and for rows that are all too long.
     """
     labels = check_labels(recipe)
@@ -189,9 +204,10 @@ def prepare_labelled(recipe: Recipe, tokenizer: Any, *, max_length: int, cache: 
 def _write(recipe: Recipe, tokenizer: Any, max_length: int, names: Sequence[str], folder: Path) -> None:
     """Tokenise both splits into `folder` and say what became of the rows."""
     counts = {part: Counter[str]() for part in PARTS}
-    kept = {}
+    kept, numbers = {}, numbered(names)
     for part in PARTS:
-        batches = _kept(_split(recipe, part), recipe, tokenizer, max_length, counts[part])
+        rows = (row for row in _split(recipe, part) if not is_outside(row, recipe.classify, numbers))
+        batches = _kept(rows, recipe, tokenizer, max_length, counts[part])
         kept[part] = _write_part(batches, folder / part, names, is_set=recipe.classify.multi_label)
         if not kept[part]:
             raise DataError(
@@ -248,7 +264,7 @@ def _kept(
 ) -> Iterator[tuple[list[Example], list[Encoded]]]:
     """Batches of examples with their token ids; rows without text, and too long ones, are counted."""
     while batch := list(itertools.islice(stream, BATCH_ROWS)):
-        filled = [example for example in batch if (example.text or "").strip()]
+        filled = [example for example in batch if _has_text(example)]
         counts["empty"] += len(batch) - len(filled)
         ids = tokenizer([example.text for example in filled], verbose=False)["input_ids"] if filled else []
         pairs = [pair for pair in zip(filled, ids, strict=True) if _fits(*pair, recipe, max_length, counts)]

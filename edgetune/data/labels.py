@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -81,16 +81,22 @@ def as_targets(numbers: Sequence[tuple[int, ...]], labels: int, *, multi_label: 
     return sets
 
 
-def check_named(table: ClassifyTable, labels: Sequence[str]) -> None:
-    """Raises DataError if the recipe names a label that is none."""
-    for key in ("positive_label", "out_of_scope_label"):
-        name = getattr(table, key)
-        if name is not None and name not in labels:
-            close = difflib.get_close_matches(name, labels, n=1)
-            raise DataError(
-                f"classify.{key}: {name!r} is no label of the training rows",
-                cure=f"did you mean {close[0]!r}?" if close else f"they are {', '.join(labels[:10])}",
-            )
+def is_outside(example: Example, table: ClassifyTable, numbers: Mapping[str, int]) -> bool:
+    """Whether a row is out of scope and no training row was: the head has no label for it, only a threshold."""
+    return example.labels == (table.out_of_scope_label,) and table.out_of_scope_label not in numbers
+
+
+def check_named(
+    table: ClassifyTable, key: Literal["positive_label", "out_of_scope_label"], labels: Sequence[str]
+) -> None:
+    """Raises DataError if the recipe names a label that is none of these."""
+    name = getattr(table, key)
+    if name is not None and name not in labels:
+        close = difflib.get_close_matches(name, labels, n=1)
+        raise DataError(
+            f"classify.{key}: {name!r} is no label of the training rows",
+            cure=f"did you mean {close[0]!r}?" if close else f"they are {', '.join(labels[:10])}",
+        )
 
 
 def _separated(value: Any, separator: str) -> list[Any]:

@@ -245,7 +245,8 @@ def cache_key(recipe: Recipe, tokenizer: Any, *more: Any) -> str:
     }
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     if recipe.is_classifier:
-        more = (*more, recipe.classify.multi_label, recipe.classify.label_separator)
+        table = recipe.classify
+        more = (*more, table.multi_label, table.label_separator, table.out_of_scope_label)
     told = (tokenizer.chat_template, tokenizer.special_tokens_map)
     return hash_values(CACHE_VERSION, content, settings, backend, *told, *more)
 

@@ -88,7 +88,8 @@ def _recipe_for(target: Target, overrides: Sequence[str]) -> Recipe:
     recipe = parse_recipe(text, source=str(target.path), name=target.name, overrides=overrides)
     if target.task == "classification":
         spec = open_bundle(target.path).classifier_format if target.model is None else read_spec(target.path)
-        recipe = recipe.with_classify(multi_label=spec.multi_label, out_of_scope_label=spec.out_of_scope_label)
+        outside = spec.out_of_scope_label or recipe.classify.out_of_scope_label
+        recipe = recipe.with_classify(multi_label=spec.multi_label, out_of_scope_label=outside)
     if target.kind == "bundle":
         bundle = open_bundle(target.path)
         system = recipe.data.system or (bundle.chat.system if bundle.chat else None)

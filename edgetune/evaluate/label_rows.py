@@ -42,6 +42,7 @@ class LabelSet:
     scores_calibration_rows: bool
     """The rows to score are eval rows as well, for want of test rows: what is chosen on them suits them too well."""
     labels: tuple[str, ...]
+    """Those of the head; then the one out of scope where the head has none for it."""
     multi_label: bool
     metric: str
     positive_label: str | None
@@ -74,16 +75,17 @@ def make_label_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
     """The recipe's test rows (else its eval rows) with the eval rows to calibrate on; at most evaluate.max_rows.
 
     Rows without text are left out and counted. Raises DataError: no row is left, or none in scope, a label that
-    training does not have, a positive or out-of-scope label that is no label.
+    training does not have (but the one out of scope), a positive or out-of-scope label that no row has.
     """
     from edgetune.data.prepare import source_of
 
-    found, empty = _rows(recipe, "test", labels)
+    calibrating, source = make_calibration_set(recipe, labels), source_of(recipe, "test")
+    found, empty = _rows(recipe, "test", calibrating.labels)
+    check_named(recipe.classify, "out_of_scope_label", (*labels, *_outside(calibrating, found)))
     drawn = found
     if recipe.evaluate.max_rows is not None and recipe.evaluate.max_rows < len(found):
         places = random.Random(recipe.train.seed).sample(range(len(found)), recipe.evaluate.max_rows)
         drawn = [found[index] for index in sorted(places)]
-    calibrating, source = make_calibration_set(recipe, labels), source_of(recipe, "test")
     if not drawn:
         raise DataError(f"{source}: no row with a text to evaluate on")
     if all(row.labels == (calibrating.out_of_scope,) for row in drawn):
@@ -99,11 +101,16 @@ def make_label_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
 
 
 def make_calibration_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
-    """The same without rows to score: the eval rows to calibrate on; test rows are not read. Raises DataError."""
+    """The same without rows to score: the eval rows to calibrate on; test rows are not read.
+
+    The out-of-scope label is the last of the labels where the head has none for it. Raises DataError.
+    """
     from edgetune.data.prepare import source_of
 
     table = recipe.classify
-    check_named(table, labels)
+    check_named(table, "positive_label", labels)
+    if table.out_of_scope_label is not None and table.out_of_scope_label not in labels:
+        labels = (*labels, table.out_of_scope_label)
     which: Literal["eval", "test"] = "test" if _is_one_source(recipe.data) else "eval"
     found, empty = _rows(recipe, which, labels)
     source = source_of(recipe, which)
@@ -148,6 +155,13 @@ def read_label_set(path: Path) -> LabelSet:
         return LabelSet(**{**values, "labels": tuple(values["labels"])})
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path}: cannot be read: {error}", cure="run the evaluation again") from None
+
+
+def _outside(calibrating: LabelSet, scored: Iterable[LabelRow]) -> Iterable[str]:
+    """The out-of-scope label, if a row to calibrate on or to score has it."""
+    numbers = (calibrating.out_of_scope,)
+    if any(row.labels == numbers for row in (*calibrating.calibration, *scored)):
+        yield str(calibrating.out_of_scope_label)
 
 
 def _row(values: Mapping[str, Any]) -> LabelRow:

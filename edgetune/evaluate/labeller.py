@@ -20,10 +20,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgetune.evaluate import classification
+from edgetune.evaluate import calibration, classification
 from edgetune.evaluate import rejection as rejecting
 from edgetune.evaluate.label_rows import LabelRow, LabelSet, make_calibration_set, read_label_set, targets_of
 from edgetune.evaluate.metrics import Interval
+from edgetune.evaluate.resample import Bootstrap
 from edgetune.recipe import Recipe
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -107,7 +108,7 @@ def score(
 ) -> tuple[LabelScore, list[LabelAnswer]]:
     """Scores and the answer to each row. `calibrated`: temperature and threshold, where the target has its own."""
     started = time.perf_counter()
-    logits = _logits(target, label_set.rows, progress)
+    logits = _logits(target, label_set, label_set.rows, progress)
     targets = targets_of(label_set.rows, label_set)
     if label_set.scores_calibration_rows and len(label_set.rows) == len(label_set.calibration):
         fitted = _fit(label_set, logits, targets)
@@ -116,31 +117,19 @@ def score(
     temperature, threshold = calibrated or fitted
     found = classification.probabilities(logits, temperature=temperature, multi_label=label_set.multi_label)
     is_in_scope = _in_scope(label_set, targets)
-    losses = classification.row_losses(logits, targets, temperature=temperature, multi_label=label_set.multi_label)
-    classes = classification.score(
-        found,
-        targets,
+    losses = calibration.row_losses(logits, targets, temperature=temperature, multi_label=label_set.multi_label)
+    bootstrap = Bootstrap(label_set.bootstrap_samples, label_set.confidence, label_set.seed)
+    labels = classification.Labels(
         label_set.labels,
-        losses=losses,
-        multi_label=label_set.multi_label,
-        bootstrap_samples=label_set.bootstrap_samples,
-        confidence=label_set.confidence,
-        seed=label_set.seed,
-        positive_label=label_set.positive_label,
-        out_of_scope_label=label_set.out_of_scope_label,
+        label_set.multi_label,
+        positive=label_set.positive_label,
+        out_of_scope=label_set.out_of_scope_label,
     )
+    classes = classification.score(found, targets, labels=labels, losses=losses, bootstrap=bootstrap)
     rejection = None
     if label_set.out_of_scope is not None or threshold is not None:
         sure, is_right = _sureness(label_set, found, targets)
-        scored = rejecting.score_rejection(
-            sure,
-            is_right,
-            is_in_scope,
-            threshold or 0.0,
-            bootstrap_samples=label_set.bootstrap_samples,
-            interval_confidence=label_set.confidence,
-            seed=label_set.seed,
-        )
+        scored = rejecting.score_rejection(sure, is_right, is_in_scope, threshold or 0.0, bootstrap=bootstrap)
         rejection = dataclasses.asdict(scored)
     name = {"accuracy": "accuracy", "macro_f1": "macro_f1", "f1": "positive_f1"}[label_set.metric]
     values = dataclasses.asdict(classes)
@@ -163,22 +152,36 @@ def score(
 
 
 def calibrate(target: Labeller, label_set: LabelSet) -> tuple[float, float | None]:
-    """Temperature and threshold, chosen on the eval rows; no threshold unless a false-accept rate is asked for."""
+    """Temperature and threshold, chosen on the eval rows.
+
+    The threshold keeps the false-accept rate that is asked for. Without one it is learnt from the rows that are out of
+    scope; without such rows either there is none.
+    """
     rows = label_set.calibration
-    return _fit(label_set, _logits(target, rows, None), targets_of(rows, label_set)) if rows else (1.0, None)
+    return _fit(label_set, _logits(target, label_set, rows, None), targets_of(rows, label_set)) if rows else (1.0, None)
 
 
 def _fit(label_set: LabelSet, logits: np.ndarray, targets: np.ndarray) -> tuple[float, float | None]:
     """Temperature and threshold that suit logits (N, labels) and targets best."""
-    is_in_scope = _in_scope(label_set, targets)
-    temperature = classification.fit_temperature(logits, targets, multi_label=label_set.multi_label)
-    if label_set.false_accept_rate is None:
+    is_in_scope, rate = _in_scope(label_set, targets), label_set.false_accept_rate
+    temperature = _temperature(label_set, logits, targets)
+    if rate is None and (is_in_scope.all() or not is_in_scope.any()):
         return temperature, None
     found = classification.probabilities(logits, temperature=temperature, multi_label=label_set.multi_label)
     sure, is_right = _sureness(label_set, found, targets)
+    if rate is None:
+        return temperature, rejecting.learn_threshold(sure, is_right, is_in_scope)
     acceptable = rejecting.acceptable_rows(is_right, is_in_scope)
-    rate = label_set.false_accept_rate
     return temperature, max(0.0, rejecting.choose_threshold(sure, acceptable, false_accept_rate=rate))
+
+
+def _temperature(label_set: LabelSet, logits: np.ndarray, targets: np.ndarray) -> float:
+    """The temperature of the rows whose labels the head has."""
+    if not label_set.multi_label:
+        is_known = np.isfinite(logits[np.arange(len(targets)), targets])
+        if not is_known.all():
+            logits, targets = logits[is_known], targets[is_known]
+    return calibration.fit_temperature(logits, targets, multi_label=label_set.multi_label)
 
 
 def calibrate_for(recipe: Recipe, target: Labeller, labels: Sequence[str]) -> tuple[float, float | None]:
@@ -216,14 +219,17 @@ def _load(request: Mapping[str, Any]) -> tuple[Labeller, tuple[float, float | No
     return importlib.import_module("edgetune.evaluate.torch_classifier").load(request), None
 
 
-def _logits(target: Labeller, rows: Sequence[LabelRow], progress: Progress | None) -> np.ndarray:
+def _logits(target: Labeller, label_set: LabelSet, rows: Sequence[LabelRow], progress: Progress | None) -> np.ndarray:
+    """(rows, labels) float32; a label that the head does not have is never likely: -inf."""
     parts = []
     for start in range(0, len(rows), BATCH_TEXTS):
         parts.append(target.logits([row.text for row in rows[start : start + BATCH_TEXTS]]))
         if progress:
             done = min(start + BATCH_TEXTS, len(rows))
             progress({"stage": "evaluate", "step": done, "steps": len(rows), "is_last": done == len(rows)})
-    return np.concatenate(parts)
+    logits = np.concatenate(parts)
+    missing = len(label_set.labels) - logits.shape[1]
+    return np.pad(logits, ((0, 0), (0, missing)), constant_values=-np.inf) if missing else logits
 
 
 def _in_scope(label_set: LabelSet, targets: np.ndarray) -> np.ndarray:

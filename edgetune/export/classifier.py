@@ -30,7 +30,7 @@ BATCH_TEXTS = 32
 
 @dataclass(frozen=True)
 class Built:
-    """A bundle, neither verified nor calibrated yet, and what it was made from."""
+    """A bundle, not verified yet, and what it was made from."""
 
     bundle: Bundle
     classifier: Classifier
@@ -70,7 +70,7 @@ def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: S
             multi_label=spec.multi_label,
             max_length=spec.max_length,
             pad_id=tokenizer.pad_token_id or 0,
-            out_of_scope_label=spec.out_of_scope_label,
+            out_of_scope_label=spec.out_of_scope_label if spec.out_of_scope_label in spec.labels else None,
         ),
         provenance={
             "base": recipe.model.base,

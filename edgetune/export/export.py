@@ -120,8 +120,9 @@ def export_folder(
 def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Progress | None = None) -> ExportResult:
     """The bundle `out` of a merged classifier.
 
-    Its int4 weights are rounded for the recipe's train rows, its probabilities calibrated on the eval rows; it is
-    verified on texts drawn from the eval rows, and from the train rows where those are few.
+    Its int4 weights are rounded for the recipe's train rows, its probabilities calibrated on the eval rows. Then it is
+    verified, with the threshold that may make answers "unknown", on texts drawn from the eval rows, and from the train
+    rows where those are few.
 
     Raises as `export` does.
     """
@@ -134,10 +135,10 @@ def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Prog
         texts += draw_texts(examples(recipe, "train"), MOST_PROMPTS - len(texts), seed=seed)
         drawn = draw_texts(examples(recipe, "train"), count, seed=seed) if recipe.export.precision == "int4" else []
         built = build_classifier_bundle(merged, folder, recipe, drawn)
-        tell({"stage": "export", "message": f"verifying on {len(texts)} texts"})
-        verification = verify_encoder(built, texts)
         tell({"stage": "export", "message": "calibrating on the eval rows"})
-        return calibrated(built.bundle, recipe), verification
+        built = dataclasses.replace(built, bundle=calibrated(built.bundle, recipe))
+        tell({"stage": "export", "message": f"verifying on {len(texts)} texts"})
+        return built.bundle, verify_encoder(built, texts)
 
     return _put_in_place(out, (merged, *on_disk(recipe.data)), make)
 

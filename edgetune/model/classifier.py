@@ -44,7 +44,9 @@ class ClassifierSpec:
     max_length: int = field(metadata={"least": 1})
     """Tokens of a text, special ones included; what is longer is cut."""
     out_of_scope_label: str | None = None
-    """The label whose rows are out of scope: the answer to them is "unknown"."""
+    """The label whose rows are out of scope: the answer to them is "unknown". Not among `labels` if no training row has
+    it: then a threshold alone finds them.
+    """
 
 
 class Classifier(nn.Module):

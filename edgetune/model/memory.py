@@ -23,6 +23,8 @@ LIBRARY_BYTES = {"cpu": 520 * 1024**2, "cuda": 0}
 SLACK = {"cpu": 1.0, "cuda": 0.15}
 """What the allocator holds beyond activations and logits, as a share of them: freed blocks, and temporary ones of the
 backward pass. Measured 0.7 to 1.0 with glibc (6 M to 98 M parameters, 2,048 to 8,192 tokens in a micro-batch)."""
+LABEL_LOGITS_BYTES = {"cosine": 5 * 4, "linear": 4 * 4}
+"""Of one label of a text in a classifier's step: logits, scaled ones, log-probabilities and gradients, float32."""
 HEAD_CHUNK_TOKENS = 4096
 """Positions that reach the output head at a time (train/loss.py)."""
 STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2}
@@ -39,10 +41,10 @@ class Estimate:
     base_parameters: int
 
 
-def estimate(recipe: Recipe, *, trained_share: float = 1.0) -> Estimate:
-    """What training this recipe needs at its peak, from config.json alone; `trained_share` of the tokens have a loss.
+def estimate(recipe: Recipe, *, trained_share: float = 1.0, labels: int = 0) -> Estimate:
+    """What training this recipe needs at its peak, from config.json alone.
 
-    Raises ModelError.
+    `trained_share` of the tokens have a loss; a classifier's head has so many `labels`. Raises ModelError.
     """
     table = recipe.model
     path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
@@ -55,20 +57,26 @@ def estimate(recipe: Recipe, *, trained_share: float = 1.0) -> Estimate:
     adapter = adapter_parameters(linears, recipe.lora)
     config = model.config.get_text_config()
     activations = _activation_bytes(recipe, config, linears, item)
-    logits = 0 if recipe.is_classifier else _logit_bytes(recipe, config, trained_share, item)
+    head = head_parameters(recipe, labels, config.hidden_size) if recipe.is_classifier else 0
+    if recipe.is_classifier:
+        logits = _label_bytes(recipe, labels, head)
+    else:
+        logits = _logit_bytes(recipe, config, trained_share, item)
+    trained = adapter + head
     parts = {
         "Python and libraries": LIBRARY_BYTES.get(device().type, 0),
         "base, linears": round(in_linears * nf4_bytes(table.double_quantization)) if is_nf4 else in_linears * item,
         "base, the rest": (total - in_linears) * item,
         "adapter": adapter * 4,
-        "gradients": adapter * 4,
-        "optimizer": adapter * STATE_BYTES[recipe.train.optimizer],
+        "head": head * 4,
+        "gradients": trained * 4,
+        "optimizer": trained * STATE_BYTES[recipe.train.optimizer],
         "activations": activations,
         "logits": logits,
         "weight brought back from NF4": max(_weight(module).numel() for module in linears.values()) * item * is_nf4,
         "temporary and freed": round((activations + logits) * SLACK.get(device().type, 0.15)),
     }
-    return Estimate(parts, sum(parts.values()), adapter, total)
+    return Estimate(parts, sum(parts.values()), trained, total)
 
 
 def nf4_bytes(double_quantization: bool) -> float:
@@ -81,6 +89,11 @@ def adapter_parameters(linears: dict[str, nn.Module], lora: LoraTable) -> int:
     """Weights of a new adapter on the targeted linears: r * (in + out) each, and out more with DoRA."""
     shapes = [_weight(module).shape for name, module in linears.items() if _is_target(name, lora.target_modules)]
     return sum(lora.r * (rows + columns) + rows * lora.use_dora for rows, columns in shapes)
+
+
+def head_parameters(recipe: Recipe, labels: int, hidden: int) -> int:
+    """Weights of a classifier's head: a direction for each label, and a bias where it is linear."""
+    return labels * (hidden + (recipe.classify.head == "linear"))
 
 
 def _is_target(name: str, targets: str | Iterable[str]) -> bool:
@@ -120,6 +133,14 @@ def _logit_bytes(recipe: Recipe, config: Any, trained_share: float, item: int) -
     tokens = recipe.train.batch_size * recipe.data.max_seq_len
     share = 1.0 if recipe.data.loss_on == "all" else trained_share
     return round(min(tokens * share, HEAD_CHUNK_TOKENS) * config.vocab_size * (item + 8))
+
+
+def _label_bytes(recipe: Recipe, labels: int, head: int) -> int:
+    """What the loss of a micro-batch holds for each label of each text, and a cosine head's directions, float32 too:
+    normalised, and their gradient.
+    """
+    kind = recipe.classify.head
+    return recipe.train.batch_size * labels * LABEL_LOGITS_BYTES[kind] + (8 * head if kind == "cosine" else 0)
 
 
 def reset_peak() -> None:

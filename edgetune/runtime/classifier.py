@@ -62,9 +62,11 @@ class Classifier:
         """
         if top_k < 1:
             raise PromptError(f"top_k is {top_k}, must be at least 1")
-        rows = probabilities(
-            self.logits(texts), temperature=self.format.temperature, multi_label=self.format.multi_label
-        )
+        return self.answer(self.logits(texts), top_k=top_k)
+
+    def answer(self, logits: np.ndarray, *, top_k: int = 1) -> list[Classification]:
+        """What logits (N, labels) mean, whoever made them: N answers at the bundle's temperature and threshold."""
+        rows = probabilities(logits, temperature=self.format.temperature, multi_label=self.format.multi_label)
         return [_answer(row, self.format, top_k) for row in rows]
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:

@@ -208,6 +208,24 @@ def test_a_label_that_the_recipe_names_and_no_row_has_stops_before_the_training(
         prepared(recipe_for(f"classify.{key}=onn"), tokenizer, tmp_path)
 
 
+def test_eval_rows_out_of_scope_are_left_out_of_the_loss_where_no_training_row_is(recipe_for, tokenizer, tmp_path):
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text('{"text": "a", "label": "on"}\n{"text": "b", "label": "none of these"}\n')
+    found = prepared(
+        recipe_for(f"data.eval={held_out}", 'classify.out_of_scope_label="none of these"'), tokenizer, tmp_path
+    )
+    assert "none of these" not in found.labels
+    assert (len(found.eval), found.report.eval_rows, found.report.eval_dropped) == (1, 1, 0)
+
+
+def test_eval_rows_that_are_all_out_of_scope_stop_before_the_training(recipe_for, tokenizer, tmp_path):
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text('{"text": "b", "label": "none of these"}\n')
+    recipe = recipe_for(f"data.eval={held_out}", 'classify.out_of_scope_label="none of these"')
+    with pytest.raises(DataError, match=r"held-out\.jsonl: every row is out of scope"):
+        prepared(recipe, tokenizer, tmp_path)
+
+
 def test_ten_thousand_labels_are_prepared(recipe_for, tokenizer, tmp_path):
     path = tmp_path / "many.csv"
     with path.open("w", newline="") as file:

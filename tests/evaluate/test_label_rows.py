@@ -122,6 +122,23 @@ def test_rows_that_are_all_out_of_scope_are_an_error(recipe_for, write):
         make_label_set(recipe, LABELS)
 
 
+def test_rows_out_of_scope_need_no_label_of_the_head(recipe_for, write):
+    write("train.jsonl")
+    write("eval.jsonl", labels=("a", "b", "unheard of"))
+    recipe = recipe_for('out_of_scope_label = "unheard of"\n', train="train.jsonl", eval="eval.jsonl")
+    found = make_label_set(recipe, ("a", "b"))
+    assert found.labels == ("a", "b", "unheard of")
+    assert found.out_of_scope == 2
+    assert [row.labels for row in found.rows[:3]] == [(0,), (1,), (2,)]
+
+
+def test_an_out_of_scope_label_that_no_row_has_is_an_error(recipe_for, write):
+    write("train.jsonl", 100)
+    recipe = recipe_for('out_of_scope_label = "othr"\n', train="train.jsonl")
+    with pytest.raises(DataError, match=r"out_of_scope_label: 'othr' is no label .* did you mean 'other'"):
+        make_label_set(recipe, LABELS)
+
+
 def test_a_label_set_survives_its_file(recipe_for, write, tmp_path):
     write("train.jsonl", 100)
     found = make_label_set(recipe_for(train="train.jsonl"), LABELS)

@@ -106,6 +106,44 @@ def test_the_confusion_matrix_holds_the_rows_out_of_scope():
     assert result.classes["confusion"] == ((10, 0, 0), (0, 9, 1), (1, 0, 2))
 
 
+def unheard_of():
+    """Rows of a head without a label for what is out of scope: sure and unsure ones, and two of them out of scope."""
+    sure = [row(3, 0), row(0, 3, labels=(1,)), row(2.5, 0), row(0, 1.5)] * 5
+    return [*sure, row(0.2, 0, labels=(2,)), row(0, 0.4, labels=(2,))]
+
+
+def test_rows_out_of_scope_teach_the_threshold_of_a_head_that_has_no_label_for_them():
+    rows = label_set(unheard_of(), out_of_scope_label="other")
+    result, answers = score(Told(), rows)
+    assert 1 / (1 + math.exp(-0.4 / result.temperature)) < result.rejection["threshold"]
+    assert [answer.is_unknown for answer in answers] == [False] * 20 + [True] * 2
+    assert [answer.correct for answer in answers[-2:]] == [False, False]
+    assert result.rejection["out_of_scope_recall"] == 1.0
+    assert result.rejection["in_scope_accuracy"] == 0.75
+    assert result.rejection["auroc"] == 1.0
+    assert result.classes["rows"] == 20
+    assert result.classes["confusion"] == ((10, 5, 0), (0, 5, 0), (1, 1, 0))
+    assert math.isfinite(result.loss)
+
+
+def test_a_false_accept_rate_that_is_stated_is_kept_in_place_of_what_would_be_learnt():
+    rows = label_set(unheard_of(), out_of_scope_label="other", false_accept_rate=0.5)
+    result, answers = score(Told(), rows)
+    assert result.rejection["false_accept_rate"] == 0.5
+    assert [answer.is_unknown for answer in answers[-2:]] == [True, False]
+
+
+def test_the_temperature_is_that_of_the_rows_whose_labels_the_head_has():
+    rows = label_set(unheard_of(), out_of_scope_label="other")
+    inside = label_set(unheard_of()[:20], labels=("a", "b"))
+    assert score(Told(), rows)[0].temperature == score(Told(), inside)[0].temperature
+
+
+def test_eval_rows_in_scope_alone_teach_no_threshold():
+    result, _ = score(Told(), label_set(unheard_of()[:20], out_of_scope_label="other"))
+    assert result.rejection["threshold"] == 0.0
+
+
 def test_rejection_has_intervals_at_the_confidence_of_all_scores():
     rows = label_set(in_and_out_of_scope(), out_of_scope_label="other")
     wide, _ = score(Told(), rows, calibrated=(1.0, None))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from edgetune.evaluate import rejection
+from edgetune.evaluate import metrics, rejection, resample
 from edgetune.evaluate.metrics import bootstrap_interval
-from edgetune.evaluate.rejection import acceptable_rows, choose_threshold, score_rejection
+from edgetune.evaluate.rejection import acceptable_rows, choose_threshold, learn_threshold
+from edgetune.evaluate.resample import Bootstrap
+
+
+def score_rejection(sure, is_right, is_in_scope, threshold, **settings):
+    return rejection.score_rejection(sure, is_right, is_in_scope, threshold, bootstrap=Bootstrap(**settings))
 
 
 def drawn(rows=300):
@@ -73,6 +79,48 @@ def test_a_rate_that_is_no_share_is_an_error(rate):
         choose_threshold(np.array([0.5]), np.array([True]), false_accept_rate=rate)
 
 
+def learnt(inside, outside, wrong=()):
+    """The threshold learnt from confidences of rows in scope that are right, out of scope, and in scope but wrong."""
+    sure = np.r_[inside, wrong, outside].astype(float)
+    is_in_scope = np.arange(len(sure)) < len(inside) + len(wrong)
+    return learn_threshold(sure, np.arange(len(sure)) < len(inside), is_in_scope)
+
+
+def test_a_threshold_is_learnt_half_way_between_rows_that_differ():
+    assert learnt([0.9, 0.8, 0.6], [0.1, 0.4]) == pytest.approx(0.5)
+
+
+def test_rows_that_are_rejected_at_any_threshold_ask_for_none():
+    assert learnt([0.9, 0.2], [-1.0, -1.0, -1.0]) == 0.0
+
+
+def test_wrong_answers_in_scope_do_not_hold_the_threshold_down():
+    assert learnt([0.9], [0.4, 0.5], wrong=[0.3, 0.45]) == pytest.approx(0.7)
+
+
+def test_a_single_sure_row_out_of_scope_does_not_reject_most_of_the_rest():
+    assert learnt(np.linspace(0.5, 0.95, 10), [0.99]) == 0.0
+
+
+def test_no_threshold_is_better_than_the_one_learnt():
+    sure, is_right, is_in_scope = drawn()
+    found = learn_threshold(sure, is_right, is_in_scope)
+
+    def mean(threshold):
+        accuracy = np.mean((sure >= threshold)[is_in_scope] & is_right[is_in_scope])
+        outside = sure[~is_in_scope]
+        return accuracy + np.sum(outside < threshold) / (len(outside) + 1)
+
+    assert mean(found) == max(mean(threshold) for threshold in np.linspace(0.0, 1.01, 2021))
+    assert 0.0 < found < 1.0
+
+
+@pytest.mark.parametrize("is_in_scope", [True, False])
+def test_rows_of_one_kind_teach_no_threshold(is_in_scope):
+    with pytest.raises(ValueError, match="in scope and out of scope"):
+        learn_threshold(np.ones(2), np.ones(2, bool), np.full(2, is_in_scope))
+
+
 def test_rejection_is_counted_over_in_scope_and_out_of_scope_rows():
     confidence = np.array([0.9, 0.8, 0.4, 0.7, 0.7, 0.3, 0.2, 0.1])
     is_right = np.array([True, False, True, True, True, False, False, False])
@@ -120,7 +168,7 @@ def test_the_chosen_threshold_keeps_its_rate_when_scored():
 
 def test_intervals_of_shares_are_those_of_the_other_metrics():
     sure, is_right, is_in_scope = drawn()
-    found = score_rejection(sure, is_right, is_in_scope, 0.5, bootstrap_samples=200, seed=4)
+    found = score_rejection(sure, is_right, is_in_scope, 0.5, samples=200, seed=4)
     accepted, settings = sure >= 0.5, {"samples": 200, "confidence": 0.95, "seed": 4}
     expected = {
         "in_scope_accuracy": (accepted & is_right & is_in_scope, is_in_scope),
@@ -136,7 +184,7 @@ def test_intervals_of_shares_are_those_of_the_other_metrics():
 
 def test_the_interval_of_the_auroc_is_that_of_scikit_learn_on_each_resample():
     sure, is_right, is_in_scope = drawn(80)
-    settings = {"bootstrap_samples": 50, "interval_confidence": 0.9, "seed": 3}
+    settings = {"samples": 50, "confidence": 0.9, "seed": 3}
     found = score_rejection(sure, is_right, is_in_scope, 0.5, **settings)
     surest_last = np.argsort(sure, kind="stable")
     rows = surest_last[np.random.default_rng(3).integers(0, 80, size=(50, 80))]
@@ -146,9 +194,19 @@ def test_the_interval_of_the_auroc_is_that_of_scikit_learn_on_each_resample():
 
 
 def test_memory_is_bounded_without_changing_the_interval_of_the_auroc(monkeypatch):
-    whole = score_rejection(*drawn(50), 0.5, bootstrap_samples=200)
-    monkeypatch.setattr(rejection, "_VALUES_AT_ONCE", 500)
-    assert score_rejection(*drawn(50), 0.5, bootstrap_samples=200).auroc_interval == pytest.approx(whole.auroc_interval)
+    whole = score_rejection(*drawn(50), 0.5, samples=200)
+    monkeypatch.setattr(resample, "VALUES_AT_ONCE", 500)
+    assert score_rejection(*drawn(50), 0.5, samples=200).auroc_interval == pytest.approx(whole.auroc_interval)
+
+
+def test_resamples_are_not_held_all_at_once(monkeypatch):
+    monkeypatch.setattr(resample, "VALUES_AT_ONCE", 20_000)
+    monkeypatch.setattr(metrics, "_RESAMPLED_VALUES", 20_000)
+    tracemalloc.start()
+    score_rejection(*drawn(2000), 0.5, samples=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6  # all draws of the AUROC, int64, are 16 MB
 
 
 def test_what_is_not_there_has_no_interval():
@@ -165,5 +223,5 @@ def test_no_in_scope_row_is_an_error():
 def test_a_few_rows_out_of_scope_that_are_all_found_leave_no_doubt_below_one():
     """A resample without such a row says nothing of them."""
     sure = np.r_[np.full(100, 0.9), np.full(3, 0.1)]
-    found = score_rejection(sure, np.ones(103, bool), np.arange(103) < 100, 0.5, bootstrap_samples=200)
+    found = score_rejection(sure, np.ones(103, bool), np.arange(103) < 100, 0.5, samples=200)
     assert (found.out_of_scope_recall, found.out_of_scope_recall_interval) == (1.0, (1.0, 1.0))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from encoder_families import ENCODER_CONFIGS, SPECS
 
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe
 
@@ -74,58 +75,6 @@ def a_decoder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         return folder
 
     return make
-
-
-WIDTHS = {"vocab_size": 400, "hidden_size": 36, "intermediate_size": 72, "num_hidden_layers": 2}
-ENCODER_CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
-    "bert": ("BertConfig", {**WIDTHS, "num_attention_heads": 2, "max_position_embeddings": 48}),
-    "deberta-v2": (
-        "DebertaV2Config",
-        {
-            **WIDTHS,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 48,
-            "relative_attention": True,
-            "position_buckets": 128,  # 256 rows of relative positions: an embedding on the grid
-            "norm_rel_ebd": "layer_norm",
-            "share_att_key": True,
-            "pos_att_type": ["p2c", "c2p"],
-            "position_biased_input": False,
-            "type_vocab_size": 0,
-        },
-    ),
-    "distilbert": (
-        "DistilBertConfig",
-        {"vocab_size": 400, "dim": 36, "hidden_dim": 72, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 48},
-    ),
-    "modernbert": (
-        "ModernBertConfig",
-        {
-            **WIDTHS,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 48,
-            "local_attention": 8,
-            "global_attn_every_n_layers": 2,
-            "pad_token_id": 1,
-            "bos_token_id": 0,
-            "eos_token_id": 2,
-            "cls_token_id": 0,
-            "sep_token_id": 2,
-        },
-    ),
-    "roberta": (
-        "RobertaConfig",
-        {**WIDTHS, "hidden_size": 64, "num_attention_heads": 2, "max_position_embeddings": 50},
-    ),
-    "xlm-roberta": ("XLMRobertaConfig", {**WIDTHS, "num_attention_heads": 2, "max_position_embeddings": 300}),
-}
-"""model_type -> class of its configuration and a tiny one. 36 is no multiple of any block."""
-SPECS: dict[str, dict[str, object]] = {
-    "deberta-v2": {"pooling": "cls"},
-    "roberta": {"pooling": "cls", "head": "linear"},
-    "xlm-roberta": {"pooling": "pooler", "head": "linear", "multi_label": True},
-}
-"""What differs from a cosine head over the mean."""
 
 
 @pytest.fixture(scope="session")
@@ -226,3 +175,30 @@ def exported(
         return Built(write_manifest(bundle), classifier, matrices, tokenizer)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def flipping() -> Callable[..., Any]:
+    """A function that gives a bundle the threshold at which most answers are "unknown" from it or from torch alone."""
+    import dataclasses
+
+    import numpy as np
+    import torch
+
+    from edgetune.runtime.bundle import Bundle
+    from edgetune.runtime.classifier import Classifier, confidences, probabilities
+
+    def give(bundle: Bundle, classifier: Any, tokenizer: Any, texts: list[str]) -> Bundle:
+        batch = tokenizer(texts, padding=True, truncation=True, max_length=40, return_tensors="pt")
+        with torch.no_grad():
+            merged = classifier(batch["input_ids"], batch["attention_mask"]).numpy()
+        mine, its = (
+            confidences(probabilities(logits, temperature=1.0, multi_label=False), multi_label=False)
+            for logits in (Classifier(bundle).logits(texts), merged)
+        )
+        threshold = max(mine, key=lambda least: np.sum((mine < least) != (its < least)))
+        return dataclasses.replace(
+            bundle, classifier=dataclasses.replace(bundle.classifier_format, threshold=float(threshold))
+        )
+
+    return give

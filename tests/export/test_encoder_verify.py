@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx.external_data_helper import ExternalDataInfo
 
-from edgetune.export.checks import Verification
+from edgetune.export.checks import Check, Verification
 from edgetune.export.encoder_verify import verify_encoder
 from edgetune.runtime.bundle import Bundle
 
@@ -37,6 +37,11 @@ def verified(exported, texts: list[str], tmp_path: Path) -> Callable[..., Verifi
 
 def failures(verification: Verification) -> set[str]:
     return {failed.name for failed in verification.failures}
+
+
+def changed_answers(verification: Verification) -> Check:
+    (found,) = [check for check in verification.checks if check.name == "changed answers"]
+    return found
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -70,7 +75,33 @@ def test_a_zeroed_matrix_of_a_float_bundle_is_found_in_the_logits(verified) -> N
     assert failures(verified(change, precision="fp32")) >= {"logits against torch"}
 
 
-def test_bytes_wired_wrongly_are_found_in_the_logits(verified) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_float_bundle_says_what_its_founddo_not_show(verified, precision: str) -> None:
+    (found,) = [check for check in verified(lambda _: None, precision=precision).checks if check.name == "weight bytes"]
+    assert found.passed
+    assert int(found.detail.split()[0]) > 10
+    assert "12 matrices without a name of ours show in the logits alone" in found.detail
+
+
+@pytest.mark.slow
+def test_a_float_graph_without_any_of_our_names_does_not_pass(verified) -> None:
+    def change(bundle: Bundle) -> None:
+        path = bundle.path / "model.onnx"
+        model = onnx.load(str(path), load_external_data=False)
+        names = {item.name: f"x{number}" for number, item in enumerate(model.graph.initializer)}
+        for item in model.graph.initializer:
+            item.name = names[item.name]
+        for node in model.graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+        onnx.save(model, str(path))
+
+    (failed,) = verified(change, precision="fp32").failures
+    assert (failed.name, failed.value) == ("weight bytes", float("inf"))
+    assert failed.detail.startswith("0 tensors compared")
+
+
+def test_foundwired_wrongly_are_found_in_the_logits(verified) -> None:
     """Query and key of a layer, exchanged with all their bytes."""
 
     def change(bundle: Bundle) -> None:
@@ -91,9 +122,20 @@ def test_changed_answers_decide_however_large_the_encoder_is(
     monkeypatch.setattr("edgetune.export.encoder_verify.ALL_PRODUCTS", 0)
     monkeypatch.setattr("edgetune.export.encoder_verify.LEAST_TOKENS", 1)
     verification = verify_encoder(exported("bert", "int4"), (texts * 2)[:count])
-    (changed,) = [check for check in verification.checks if check.name == "changed answers"]
+    changed = changed_answers(verification)
     assert changed.is_required is is_required
     assert f"of {min(count, 50)} texts" in changed.detail
+
+
+def test_answers_that_the_grid_turns_to_unknown_and_back_are_changed(exported, texts: list[str], flipping) -> None:
+    """On the int8 grid the labels stay; near a threshold some are sure enough on one side only."""
+    built = exported("bert", "int8")
+    assert changed_answers(verify_encoder(built, texts * 2)).passed
+    bundle = flipping(built.bundle, built.classifier, built.tokenizer, texts)
+    changed = changed_answers(verify_encoder(dataclasses.replace(built, bundle=bundle), texts * 2))
+    assert changed.value > changed.limit == 4
+    assert changed.is_required
+    assert not changed.passed
 
 
 def test_another_grid_than_the_manifest_says_is_found(verified) -> None:

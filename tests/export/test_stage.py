@@ -9,8 +9,9 @@ import pytest
 from edgetune.errors import CheckError, ModelError, RunError
 from edgetune.export import export as stage
 from edgetune.export import verify as verification_module
-from edgetune.export.export import export, prompts_of
-from edgetune.recipe import DataTable
+from edgetune.export.export import export, export_classifier, prompts_of
+from edgetune.model.classifier import save_head
+from edgetune.recipe import DataTable, parse_recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import check_hashes, open_bundle
 from edgetune.runtime.decoder import Decoder
@@ -78,6 +79,30 @@ def test_a_bundle_that_fails_is_left_aside_and_the_old_one_stays(run, monkeypatc
     assert failed.verified["passed"] is False
     assert failed.precision == "int8"
     assert sorted(item.name for item in run_dir.path.iterdir()) == ["bundle", "bundle.failed", "merged"]
+
+
+def test_a_classifier_whose_answers_turn_unknown_on_the_grid_is_refused(
+    a_classifier, encoder_tokenizer, texts, flipping, tmp_path, monkeypatch
+):
+    classifier, tokenizer, merged = a_classifier("bert"), encoder_tokenizer("bert"), tmp_path / "merged"
+    classifier.encoder.save_pretrained(merged)
+    tokenizer.save_pretrained(merged)
+    save_head(classifier, merged)
+    asked = [*texts, *(f"{text} now" for text in texts)]
+    rows = [{"text": text, "label": f"label {number % 5}"} for number, text in enumerate(asked)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = parse_recipe(
+        f'[model]\nbase = "x"\ntask = "classification"\n[data]\ntrain = {json.dumps(str(tmp_path / "rows.jsonl"))}\n'
+        '[export]\nprecision = "int8"\n',
+        source="recipe.toml",
+    )
+    monkeypatch.setattr(stage, "calibrated", lambda bundle, _: flipping(bundle, classifier, tokenizer, asked))
+    with pytest.raises(CheckError, match="changed answers"):
+        export_classifier(merged, tmp_path / "bundle", recipe)
+    assert not (tmp_path / "bundle").exists()
+    failed = open_bundle(tmp_path / "bundle.failed")
+    assert failed.verified["passed"] is False
+    assert failed.classifier_format.threshold
 
 
 def test_a_bundle_is_not_replaced_without_force(run):

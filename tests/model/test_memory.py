@@ -10,6 +10,7 @@ import torch
 from edgetune.errors import ModelError
 from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base
+from edgetune.model.classifier import Classifier, ClassifierSpec
 from edgetune.model.device import compute_dtype, device, has_bfloat16
 from edgetune.model.memory import estimate, nf4_bytes, peak_memory_bytes, reset_peak
 from edgetune.recipe import DataTable, LoraTable, ModelTable, Recipe, TrainTable
@@ -69,6 +70,20 @@ def test_parts_add_up_and_follow_the_recipe(tiny_base: Path) -> None:
     assert parts(gradient_checkpointing=True)["activations"] < plain["activations"]
     assert parts(quantization="none")["base, linears"] > 3 * plain["base, linears"]
     assert parts(compute_dtype="float32")["base, the rest"] >= plain["base, the rest"]
+
+
+@pytest.mark.parametrize("head", ["cosine", "linear"])
+def test_the_head_of_a_classifier_is_counted_as_the_real_one(tiny_encoder: Path, head: Any) -> None:
+    recipe = recipe_of(tiny_encoder, task="classification", quantization="none").with_classify(head=head)
+    count = 10_000
+    without, planned = estimate(recipe), estimate(recipe, labels=count)
+    spec = ClassifierSpec(tuple(map(str, range(count))), "mean", head, 20.0, False, 64)
+    weights = sum(item.numel() for item in Classifier(load_base(recipe.model), spec).head.parameters())
+    assert planned.trainable_parameters - without.trainable_parameters == weights
+    assert planned.parts["head"] == 4 * weights
+    assert planned.parts["gradients"] - without.parts["gradients"] == 4 * weights
+    assert planned.parts["optimizer"] - without.parts["optimizer"] == 8 * weights
+    assert planned.parts["logits"] >= recipe.train.batch_size * count * 4 * 4
 
 
 def test_only_trained_tokens_have_logits(tiny_base: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,12 @@ from edgetune.errors import ModelError
 from edgetune.lora.merge import merge
 from edgetune.model.base import load_merged, load_tokenizer
 from edgetune.model.classifier import Classifier, load_head, read_spec
+from edgetune.plan import plan
 from edgetune.recipe import ClassifyTable, Recipe, parse_recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.classify import Classification, bucketed
 from edgetune.train.loop import train
+from edgetune.train.setup import set_up
 
 COLOURS = ("red", "green", "blue")
 
@@ -103,6 +106,70 @@ def test_the_loss_of_sets_of_labels_is_binary():
     assert loss_of(task, logits, targets) == pytest.approx(
         float(F.binary_cross_entropy_with_logits(logits, targets)), rel=1e-6
     )
+
+
+def parts_of(recipe, tmp_path):
+    return set_up(recipe, RunDir(tmp_path / "run").create(), "inputs", lambda _: None)
+
+
+def test_a_cosine_head_starts_at_the_means_of_the_training_texts(recipe_for, tmp_path):
+    parts = parts_of(recipe_for("lora.dropout=0.5"), tmp_path)
+    rows, model = parts.task.prepared.train, parts.model.eval()
+    batch = parts.task.collate(range(len(rows)))
+    with torch.no_grad():
+        directions = F.normalize(model.embed(batch.input_ids, batch.attention_mask), dim=-1)
+    means = F.normalize(torch.stack([directions[batch.targets == label].mean(0) for label in range(3)]), dim=-1)
+    assert torch.allclose(model.head.weight, means, atol=1e-4)  # sums in another order, batches padded otherwise
+
+
+@pytest.mark.parametrize("setting", ["classify.head=linear", "classify.multi_label=true"])
+def test_no_other_head_starts_there(recipe_for, tmp_path, setting):
+    parts = parts_of(recipe_for(setting), tmp_path)
+    assert parts.model.head.weight.norm(dim=1).max() < 0.9, "a draw, no directions of length 1"
+
+
+@pytest.mark.parametrize(("rate", "expected"), [("auto", 2e-2), ("5e-4", 5e-4)])
+def test_the_head_alone_learns_at_its_own_rate(recipe_for, tmp_path, rate, expected):
+    recipe = recipe_for(f"classify.head_learning_rate={rate}", "train.learning_rate=2e-3", "classify.head=linear")
+    parts = parts_of(recipe, tmp_path)
+    heads = {id(parameter) for parameter in parts.model.head.parameters()}
+    assert len(heads) == 2
+    rates = {
+        id(parameter): group["share"] * parts.learning_rate
+        for group in parts.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert len(rates) == len(parts.trained)
+    for parameter, found in rates.items():
+        assert found == pytest.approx(expected if parameter in heads else 2e-3)
+
+
+def test_the_head_s_rate_is_that_of_the_steps(recipe_for, tmp_path):
+    """A head at a rate near zero stays where it began while the adapter moves."""
+    settings = ("train.max_steps=2", "train.learning_rate=1e-2", "train.warmup_ratio=0")
+    start = parts_of(recipe_for(*settings), tmp_path).model.head.weight.detach().clone()
+    moved = {}
+    for rate in ("1e-9", "1e-2"):
+        run_dir = RunDir(tmp_path / rate)
+        train(recipe_for(*settings, f"classify.head_learning_rate={rate}"), run_dir)
+        moved[rate] = (load_file(run_dir.adapter / "head.safetensors")["weight"] - start).abs().max()
+        adapter = load_file(run_dir.adapter / "adapter_model.safetensors")
+        assert max(tensor.abs().max() for name, tensor in adapter.items() if "lora_B" in name) > 1e-3
+    assert moved["1e-9"] < 1e-6 < 1e-3 < moved["1e-2"]
+
+
+def test_a_linear_head_learns_sets_of_labels(recipe_for, tmp_path):
+    recipe = recipe_for("classify.head=linear", "classify.multi_label=true", "train.max_steps=40")
+    result = train(recipe, RunDir(tmp_path / "run"))
+    assert result.eval_loss < 0.75 * math.log(2), "the loss of one who says one half to everything"
+    spec = read_spec(tmp_path / "run" / "adapter")
+    assert (spec.head, spec.multi_label) == ("linear", True)
+    assert set(load_file(tmp_path / "run" / "adapter" / "head.safetensors")) == {"weight", "bias"}
+
+
+def test_the_plan_counts_the_head_of_all_labels(recipe_for):
+    planned = plan(recipe_for()).estimate
+    assert planned.parts["head"] == 3 * 64 * 4
 
 
 @pytest.fixture
