@@ -15,7 +15,7 @@ from torch import Tensor
 from edgetune.evaluate.rows import EvalRow, Limits
 from edgetune.lora import adapter
 from edgetune.model import base
-from edgetune.model.device import compute_dtype, device
+from edgetune.model.device import compute_dtype, device, held_dtype
 from edgetune.recipe import ModelTable
 
 _LOGIT_VALUES = 64_000_000
@@ -199,5 +199,5 @@ def _batch_losses(model: Any, rows: Sequence[EvalRow]) -> tuple[Tensor, Tensor]:
 
 def _autocast(model: Any) -> Any:
     """The type that training multiplied in: that of the frozen parts; none where it is float32."""
-    dtype = model.get_input_embeddings().weight.dtype
+    dtype = held_dtype(model)
     return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))

@@ -26,8 +26,9 @@ from edgetune.recipe import LoraTable, ModelTable
 def attach(model: Any, table: LoraTable, *, gradient_checkpointing: bool = False) -> Any:
     """The base with a trainable adapter, a PeftModel: new by r, alpha and targets, or the one in `init_from`.
 
-    Adapter weights are float32, all else is frozen; A is drawn from torch's generator, B is zero. Raises ModelError if
-    no linear fits target_modules or the adapter in init_from belongs to another base.
+    Adapter weights are float32, all else is frozen; A is drawn from torch's generator, B is zero. With
+    `train_embeddings` embedding and output head are trained whole, in float32, as one where they are tied.
+    Raises ModelError if no linear fits target_modules or the adapter in init_from belongs to another base.
     """
     if table.init_from is not None:
         model = _load(model, Path(table.init_from).expanduser(), is_trainable=True)
@@ -91,9 +92,11 @@ def _attach_new(model: Any, table: LoraTable) -> Any:
             target_modules=targets if isinstance(targets, str) else list(targets),
             use_rslora=table.use_rslora,
             use_dora=table.use_dora,
+            modules_to_save=_embedding_names(model) if table.train_embeddings else None,
+            ensure_weight_tying=table.train_embeddings and is_tied(model),
         )
         try:
-            return get_peft_model(model, config)
+            return _in_float32(get_peft_model(model, config))
         except ValueError as error:  # no module has such a name, or it is not a linear
             parts = model.named_modules()
             linears = {name.split(".")[-1] for name, part in parts if isinstance(part, torch.nn.Linear)}
@@ -103,14 +106,53 @@ def _attach_new(model: Any, table: LoraTable) -> Any:
 
 
 def _load(model: Any, folder: Path, *, is_trainable: bool) -> Any:
-    check_adapter(folder, Path(model.config._name_or_path))
+    adapter = read_adapter(folder, Path(model.config._name_or_path))
     with quiet(), warnings.catch_warnings():
         from peft import PeftModel
 
         warnings.simplefilter("ignore")  # of keys that other PEFT versions write and read
         try:
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+            loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # PEFT trips over whatever a config says wrong
             raise ModelError(f"{folder}: PEFT cannot load it: {first_line(error)}", cure=AGAIN) from None
+    _in_float32(loaded)
+    for name, part in _trained_whole(loaded).items():
+        if f"{name}.weight" in adapter.replaced:  # once more: PEFT has cut it to the type of the base
+            part.weight.data.copy_(adapter.replaced[f"{name}.weight"])
+    return loaded
+
+
+def is_tied(model: Any) -> bool:
+    """Whether embedding and output head are one tensor."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def _embedding_names(model: Any) -> list[str]:
+    """Ends of the paths of embedding and, where it is a tensor of its own, output head."""
+    wanted = [model.get_input_embeddings()]
+    if not is_tied(model):
+        wanted.append(model.get_output_embeddings())
+    return [name.rpartition(".")[2] for name, module in model.named_modules() if any(module is one for one in wanted)]
+
+
+def _in_float32(model: Any) -> Any:
+    """Modules that are trained whole, in the adapter's type; tied ones stay one tensor."""
+    seen: dict[int, torch.nn.Parameter] = {}
+    for part in _trained_whole(model).values():
+        old = part.weight
+        new = seen.setdefault(id(old), torch.nn.Parameter(old.detach().float(), requires_grad=old.requires_grad))
+        part.weight = new
+    return model
+
+
+def _trained_whole(model: Any) -> dict[str, Any]:
+    """Modules that PEFT trains a copy of: path in the base -> the copy."""
+    found = {}
+    for name, module in model.get_base_model().named_modules():
+        copies = getattr(module, "modules_to_save", None)
+        if isinstance(copies, torch.nn.ModuleDict) and model.active_adapter in copies:
+            found[name] = copies[model.active_adapter]
+    return found

@@ -237,10 +237,12 @@ def _untied(adapter: Adapter, model: Any, places: Mapping[str, Place]) -> dict[s
     Raises ModelError if the adapter trained a tied weight: the two would have to differ afterwards.
     """
     ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    for name in {*ties, *ties.values()} & {*adapter.pairs, *adapter.replaced}:
+    replaced = () if adapter.config.get("ensure_weight_tying") else adapter.replaced
+    for name in {*ties, *ties.values()} & {*adapter.pairs, *replaced}:
         raise ModelError(
             f"{adapter.folder}: it changes {name}, which the base ties to its other end (embedding and output head)",
-            cure="train without embed_tokens and lm_head in target_modules and modules_to_save",
+            cure="train without embed_tokens and lm_head in target_modules and modules_to_save, or with "
+            "ensure_weight_tying (EdgeTune: lora.train_embeddings)",
         )
     return {name: place for name, place in places.items() if ties.get(name) not in places}
 

@@ -141,6 +141,8 @@ def read_adapter(folder: Path, base: Path) -> Adapter:
         raise ModelError(f"{folder}: no {WEIGHTS}{unsafe}", cure="save the adapter with PEFT as safetensors")
     tensors = model_tensors(base)
     modules, whole = _group(read_header(folder / WEIGHTS))
+    if config.get("ensure_weight_tying"):
+        whole = {name: place for name, place in whole.items() if name in tensors}  # the other end of a tie
     pairs = {f"{name}.weight": _pair(folder, name, parts, config) for name, parts in modules.items()}
     replaced = {name: read_tensor(place) for name, place in whole.items()}
     whose = _whose(folder, config, record)

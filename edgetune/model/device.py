@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -26,6 +26,15 @@ def compute_dtype(name: DtypeName, on: torch.device) -> torch.dtype:
         assert isinstance(dtype, torch.dtype)
         return dtype
     return torch.bfloat16 if has_bfloat16(on) else torch.float32
+
+
+def held_dtype(model: Any) -> torch.dtype:
+    """The type in which the frozen parts of a transformers model, adapted or not, are held."""
+    embedding = model.get_input_embeddings()
+    frozen = getattr(embedding, "original_module", embedding)  # where PEFT trains a copy of it
+    dtype = frozen.weight.dtype
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 def has_bfloat16(on: torch.device) -> bool:

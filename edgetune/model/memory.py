@@ -62,13 +62,14 @@ def estimate(recipe: Recipe, *, trained_share: float = 1.0, labels: int = 0) -> 
         logits = _label_bytes(recipe, labels, head)
     else:
         logits = _logit_bytes(recipe, config, trained_share, item)
-    trained = adapter + head
+    trained = adapter + head + (_embedding_parameters(model) if recipe.lora.train_embeddings else 0)
     parts = {
         "Python and libraries": LIBRARY_BYTES.get(device().type, 0),
         "base, linears": round(in_linears * nf4_bytes(table.double_quantization)) if is_nf4 else in_linears * item,
         "base, the rest": (total - in_linears) * item,
         "adapter": adapter * 4,
         "head": head * 4,
+        "embedding, trained": (trained - adapter - head) * 4,
         "gradients": trained * 4,
         "optimizer": trained * STATE_BYTES[recipe.train.optimizer],
         "activations": activations,
@@ -89,6 +90,12 @@ def adapter_parameters(linears: dict[str, nn.Module], lora: LoraTable) -> int:
     """Weights of a new adapter on the targeted linears: r * (in + out) each, and out more with DoRA."""
     shapes = [_weight(module).shape for name, module in linears.items() if _is_target(name, lora.target_modules)]
     return sum(lora.r * (rows + columns) + rows * lora.use_dora for rows, columns in shapes)
+
+
+def _embedding_parameters(model: Any) -> int:
+    """Weights of embedding and output head, those of a tied one counted once."""
+    ends = {id(end.weight): end.weight.numel() for end in (model.get_input_embeddings(), model.get_output_embeddings())}
+    return sum(ends.values())
 
 
 def head_parameters(recipe: Recipe, labels: int, hidden: int) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from edgetune.model.classifier import Classifier
+from edgetune.model.device import held_dtype
 from edgetune.train import segments
 from edgetune.train.batches import collate_rows, micro_batches
 
@@ -133,7 +134,7 @@ def _drops(module: Any) -> bool:
 
 def autocast(model: Any) -> Any:
     """Autocast to the type in which the model's frozen parts are held; none where that is float32."""
-    dtype = find_base(model).get_input_embeddings().weight.dtype
+    dtype = held_dtype(find_base(model))
     return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
 

@@ -18,6 +18,7 @@ from edgetune.hashes import hash_values
 from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base, load_tokenizer, resolve_base, text_limit
 from edgetune.model.classifier import check_pooling, drop_unused_pooler
+from edgetune.model.device import held_dtype
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.classify import Classification
@@ -97,7 +98,7 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mappi
         task=task,
         inputs=hash_values(inputs, rows.train.fingerprint, rows.eval.fingerprint, accelerator.num_processes),
         learning_rate=learning_rate,
-        dtype=str(find_base(model).get_input_embeddings().weight.dtype).removeprefix("torch."),
+        dtype=str(held_dtype(find_base(model))).removeprefix("torch."),
         **counts,
     )
 
