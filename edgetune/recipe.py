@@ -173,6 +173,8 @@ class ExportTable:
     """MatMulNBits: 4 multiplies in int8 (fast), 0 in the type of the activations."""
     head_bits: Literal[4, 8] = 8
     """Bits of the output head and the embedding, never fewer than the rest has."""
+    int8_layers: tuple[str, ...] = ()
+    """A decoder's matrices that keep 8 bits, by name or the end of it: "model.layers.0.mlp.down_proj", "o_proj"."""
     calibration_rows: int = _at(1024, least=0)
     """Training rows for which int4 weights are rounded (GPTQ, arXiv:2210.17323); 0: to the nearest."""
     min_gain_kept: float = _at(0.97, least=0.0, most=1.0)
@@ -208,6 +210,10 @@ class BudgetTable:
     memory: str | None = None
     """Peak memory of any stage, e.g. "2 GiB"."""
     minutes: float | None = _at(None, above=0.0)
+    device_memory: str | None = None
+    """Peak memory of the bundle's process on the device, for `edgetune export --search`, e.g. "48 MiB"."""
+    min_tokens_per_s: float | None = _at(None, above=0.0)
+    """Decoding speed that `edgetune export --search` must reach on this machine."""
 
 
 @dataclass(frozen=True)
@@ -327,6 +333,7 @@ def parse_recipe(text: str, *, source: str, name: str = "run", overrides: Iterab
     if problem := _contradiction(recipe, raw):
         raise RecipeError(f"{source}: {problem}")
     parse_size(recipe.budget.memory, where=f"{source}: budget.memory")
+    parse_size(recipe.budget.device_memory, where=f"{source}: budget.device_memory")
     return recipe
 
 
