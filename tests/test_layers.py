@@ -5,7 +5,7 @@
 | 0 words | errors, recipe, run_dir, files, hashes, lock, provenance, process_memory | none | layer 0 |
 | 1 device | runtime | numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quant, assets | and torch, transformers, peft, safetensors | 0 to 2 |
-| 2 parts, too | evaluate.metrics, .classification, .rejection | the same | the same |
+| 2 parts, too | evaluate.metrics, .resample, .calibration, .classification, .rejection | the same | the same |
 | 3 stages | train, tune, export, evaluate, report | and accelerate, onnx, optuna | 0 to 3; of a stage its public part |
 | 4 shell | pipeline, plan, cli | click | 0 at module top, the rest inside a function |
 """
@@ -32,6 +32,8 @@ LAYERS = {
         "quant",
         "assets",
         "evaluate.metrics",
+        "evaluate.resample",
+        "evaluate.calibration",
         "evaluate.classification",
         "evaluate.rejection",
     ),

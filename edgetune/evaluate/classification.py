@@ -1,32 +1,39 @@
-"""Scores of text classifiers: calibration, F1 and confusion with bootstrap intervals. Pure functions.
+"""Scores of text classifiers: accuracy, F1 and confusion with bootstrap intervals. Pure functions.
 
-In the flow: logits of the eval split -> fit_temperature -> probabilities -> score. N rows, C labels; arithmetic in
+In the flow: logits -> probabilities at the temperature of calibration.py -> score. N rows, C labels; arithmetic in
 float64. What a classifier that may answer "unknown" is worth is in rejection.py.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from edgetune.evaluate import resample
+from edgetune.evaluate.calibration import bin_gaps
 from edgetune.evaluate.metrics import Interval
+from edgetune.evaluate.resample import Bootstrap, reflect
 from edgetune.runtime.classifier import APPLIES
 from edgetune.runtime.classifier import confidences as confidences
 from edgetune.runtime.classifier import probabilities as probabilities
 
-BINS = 15
-"""Of the expected calibration error, as in Guo et al. 2017."""
 MAX_CONFUSION_LABELS = 200
 """With more labels a confusion matrix is no longer something to look at, and none is made."""
-TEMPERATURES = (0.05, 20.0)
-"""What fit_temperature may find."""
 
-_VALUES_AT_ONCE = 2_000_000
-"""Numbers held at once of losses and resamples: bounds memory to some 100 MB."""
+
+@dataclass(frozen=True)
+class Labels:
+    """What columns of probabilities mean."""
+
+    names: tuple[str, ...]
+    multi_label: bool = False
+    positive: str | None = None
+    """The one whose F1 is a score of its own."""
+    out_of_scope: str | None = None
+    """The one of rows that no other fits."""
 
 
 @dataclass(frozen=True)
@@ -81,83 +88,13 @@ def answers(probabilities: np.ndarray, *, multi_label: bool) -> np.ndarray:
     return probabilities >= APPLIES if multi_label else probabilities.argmax(axis=1)
 
 
-def row_losses(logits: np.ndarray, targets: np.ndarray, *, temperature: float, multi_label: bool) -> np.ndarray:
-    """Negative log-likelihood of each row, (N,) nats: softmax cross-entropy, or binary cross-entropy, mean of C.
-
-    logits (N, C); targets (N,) int64, or (N, C) bool for multi-label rows.
-    """
-    logits, targets = np.asarray(logits), np.asarray(targets)
-    losses = np.empty(len(logits))
-    for rows in _row_blocks(logits):
-        scaled, aims = logits[rows].astype(np.float64) / temperature, targets[rows]
-        if multi_label:
-            losses[rows] = np.logaddexp(0.0, np.where(aims, -scaled, scaled)).mean(axis=1)
-            continue
-        chosen, highest = np.take_along_axis(scaled, aims[:, None], axis=1)[:, 0], scaled.max(axis=1)
-        losses[rows] = np.log(np.exp(scaled - highest[:, None]).sum(axis=1)) + (highest - chosen)
-    return losses
-
-
-def fit_temperature(logits: np.ndarray, targets: np.ndarray, *, multi_label: bool) -> float:
-    """The temperature that makes the rows likeliest: least mean loss over one scalar within TEMPERATURES.
-
-    logits (N, C); targets (N,) int64, or (N, C) bool for multi-label rows. Without a row, a second label or any gain
-    it is 1.0. Half a decision is counted as gone wrong to the runner-up label: rows that are all right would drive the
-    temperature to its bound and every confidence to 1.0; on thousands of rows it changes nothing. In simulations with
-    six labels it brought the loss on fresh rows from 0.34 to 0.23 after 50 rows, and left it alone after 1,000. The
-    logits are read a block of rows at a time: memory does not grow with rows or labels.
-    Sources: Guo et al. 2017, arXiv:1706.04599, section 4.2; softened targets: Platt 1999, Probabilistic Outputs for
-    Support Vector Machines, section 2.2; half a count: Krichevsky and Trofimov 1981.
-    """
-    from scipy.optimize import minimize_scalar
-
-    logits, targets = np.asarray(logits), np.asarray(targets)
-    if not len(logits) or (logits.shape[1] < 2 and not multi_label):
-        return 1.0
-    wrong = ~targets.astype(bool) if multi_label else _runners_up(logits, targets)
-    weight = 0.5 / (targets.size + 1)
-
-    def loss(log_temperature: float) -> float:
-        right, other = (
-            row_losses(logits, aims, temperature=math.exp(log_temperature), multi_label=multi_label).mean()
-            for aims in (targets, wrong)
-        )
-        return float((1.0 - weight) * right + weight * other)
-
-    low, high = map(math.log, TEMPERATURES)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return math.exp(found.x) if found.fun < loss(0.0) - 1e-12 else 1.0
-
-
-def expected_calibration_error(confidence: np.ndarray, is_right: np.ndarray, *, bins: int = BINS) -> float:
-    """How far confidence and accuracy lie apart, 0..1: mean over rows of the gap within their bin.
-
-    confidence (N,) in 0..1, is_right (N,) bool; bins of equal width, closed above. Raises ValueError without rows.
-    Source: Guo et al. 2017, arXiv:1706.04599, equation 3.
-    """
-    if not len(confidence):
-        raise ValueError("no rows to calibrate on")
-    gaps = _bin_gaps(np.asarray(confidence)[:, None], np.asarray(is_right)[:, None], bins)
-    return float(np.abs(gaps.sum(axis=0)).sum() / len(gaps))
-
-
 def score(
-    probabilities: np.ndarray,
-    targets: np.ndarray,
-    labels: Sequence[str],
-    *,
-    losses: np.ndarray,
-    multi_label: bool,
-    bootstrap_samples: int,
-    confidence: float,
-    seed: int,
-    positive_label: str | None = None,
-    out_of_scope_label: str | None = None,
+    probabilities: np.ndarray, targets: np.ndarray, *, labels: Labels, losses: np.ndarray, bootstrap: Bootstrap
 ) -> ClassificationScore:
     """Accuracy, F1, calibration and loss of in-scope rows, with bootstrap intervals, and the score of each label.
 
-    probabilities (N, C); targets (N,) int64, or (N, C) bool for multi-label rows; labels: C names; losses (N,) from
-    row_losses. Rows whose target is the out-of-scope label count in the confusion matrix alone.
+    probabilities (N, C); targets (N,) int64, or (N, C) bool for multi-label rows; losses (N,) from
+    calibration.row_losses. Rows whose target is the out-of-scope label count in the confusion matrix alone.
     - A label that occurs neither in truth nor in answers stays out of the macro F1, in each resample too; it equals
       scikit-learn's for labels=present. So does the out-of-scope label: to answer it in scope is wrong, and lowers the
       F1 of the label it should have been. Without any label, as in empty multi-label rows, F1 is 0.0.
@@ -166,23 +103,23 @@ def score(
     Raises ValueError where shapes, targets or a named label do not fit, and without rows in scope.
     """
     probabilities, targets = np.asarray(probabilities, np.float64), np.asarray(targets)
-    _check(probabilities, targets, labels, multi_label=multi_label)
-    positive, out_of_scope = _position(positive_label, labels), _position(out_of_scope_label, labels)
+    names, multi_label = labels.names, labels.multi_label
+    _check(probabilities, targets, labels)
+    positive, out_of_scope = _position(labels.positive, names), _position(labels.out_of_scope, names)
     chosen = answers(probabilities, multi_label=multi_label)
     sure = probabilities if multi_label else confidences(probabilities, multi_label=False)[:, None]
     inside = np.ones(len(targets), bool) if out_of_scope is None else targets != out_of_scope
     if not inside.any():
         raise ValueError("no in-scope row: need one to score")
-    heads, counts = _row_values(chosen[inside], targets[inside], sure[inside], losses[inside], len(labels))
+    heads, counts = _row_values(chosen[inside], targets[inside], sure[inside], losses[inside], len(names))
     totals = np.asarray(counts.sum(axis=0)).reshape(1, 3, -1)
-    shares, is_averaged = _label_shares(totals), np.arange(len(labels)) != out_of_scope
-    resamples = _Resamples(len(heads), bootstrap_samples, seed)
+    shares, is_averaged = _label_shares(totals), np.arange(len(names)) != out_of_scope
     points = _head_scores(heads.sum(axis=0)[None], len(heads)) | _mean_f1s(_f1_sums(totals, shares, is_averaged))
-    f1_sums, label_intervals = _resampled_labels(counts, is_averaged, resamples, confidence)
-    resampled = _head_scores(resamples.sums(heads), len(heads)) | _mean_f1s(f1_sums)
+    f1_sums, label_intervals = _resampled_labels(counts, is_averaged, bootstrap)
+    resampled = _head_scores(bootstrap.sums(heads), len(heads)) | _mean_f1s(f1_sums)
     point = {name: float(found[0]) for name, found in points.items()}
-    interval = {name: percentile_interval(found, confidence) for name, found in resampled.items()}
-    per_class = _per_class(shares[0], label_intervals, totals[0, 2], labels)
+    interval = {name: bootstrap.interval(found) for name, found in resampled.items()}
+    per_class = _per_class(shares[0], label_intervals, totals[0, 2], names)
     named = None if positive is None else per_class[positive]
     return ClassificationScore(
         rows=len(heads),
@@ -193,40 +130,18 @@ def score(
         micro_f1=point["micro_f1"] if multi_label else None,
         micro_f1_interval=interval["micro_f1"] if multi_label else None,
         ece=point["ece"],
-        ece_interval=_reflect(point["ece"], interval["ece"]),
+        ece_interval=reflect(point["ece"], interval["ece"]),
         loss=point["loss"],
         loss_interval=interval["loss"],
         positive_f1=named.f1 if named else None,
         positive_f1_interval=named.f1_interval if named else None,
         per_class=per_class,
-        confusion=None if multi_label else _confusion(targets, chosen, len(labels)),
+        confusion=None if multi_label else _confusion(targets, chosen, len(names)),
     )
 
 
-def percentile_interval(values: np.ndarray, confidence: float) -> Interval:
-    """The interval that holds this share of resampled values (S,), as much left out below as above."""
-    low, high = np.quantile(values, _tails(confidence))
-    return float(low), float(high)
-
-
-def _runners_up(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The likeliest label of each row that is not its target, (N,)."""
-    found = np.empty(len(targets), np.int64)
-    for rows in _row_blocks(logits):
-        others = logits[rows].copy()
-        np.put_along_axis(others, targets[rows, None], -np.inf, axis=1)
-        found[rows] = others.argmax(axis=1)
-    return found
-
-
-def _row_blocks(logits: np.ndarray) -> Iterator[slice]:
-    """Rows of an array (N, C), as many at a time as memory allows."""
-    size = max(1, _VALUES_AT_ONCE // max(1, logits.shape[1]))
-    return (slice(start, start + size) for start in range(0, len(logits), size))
-
-
-def _check(probabilities: np.ndarray, targets: np.ndarray, labels: Sequence[str], *, multi_label: bool) -> None:
-    rows, count = len(targets), len(labels)
+def _check(probabilities: np.ndarray, targets: np.ndarray, labels: Labels) -> None:
+    rows, count, multi_label = len(targets), len(labels.names), labels.multi_label
     shape = (rows, count) if multi_label else (rows,)
     if not rows or probabilities.shape != (rows, count) or targets.shape != shape:
         raise ValueError(
@@ -241,19 +156,6 @@ def _position(label: str | None, labels: Sequence[str]) -> int | None:
     if label is not None and label not in labels:
         raise ValueError(f"{label!r} is none of the labels")
     return None if label is None else list(labels).index(label)
-
-
-def _bin_gaps(confidence: np.ndarray, is_right: np.ndarray, bins: int) -> np.ndarray:
-    """Confidence minus rightness of each row's M decisions, summed by bin of confidence: (N, M) twice -> (N, bins)."""
-    gaps = np.empty((len(confidence), bins))
-    step = max(1, _VALUES_AT_ONCE // confidence.shape[1])
-    for start in range(0, len(confidence), step):
-        sure, right = confidence[start : start + step], is_right[start : start + step]
-        places = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
-        places += bins * np.arange(len(sure))[:, None]
-        sums = np.bincount(places.ravel(), (sure - right).ravel(), minlength=bins * len(sure))
-        gaps[start : start + step] = sums.reshape(-1, bins)
-    return gaps
 
 
 def _row_values(
@@ -275,30 +177,9 @@ def _row_values(
     is_equal = chosen == targets
     is_right = is_equal.all(axis=1) if is_equal.ndim == 2 else is_equal
     is_borne_out = targets.astype(bool) if is_equal.ndim == 2 else is_equal[:, None]
-    heads = np.column_stack([is_right, losses, _bin_gaps(sure, is_borne_out, BINS) / sure.shape[1]])
+    heads = np.column_stack([is_right, losses, bin_gaps(sure, is_borne_out) / sure.shape[1]])
     answered, wanted = columns(chosen), columns(targets)
     return heads, sparse.hstack([answered.multiply(wanted), answered, wanted], format="csc")
-
-
-@dataclass(frozen=True)
-class _Resamples:
-    """Rows drawn again with replacement: those that metrics.bootstrap_interval draws for this seed."""
-
-    rows: int
-    samples: int
-    seed: int
-
-    def sums(self, values: Any) -> np.ndarray:
-        """Sums over each resample: (rows, K), an array or sparse -> (samples, K)."""
-        generator, chunk = np.random.default_rng(self.seed), max(1, _VALUES_AT_ONCE // self.rows)
-        sums = []
-        for start in range(0, self.samples, chunk):
-            size = min(chunk, self.samples - start)
-            drawn = generator.integers(0, self.rows, size=(size, self.rows))
-            drawn += self.rows * np.arange(size)[:, None]
-            times = np.bincount(drawn.ravel(), minlength=size * self.rows).reshape(size, self.rows)
-            sums.append(times.astype(np.float64) @ values)
-        return np.concatenate(sums)
 
 
 def _head_scores(sums: np.ndarray, rows: int) -> dict[str, np.ndarray]:
@@ -329,28 +210,26 @@ def _mean_f1s(sums: np.ndarray) -> dict[str, np.ndarray]:
     return {"macro_f1": _ratio(sums[0], sums[1]), "micro_f1": _ratio(sums[2], sums[3])}
 
 
-def _resampled_labels(
-    counts: Any, is_averaged: np.ndarray, resamples: _Resamples, confidence: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _resampled_labels(counts: Any, is_averaged: np.ndarray, bootstrap: Bootstrap) -> tuple[np.ndarray, np.ndarray]:
     """The resampled sums of _f1_sums, (4, S), and the intervals of each label's shares, (2, 3, labels).
 
     A block of labels at a time; labels that do not occur have 0.0 throughout.
     """
     labels = len(is_averaged)
-    f1_sums, intervals = np.zeros((4, resamples.samples)), np.zeros((2, 3, labels))
-    for block in _blocks(counts, labels, resamples.samples):
-        drawn = resamples.sums(counts[:, np.concatenate([block, block + labels, block + 2 * labels])])
+    f1_sums, intervals = np.zeros((4, bootstrap.samples)), np.zeros((2, 3, labels))
+    for block in _blocks(counts, labels, bootstrap.samples):
+        drawn = bootstrap.sums(counts[:, np.concatenate([block, block + labels, block + 2 * labels])])
         sums = drawn.reshape(-1, 3, len(block))
         shares = _label_shares(sums)
         f1_sums += _f1_sums(sums, shares, is_averaged[block])
-        intervals[:, :, block] = np.quantile(shares, _tails(confidence), axis=0, overwrite_input=True)
+        intervals[:, :, block] = np.quantile(shares, bootstrap.tails, axis=0, overwrite_input=True)
     return f1_sums, intervals
 
 
 def _blocks(counts: Any, labels: int, samples: int) -> Iterator[np.ndarray]:
     """The labels that occur, as many at a time as memory allows."""
     occurring = np.flatnonzero(np.asarray(counts.sum(axis=0)).reshape(3, labels).sum(axis=0))
-    size = max(1, _VALUES_AT_ONCE // (3 * samples))
+    size = max(1, resample.VALUES_AT_ONCE // (3 * samples))
     for start in range(0, len(occurring), size):
         yield occurring[start : start + size]
 
@@ -358,21 +237,6 @@ def _blocks(counts: Any, labels: int, samples: int) -> Iterator[np.ndarray]:
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole, 0.0 where the whole is nothing."""
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-
-def _tails(confidence: float) -> list[float]:
-    return [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0]
-
-
-def _reflect(point: float, interval: Interval) -> Interval:
-    """The basic interval of a share from its percentiles, widened to hold the share itself.
-
-    The ECE of a resample exceeds the estimate as the estimate exceeds the truth: the percentiles of 500 rows whose ECE
-    is 0.05 hold it in 60 of 100 draws, the basic interval in 86. Near an ECE of 0 this one, too, lies too high.
-    Source: Davison and Hinkley 1997, Bootstrap Methods and their Application, section 5.2.
-    """
-    low, high = interval
-    return max(0.0, min(point, 2 * point - high)), min(1.0, max(point, 2 * point - low))
 
 
 def _per_class(

@@ -20,10 +20,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgetune.evaluate import classification
+from edgetune.evaluate import calibration, classification
 from edgetune.evaluate import rejection as rejecting
 from edgetune.evaluate.label_rows import LabelRow, LabelSet, make_calibration_set, read_label_set, targets_of
 from edgetune.evaluate.metrics import Interval
+from edgetune.evaluate.resample import Bootstrap
 from edgetune.recipe import Recipe
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -116,31 +117,19 @@ def score(
     temperature, threshold = calibrated or fitted
     found = classification.probabilities(logits, temperature=temperature, multi_label=label_set.multi_label)
     is_in_scope = _in_scope(label_set, targets)
-    losses = classification.row_losses(logits, targets, temperature=temperature, multi_label=label_set.multi_label)
-    classes = classification.score(
-        found,
-        targets,
+    losses = calibration.row_losses(logits, targets, temperature=temperature, multi_label=label_set.multi_label)
+    bootstrap = Bootstrap(label_set.bootstrap_samples, label_set.confidence, label_set.seed)
+    labels = classification.Labels(
         label_set.labels,
-        losses=losses,
-        multi_label=label_set.multi_label,
-        bootstrap_samples=label_set.bootstrap_samples,
-        confidence=label_set.confidence,
-        seed=label_set.seed,
-        positive_label=label_set.positive_label,
-        out_of_scope_label=label_set.out_of_scope_label,
+        label_set.multi_label,
+        positive=label_set.positive_label,
+        out_of_scope=label_set.out_of_scope_label,
     )
+    classes = classification.score(found, targets, labels=labels, losses=losses, bootstrap=bootstrap)
     rejection = None
     if label_set.out_of_scope is not None or threshold is not None:
         sure, is_right = _sureness(label_set, found, targets)
-        scored = rejecting.score_rejection(
-            sure,
-            is_right,
-            is_in_scope,
-            threshold or 0.0,
-            bootstrap_samples=label_set.bootstrap_samples,
-            interval_confidence=label_set.confidence,
-            seed=label_set.seed,
-        )
+        scored = rejecting.score_rejection(sure, is_right, is_in_scope, threshold or 0.0, bootstrap=bootstrap)
         rejection = dataclasses.asdict(scored)
     name = {"accuracy": "accuracy", "macro_f1": "macro_f1", "f1": "positive_f1"}[label_set.metric]
     values = dataclasses.asdict(classes)
@@ -192,7 +181,7 @@ def _temperature(label_set: LabelSet, logits: np.ndarray, targets: np.ndarray) -
         is_known = np.isfinite(logits[np.arange(len(targets)), targets])
         if not is_known.all():
             logits, targets = logits[is_known], targets[is_known]
-    return classification.fit_temperature(logits, targets, multi_label=label_set.multi_label)
+    return calibration.fit_temperature(logits, targets, multi_label=label_set.multi_label)
 
 
 def calibrate_for(recipe: Recipe, target: Labeller, labels: Sequence[str]) -> tuple[float, float | None]:

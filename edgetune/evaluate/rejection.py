@@ -6,16 +6,15 @@ learn_threshold from rows out of scope; of the scored rows -> score_rejection.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgetune.evaluate.classification import percentile_interval
 from edgetune.evaluate.metrics import Interval, bootstrap_interval
-
-_VALUES_AT_ONCE = 2_000_000
-"""Numbers held at once while bootstrapping: bounds memory to some 100 MB."""
+from edgetune.evaluate.resample import Bootstrap
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,7 @@ def score_rejection(
     is_in_scope: np.ndarray,
     threshold: float,
     *,
-    bootstrap_samples: int = 1000,
-    interval_confidence: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap,
 ) -> Rejection:
     """What answering "unknown" below the threshold does, (N,) each; is_right is not read where a row is out of scope.
 
@@ -102,13 +99,12 @@ def score_rejection(
     if not is_in_scope.any():
         raise ValueError("no in-scope row: need one to score rejection")
     is_accepted, is_acceptable = confidence >= threshold, acceptable_rows(is_right, is_in_scope)
-    settings = {"samples": bootstrap_samples, "confidence": interval_confidence, "seed": seed}
 
     def share(found: np.ndarray, among: np.ndarray) -> tuple[float, Interval]:
         """The share of the rows `among` that are `found`, 0.0 of none, and its interval over draws of such rows."""
         if not among.any():
             return 0.0, (0.0, 0.0)
-        return float(found[among].mean()), bootstrap_interval(found[among], **settings)  # type: ignore[arg-type]
+        return float(found[among].mean()), bootstrap_interval(found[among], **dataclasses.asdict(bootstrap))
 
     accuracy, accuracy_interval = share(is_accepted & is_right, is_in_scope)
     accepted, accepted_interval = share(is_accepted, is_in_scope)
@@ -116,7 +112,7 @@ def score_rejection(
     false_accepts, false_accepts_interval = share(is_accepted, ~is_acceptable)
     has_both = bool(is_acceptable.any() and not is_acceptable.all())
     has_outside = not is_in_scope.all()
-    aurocs = _aurocs(confidence, is_acceptable, bootstrap_samples, seed) if has_both else np.empty(0)
+    aurocs = _aurocs(confidence, is_acceptable, bootstrap) if has_both else np.empty(0)
     return Rejection(
         threshold=float(threshold),
         in_scope_accuracy=accuracy,
@@ -128,11 +124,11 @@ def score_rejection(
         false_accept_rate=false_accepts,
         false_accept_rate_interval=false_accepts_interval,
         auroc=float(aurocs[0]) if has_both else None,
-        auroc_interval=percentile_interval(aurocs[1:], interval_confidence) if len(aurocs) > 1 else None,
+        auroc_interval=bootstrap.interval(aurocs[1:]) if len(aurocs) > 1 else None,
     )
 
 
-def _aurocs(confidence: np.ndarray, is_acceptable: np.ndarray, samples: int, seed: int) -> np.ndarray:
+def _aurocs(confidence: np.ndarray, is_acceptable: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
     """The AUROC of the rows, then that of each resample which holds rows of both kinds.
 
     The share of pairs, one acceptable and one not, whose acceptable row has the higher confidence; ties count half.
@@ -147,10 +143,4 @@ def _aurocs(confidence: np.ndarray, is_acceptable: np.ndarray, samples: int, see
         below, pairs = np.cumsum(bad, axis=1) - bad / 2, good.sum(axis=1) * bad.sum(axis=1)
         return np.asarray((good * below).sum(axis=1)[pairs > 0] / pairs[pairs > 0])
 
-    found = [of_rows(np.ones((1, rows)))]
-    generator, chunk = np.random.default_rng(seed), max(1, _VALUES_AT_ONCE // rows)
-    for start in range(0, samples, chunk):
-        size = min(chunk, samples - start)
-        drawn = generator.integers(0, rows, size=(size, rows)) + rows * np.arange(size)[:, None]
-        found.append(of_rows(np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows)))
-    return np.concatenate(found)
+    return np.concatenate([of_rows(times) for times in itertools.chain([np.ones((1, rows))], bootstrap.draws(rows))])

@@ -1,4 +1,4 @@
-"""Scores, calibration and rejection of classifiers: edgetune/evaluate/classification.py."""
+"""Scores and calibration of classifiers: edgetune/evaluate/classification.py, calibration.py and resample.py."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from edgetune.evaluate import classification, metrics
-from edgetune.evaluate.classification import (
-    answers,
-    confidences,
-    expected_calibration_error,
-    fit_temperature,
-    probabilities,
-    row_losses,
-)
+from edgetune.evaluate import classification, metrics, resample
+from edgetune.evaluate.calibration import BINS, TEMPERATURES, bin_gaps, fit_temperature, row_losses
+from edgetune.evaluate.classification import Labels, answers, confidences, probabilities
+from edgetune.evaluate.resample import Bootstrap
 from edgetune.runtime import classifier as device
 
 LABELS = ("a", "b", "c", "d")
 
 
-def score(shares, targets, labels=LABELS, *, multi_label=False, losses=None, **options):
+def score(shares, targets, labels=LABELS, *, multi_label=False, losses=None, bootstrap_samples=200, **settings):
     shares, targets = np.asarray(shares), np.asarray(targets)
-    settings = {"bootstrap_samples": 200, "confidence": 0.95, "seed": 0, **options}
     losses = np.zeros(len(targets)) if losses is None else losses
-    return classification.score(shares, targets, labels, multi_label=multi_label, losses=losses, **settings)
+    named = {key.removesuffix("_label"): settings.pop(key) for key in list(settings) if key.endswith("_label")}
+    names, bootstrap = Labels(labels, multi_label, **named), Bootstrap(bootstrap_samples, **settings)
+    return classification.score(shares, targets, labels=names, losses=losses, bootstrap=bootstrap)
+
+
+def expected_calibration_error(confidence, is_right, bins=BINS):
+    """Over the rows of a single answer each, (N,) both."""
+    gaps = bin_gaps(confidence[:, None], is_right[:, None], bins=bins)
+    return np.abs(gaps.sum(axis=0)).sum() / len(gaps)
 
 
 def points(row):
@@ -145,7 +147,7 @@ def test_a_temperature_is_fitted_without_a_copy_of_the_logits(multi_label, monke
     if multi_label:
         targets = generator.random(logits.shape) < 0.01
     whole = fit_temperature(logits, targets, multi_label=multi_label)
-    monkeypatch.setattr(classification, "_VALUES_AT_ONCE", 20_000)
+    monkeypatch.setattr(resample, "VALUES_AT_ONCE", 20_000)
     tracemalloc.start()
     found = fit_temperature(logits, targets, multi_label=multi_label)
     peak = tracemalloc.get_traced_memory()[1]
@@ -188,7 +190,7 @@ def test_rows_that_tell_nothing_leave_the_temperature_at_one(logits, targets):
 
 @pytest.mark.parametrize("target", [0, 1])
 def test_one_row_gives_a_temperature_within_bounds(target):
-    low, high = classification.TEMPERATURES
+    low, high = TEMPERATURES
     assert low <= fit_temperature(np.array([[1000.0, -1000.0]]), np.array([target]), multi_label=False) <= high
 
 
@@ -221,11 +223,6 @@ def test_certainty_has_no_calibration_error_when_right_and_the_greatest_when_wro
 
 def test_confidence_zero_falls_into_the_first_bin():
     assert expected_calibration_error(np.zeros(3), np.zeros(3, bool)) == 0.0
-
-
-def test_no_rows_have_no_calibration_error():
-    with pytest.raises(ValueError, match="no rows"):
-        expected_calibration_error(np.zeros(0), np.zeros(0, bool))
 
 
 def test_accuracy_macro_f1_and_confusion_are_the_hand_computed_ones():
@@ -415,7 +412,7 @@ def test_memory_is_bounded_without_changing_the_intervals(monkeypatch):
     logits, targets = drawn(50)
     shares = probabilities(logits, temperature=1.0, multi_label=False)
     whole = score(shares, targets)
-    monkeypatch.setattr("edgetune.evaluate.classification._VALUES_AT_ONCE", 500)
+    monkeypatch.setattr(resample, "VALUES_AT_ONCE", 500)
     found = score(shares, targets)
     assert found.macro_f1_interval == pytest.approx(whole.macro_f1_interval)
     assert found.ece_interval == pytest.approx(whole.ece_interval)

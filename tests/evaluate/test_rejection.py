@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from edgetune.evaluate import rejection
+from edgetune.evaluate import metrics, rejection, resample
 from edgetune.evaluate.metrics import bootstrap_interval
-from edgetune.evaluate.rejection import acceptable_rows, choose_threshold, learn_threshold, score_rejection
+from edgetune.evaluate.rejection import acceptable_rows, choose_threshold, learn_threshold
+from edgetune.evaluate.resample import Bootstrap
+
+
+def score_rejection(sure, is_right, is_in_scope, threshold, **settings):
+    return rejection.score_rejection(sure, is_right, is_in_scope, threshold, bootstrap=Bootstrap(**settings))
 
 
 def drawn(rows=300):
@@ -162,7 +168,7 @@ def test_the_chosen_threshold_keeps_its_rate_when_scored():
 
 def test_intervals_of_shares_are_those_of_the_other_metrics():
     sure, is_right, is_in_scope = drawn()
-    found = score_rejection(sure, is_right, is_in_scope, 0.5, bootstrap_samples=200, seed=4)
+    found = score_rejection(sure, is_right, is_in_scope, 0.5, samples=200, seed=4)
     accepted, settings = sure >= 0.5, {"samples": 200, "confidence": 0.95, "seed": 4}
     expected = {
         "in_scope_accuracy": (accepted & is_right & is_in_scope, is_in_scope),
@@ -178,7 +184,7 @@ def test_intervals_of_shares_are_those_of_the_other_metrics():
 
 def test_the_interval_of_the_auroc_is_that_of_scikit_learn_on_each_resample():
     sure, is_right, is_in_scope = drawn(80)
-    settings = {"bootstrap_samples": 50, "interval_confidence": 0.9, "seed": 3}
+    settings = {"samples": 50, "confidence": 0.9, "seed": 3}
     found = score_rejection(sure, is_right, is_in_scope, 0.5, **settings)
     surest_last = np.argsort(sure, kind="stable")
     rows = surest_last[np.random.default_rng(3).integers(0, 80, size=(50, 80))]
@@ -188,9 +194,19 @@ def test_the_interval_of_the_auroc_is_that_of_scikit_learn_on_each_resample():
 
 
 def test_memory_is_bounded_without_changing_the_interval_of_the_auroc(monkeypatch):
-    whole = score_rejection(*drawn(50), 0.5, bootstrap_samples=200)
-    monkeypatch.setattr(rejection, "_VALUES_AT_ONCE", 500)
-    assert score_rejection(*drawn(50), 0.5, bootstrap_samples=200).auroc_interval == pytest.approx(whole.auroc_interval)
+    whole = score_rejection(*drawn(50), 0.5, samples=200)
+    monkeypatch.setattr(resample, "VALUES_AT_ONCE", 500)
+    assert score_rejection(*drawn(50), 0.5, samples=200).auroc_interval == pytest.approx(whole.auroc_interval)
+
+
+def test_resamples_are_not_held_all_at_once(monkeypatch):
+    monkeypatch.setattr(resample, "VALUES_AT_ONCE", 20_000)
+    monkeypatch.setattr(metrics, "_RESAMPLED_VALUES", 20_000)
+    tracemalloc.start()
+    score_rejection(*drawn(2000), 0.5, samples=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6  # all draws of the AUROC, int64, are 16 MB
 
 
 def test_what_is_not_there_has_no_interval():
@@ -207,5 +223,5 @@ def test_no_in_scope_row_is_an_error():
 def test_a_few_rows_out_of_scope_that_are_all_found_leave_no_doubt_below_one():
     """A resample without such a row says nothing of them."""
     sure = np.r_[np.full(100, 0.9), np.full(3, 0.1)]
-    found = score_rejection(sure, np.ones(103, bool), np.arange(103) < 100, 0.5, bootstrap_samples=200)
+    found = score_rejection(sure, np.ones(103, bool), np.arange(103) < 100, 0.5, samples=200)
     assert (found.out_of_scope_recall, found.out_of_scope_recall_interval) == (1.0, (1.0, 1.0))

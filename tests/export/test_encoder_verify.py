@@ -75,7 +75,33 @@ def test_a_zeroed_matrix_of_a_float_bundle_is_found_in_the_logits(verified) -> N
     assert failures(verified(change, precision="fp32")) >= {"logits against torch"}
 
 
-def test_bytes_wired_wrongly_are_found_in_the_logits(verified) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_float_bundle_says_what_its_founddo_not_show(verified, precision: str) -> None:
+    (found,) = [check for check in verified(lambda _: None, precision=precision).checks if check.name == "weight bytes"]
+    assert found.passed
+    assert int(found.detail.split()[0]) > 10
+    assert "12 matrices without a name of ours show in the logits alone" in found.detail
+
+
+@pytest.mark.slow
+def test_a_float_graph_without_any_of_our_names_does_not_pass(verified) -> None:
+    def change(bundle: Bundle) -> None:
+        path = bundle.path / "model.onnx"
+        model = onnx.load(str(path), load_external_data=False)
+        names = {item.name: f"x{number}" for number, item in enumerate(model.graph.initializer)}
+        for item in model.graph.initializer:
+            item.name = names[item.name]
+        for node in model.graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+        onnx.save(model, str(path))
+
+    (failed,) = verified(change, precision="fp32").failures
+    assert (failed.name, failed.value) == ("weight bytes", float("inf"))
+    assert failed.detail.startswith("0 tensors compared")
+
+
+def test_foundwired_wrongly_are_found_in_the_logits(verified) -> None:
     """Query and key of a layer, exchanged with all their bytes."""
 
     def change(bundle: Bundle) -> None:
