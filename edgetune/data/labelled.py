@@ -52,6 +52,8 @@ class LabelReport:
     """Of the training rows, as the next."""
     dropped_empty: int
     eval_dropped: int
+    eval_outside: int
+    """Eval rows out of scope for which the head has no label."""
     tokens: int
     longest: int
     """Tokens of the longest text read, training or eval, before it was cut."""
@@ -75,6 +77,7 @@ class LabelReport:
             ),
             (self.dropped_empty, f"{self.dropped_empty:,} rows without text left out"),
             (self.eval_dropped, f"{self.eval_dropped:,} eval rows without text, or too long, left out"),
+            (self.eval_outside, f"{self.eval_outside:,} eval rows out of scope: no part of the loss"),
             (self.fewest[1] < 5, f"label {self.fewest[0]!r} has only {self.fewest[1]} training rows"),
         )
         return tuple(line for applies, line in lines if applies)
@@ -206,7 +209,7 @@ def _write(recipe: Recipe, tokenizer: Any, max_length: int, names: Sequence[str]
     counts = {part: Counter[str]() for part in PARTS}
     kept, numbers = {}, numbered(names)
     for part in PARTS:
-        rows = (row for row in _split(recipe, part) if not is_outside(row, recipe.classify, numbers))
+        rows = _inside(_split(recipe, part), recipe.classify, numbers, counts[part])
         batches = _kept(rows, recipe, tokenizer, max_length, counts[part])
         kept[part] = _write_part(batches, folder / part, names, is_set=recipe.classify.multi_label)
         if not kept[part]:
@@ -230,6 +233,7 @@ def _write(recipe: Recipe, tokenizer: Any, max_length: int, names: Sequence[str]
         dropped_too_long=counts["train"]["too_long"],
         dropped_empty=counts["train"]["empty"],
         eval_dropped=counts["eval"]["empty"] + counts["eval"]["too_long"],
+        eval_outside=counts["eval"]["outside"],
         tokens=counts["train"]["tokens"],
         longest=max(counts[part]["longest"] for part in PARTS),
     )
@@ -238,6 +242,17 @@ def _write(recipe: Recipe, tokenizer: Any, max_length: int, names: Sequence[str]
 
 def _split(recipe: Recipe, part: Part) -> Iterator[Example]:
     return itertools.islice(examples(recipe, part), recipe.data.max_train_rows if part == "train" else None)
+
+
+def _inside(
+    rows: Iterable[Example], table: ClassifyTable, numbers: Mapping[str, int], counts: Counter[str]
+) -> Iterator[Example]:
+    """The rows that the head can have labels for; the others are counted."""
+    for row in rows:
+        if is_outside(row, table, numbers):
+            counts["outside"] += 1
+        else:
+            yield row
 
 
 def _write_part(

@@ -216,6 +216,7 @@ def test_eval_rows_out_of_scope_are_left_out_of_the_loss_where_no_training_row_i
     )
     assert "none of these" not in found.labels
     assert (len(found.eval), found.report.eval_rows, found.report.eval_dropped) == (1, 1, 0)
+    assert "1 eval rows out of scope: no part of the loss" in found.report.notes
 
 
 def test_eval_rows_that_are_all_out_of_scope_stop_before_the_training(recipe_for, tokenizer, tmp_path):
