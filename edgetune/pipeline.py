@@ -25,6 +25,7 @@ from edgetune.run_dir import RunDir, claim
 Progress = Callable[[Mapping[str, Any]], None]
 DISTRIBUTIONS = "distributions.npy"
 """What the fine-tune finds likely, in the run's cache: other targets are compared with it."""
+SEARCH_ROWS = 400
 FLOAT_ONNX, EXACT_ONNX = "onnx-fp32", "onnx-exact"
 """Names of the bundle's variants in results/."""
 
@@ -262,6 +263,29 @@ def _write_ledger(work: _Run, results: Mapping[str, Any]) -> str:
         {"metric": work.recipe.evaluate.metric, "stages": to_json(entries), "provenance": provenance()},
     )
     return plain(entries)
+
+
+def search(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None) -> Any:
+    """export.search.search with bundles scored on the recipe's eval rows, at most SEARCH_ROWS of them."""
+    from edgetune.evaluate.evaluate import Target, evaluate
+    from edgetune.evaluate.targets import run_targets
+    from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
+    from edgetune.export import search as sweeping
+    from edgetune.model.base import resolve_base
+
+    base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    most = min(SEARCH_ROWS, recipe.evaluate.max_rows or SEARCH_ROWS)
+    judged = dataclasses.replace(recipe, evaluate=dataclasses.replace(recipe.evaluate, max_rows=most))
+    with tempfile.TemporaryDirectory(prefix=".search-rows.", dir=run_dir.path) as folder:
+        out = Path(folder)
+        prepare_eval_set(judged, run_targets(recipe, run_dir, base)["base"], out, split="eval")
+
+        def measure(bundle: Path) -> sweeping.Measured:
+            result = evaluate(Target("bundle", "candidate", bundle), out / EVAL_SET_FILE, out, progress=progress)
+            speed = getattr(result.speed, "tokens_per_s", None)
+            return sweeping.Measured(result.score.score, speed, result.peak_bytes)
+
+        return sweeping.search(recipe, run_dir, measure, progress=progress)
 
 
 def verify(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progress | None = None) -> dict[str, Any]:

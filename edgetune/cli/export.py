@@ -14,6 +14,7 @@ from edgetune.cli.options import force_option, json_option, set_option
 
 if TYPE_CHECKING:
     from edgetune.export.export import ExportResult
+    from edgetune.export.search import SearchResult
 
 
 @click.command("export", epilog="Example: edgetune export runs/quickstart --precision int4 --block-size 128")
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Bundle folder.  [default: RUN/bundle, or MERGED-bundle]",
 )
+@click.option(
+    "--search",
+    is_flag=True,
+    help="Of a run: sweep block size, symmetry, method, head bits and int8 layers first, and export what fits [budget] "
+    "best.",
+)
 @set_option
 @force_option
 @json_option
@@ -37,6 +44,7 @@ def command(
     precision: str | None,
     block_size: str | None,
     out: Path | None,
+    search: bool,
     overrides: tuple[str, ...],
     force: bool,
     as_json: bool,
@@ -51,6 +59,8 @@ def command(
     changes += [f"export.block_size={block_size}"] if block_size else []
     progress = console.ProgressLine()
     try:
+        found = _search(run, changes, progress) if search else None
+        changes += [f"export.{key}={_toml(value)}" for key, value in found.chosen.settings.items()] if found else []
         result = _export(run, data, changes, out=out, force=force, progress=progress)
     finally:
         progress.close()
@@ -62,6 +72,7 @@ def command(
                 "size_bytes": result.size_bytes,
                 "peak_bytes": result.peak_bytes,
                 "wall_s": round(result.wall_s, 3),
+                "search": dataclasses.asdict(found) if found else None,
                 "verified": {
                     "passed": True,
                     "checks": [dataclasses.asdict(item) for item in result.verification.checks],
@@ -69,6 +80,9 @@ def command(
             }
         )
         return
+    if found:
+        for line in _front(found):
+            console.say(line)
     for check in result.verification.checks:
         mark = "ok  " if check.passed else "note"
         console.say(f"{mark} {check.name}: {check.value:.3g}, limit {check.limit:.3g} ({check.detail})")
@@ -76,6 +90,54 @@ def command(
         f"{result.bundle.path}  {result.bundle.precision}  {result.size_bytes / 1024**2:,.1f} MiB"
         f"  (peak memory {result.peak_bytes / 1024**2:,.0f} MiB, {result.wall_s:.1f} s)"
     )
+
+
+def _search(source: Path, changes: list[str], progress: Any) -> SearchResult:
+    """Sweep the run's merged decoder; also draws results/search.png."""
+    from edgetune.errors import RecipeError
+    from edgetune.pipeline import search
+    from edgetune.recipe import load_recipe
+    from edgetune.report.frontier import draw_frontier
+    from edgetune.run_dir import RunDir
+
+    run_dir = RunDir(source)
+    if not run_dir.recipe.is_file():
+        raise RecipeError(
+            f"--search: {source} is no run folder, whose eval rows would decide", cure="give a run folder"
+        )
+    console.work_in(source)
+    recipe = load_recipe(run_dir.recipe, changes)
+    if recipe.is_classifier or recipe.export.precision != "int4":
+        raise RecipeError(
+            "--search: is for int4 bundles of decoders", cure='leave it out, or set export.precision="int4"'
+        )
+    found: SearchResult = search(recipe, run_dir, progress=progress)
+    draw_frontier(
+        [(point.size_bytes, point.loss, point.on_front, point == found.chosen) for point in found.points],
+        run_dir.results / "search.png",
+        title=recipe.name,
+    )
+    return found
+
+
+def _front(found: SearchResult) -> list[str]:
+    """The front as a table, and why the chosen one was chosen."""
+    lines = [f"{'candidate':<46}{'MiB':>8}{'loss':>9}{'score':>8}{'tokens/s':>10}{'memory':>10}"]
+    for point in sorted(found.points, key=lambda point: point.size_bytes):
+        if point.peak_bytes is None:
+            continue
+        score = "-" if point.score is None else f"{point.score:.1%}"
+        speed = "-" if point.tokens_per_s is None else f"{point.tokens_per_s:,.0f}"
+        mark = "*" if point == found.chosen else " "
+        lines.append(
+            f"{mark + ' ' + point.name:<46}{point.size_bytes / 1024**2:>8.2f}{point.loss:>9.4f}{score:>8}{speed:>10}"
+            f"{point.peak_bytes / 1024**2:>6,.0f} MiB"
+        )
+    return [*lines, f"chosen (*): {found.reason}", ""]
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def _export(

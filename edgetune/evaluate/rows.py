@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from edgetune.data.read import Split
 from edgetune.errors import DataError, RunError
 from edgetune.evaluate.metrics import Metric, parse_json
 from edgetune.files import atomic_file, read_json
@@ -84,15 +85,19 @@ class EvalSet:
         return f"{count} rows longer than the context were left out" if count else ""
 
 
-def make_eval_set(recipe: Recipe, tokenizer: Any, *, eos_ids: Sequence[int], context_length: int) -> EvalSet:
+def make_eval_set(
+    recipe: Recipe, tokenizer: Any, *, eos_ids: Sequence[int], context_length: int, split: Split = "test"
+) -> EvalSet:
     """The recipe's test rows (else its eval rows), encoded; at most evaluate.max_rows of them, drawn by train.seed.
+
+    With `split` those of another split.
 
     Rows longer than the context are left out and counted. Raises DataError if no row is left, if a row has no answer
     though the metric needs one, and if the metric is json and a reference is not.
     """
     from edgetune.data.prepare import examples
 
-    found = list(examples(recipe, "test"))
+    found = list(examples(recipe, split))
     settings, metric = recipe.evaluate, cast(Metric, recipe.evaluate.metric)
     drawn = found
     if settings.max_rows is not None and settings.max_rows < len(found):
@@ -100,7 +105,7 @@ def make_eval_set(recipe: Recipe, tokenizer: Any, *, eos_ids: Sequence[int], con
         drawn = [found[index] for index in sorted(places)]
     rows = [_encode(example, tokenizer, recipe) for example in drawn]
     fitting = [row for row in rows if len(row.input_ids) <= context_length]
-    source = recipe.data.test or recipe.data.eval or recipe.data.train
+    source = (split == "test" and recipe.data.test) or recipe.data.eval or recipe.data.train
     if not fitting:
         raise DataError(
             f"{source}: no row to evaluate on fits {context_length} tokens" if rows else f"{source}: no rows"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.data.chat import end_ids, ensure_chat_template
+from edgetune.data.read import Split
 from edgetune.evaluate.evaluate import Target
 from edgetune.evaluate.label_rows import LabelSet, make_label_set, write_label_set
 from edgetune.evaluate.rows import EvalSet, make_eval_set, write_eval_set
@@ -28,14 +29,19 @@ class TextFormat:
     context_length: int
 
 
-def prepare_eval_set(recipe: Recipe, target: Target, out: Path) -> EvalSet | LabelSet:
-    """The recipe's rows as a target reads them, written to out/rows.json. Raises DataError, ModelError, BundleError."""
+def prepare_eval_set(recipe: Recipe, target: Target, out: Path, *, split: Split = "test") -> EvalSet | LabelSet:
+    """The recipe's rows as a target reads them, written to out/rows.json; `split` of a decoder's.
+
+    Raises DataError, ModelError, BundleError.
+    """
     if target.task == "classification":
         label_set = make_label_set(recipe, _labels(target))
         write_label_set(out / EVAL_SET_FILE, label_set)
         return label_set
     texts = _of_bundle(target.path) if target.model is None else _of_folder(recipe, Path(target.model.base))
-    eval_set = make_eval_set(recipe, texts.tokenizer, eos_ids=texts.eos_ids, context_length=texts.context_length)
+    eval_set = make_eval_set(
+        recipe, texts.tokenizer, eos_ids=texts.eos_ids, context_length=texts.context_length, split=split
+    )
     write_eval_set(out / EVAL_SET_FILE, eval_set)
     return eval_set
 
