@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from edgetune.errors import RunError
 from edgetune.files import open_for_user, read_json, write_error, write_json, write_text
 from edgetune.provenance import provenance
+from edgetune.recipe import TABLES
 
 CLAIMED_TABLES = ("model", "data", "lora", "train")
 """What makes a run folder another run; [export] and [evaluate] may change over the same adapter."""
@@ -176,14 +178,24 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Each key that differs, as "table.key is X there, Y here"."""
+    """Each key that differs, as "table.key is X there, Y here"; one that `old` is older than had its default there."""
     found = []
     for table in CLAIMED_TABLES:
-        before, now = old.get(table, {}), new[table]
+        before, now = ({**_defaults(table), **tables.get(table, {})} for tables in (old, new))
         for key in dict.fromkeys([*before, *now]):
             if before.get(key) != now.get(key):
                 found.append(f"{table}.{key} is {_shown(before.get(key))} there, {_shown(now.get(key))} here")
     return found
+
+
+def _defaults(table: str) -> dict[str, Any]:
+    """Keys of a table with their defaults, those without a value left out."""
+    values = {item.name: item.default for item in dataclasses.fields(TABLES[table])}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in values.items()
+        if value not in (None, dataclasses.MISSING)
+    }
 
 
 def _shown(value: Any) -> str:

@@ -84,3 +84,14 @@ def test_the_run_of_a_path_is_the_folder_itself_or_the_one_it_lies_in(tmp_path):
     assert find_run(run_dir.path) == run_dir
     assert find_run(run_dir.bundle) == RunDir(run_dir.path.resolve())
     assert find_run(tmp_path) is None
+
+
+def test_a_run_from_before_a_key_was_there_is_the_same_run(tmp_path):
+    """A key with a default joins a table in a later version; the folder's record lacks it."""
+    toml = '[model]\nbase = "x"\n[data]\ntrain = "y"\n[lora]\nr = 8\ntrain_embeddings = false\n'
+    run_dir = RunDir(tmp_path / "run")
+    claim(run_dir, toml.replace("train_embeddings = false\n", ""))
+    run_dir.finish("train", "inputs")
+    claim(run_dir, toml)
+    with pytest.raises(RunError, match=r"lora\.train_embeddings is false there, true here"):
+        claim(run_dir, toml.replace("false", "true"))
