@@ -179,6 +179,10 @@ class ExportTable:
     """Training rows for which int4 weights are rounded (GPTQ, arXiv:2210.17323); 0: to the nearest."""
     min_gain_kept: float = _at(0.97, least=0.0, most=1.0)
     """Least share of what fine-tuning gained, in score and in loss, that a bundle must keep; below it is refused."""
+    on_grid_steps: int = _at(0, least=0)
+    """Steps in which the merged weights are trained on, rounded in every forward pass, before they are rounded for good
+    (straight-through; LR-QAT, arXiv:2406.06385). Holds the weights in float32; 0: none."""
+    on_grid_learning_rate: float = _at(1e-4, above=0.0)
     repair_steps: int = _at(100, least=0)
     """Steps in which a decoder's scales, norms and biases are trained on the grid, its integers frozen; 0: none."""
     repair_on: Literal["labels", "teacher", "both"] = "labels"

@@ -50,7 +50,7 @@ THIRD_PARTY = {
     4: {"click"},
 }
 PUBLIC = {
-    "train": {"train.loop.train", "train.repair", "train.classify.Classification"},
+    "train": {"train.loop.train", "train.repair", "train.on_grid.train_on_grid", "train.classify.Classification"},
     "export": {"export.export.export"},
     "evaluate": {"evaluate.evaluate.evaluate", "evaluate.labeller.calibrate_for", "evaluate.ledger"},
     "report": {"report.measure", "report.table", "report.confusion"},  # what stages measure and are shown with

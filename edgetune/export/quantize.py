@@ -50,12 +50,17 @@ def quantize_decoder(
     places = find_tensors(merged)
     bits = bits_of(places, grid, recipe.export.int8_layers)
     matrices: dict[str, QuantizedMatrix] = {}
-    if rows is not None and recipe.export.calibration_rows and grid.bits == 4:
+    record: dict[str, Any] = {"merged_sha256": hash_tree(merged)}
+    if rows is not None and recipe.export.on_grid_steps and grid.bits == 4:
+        from edgetune.train.on_grid import train_on_grid
+
+        trained = train_on_grid(merged, bits, recipe, grid, rows.prepared, pad_id=rows.pad_id, progress=progress)
+        matrices, record["on_grid"] = dict(trained.matrices), trained.to_json()
+    elif rows is not None and recipe.export.calibration_rows and grid.bits == 4:
         (matrices,) = calibrate(merged, [grid], recipe, rows)
         matrices = {name: matrix for name, matrix in matrices.items() if bits[name] == grid.bits}
     matrices |= {name: round_one(places[name], bits[name], grid) for name in bits if name not in matrices}
     vectors: Mapping[str, Tensor] = {}
-    record: dict[str, Any] = {"merged_sha256": hash_tree(merged)}
     if rows is not None and recipe.export.repair_steps and grid.bits == 4:
         from edgetune.train.repair import repair
 

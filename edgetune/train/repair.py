@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from edgetune.train.schedule import learning_rate_share
 from edgetune.train.task import stream
 
 Progress = Callable[[Mapping[str, Any]], None]
+Kept = TypeVar("Kept")
 Target = Literal["labels", "teacher", "both"]
 """What repair learns: the rows' own answers, the unquantised model's distributions, or the mean of the two losses."""
 
@@ -81,27 +82,10 @@ def repair(
     table, started = recipe.export, time.monotonic()
     torch.manual_seed(recipe.train.seed)
     model = load_on_grid(merged, matrices, rounds_inputs=table.accuracy_level == 4)
-    teacher = _teacher(merged, model.device) if table.repair_on != "labels" else None
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=table.repair_learning_rate, betas=BETAS, weight_decay=0.0)
-    curve = [(0, eval_loss(model, rows, recipe, pad_id))]
-    best = repaired(model)
-    batches = stream(_Rows(rows, recipe), 0, 0)
-    for step in range(1, table.repair_steps + 1):
-        share = learning_rate_share(
-            step, table.repair_steps, schedule="linear", warmup_ratio=WARMUP_RATIO, least=LEAST_SHARE
-        )
-        micro = islice(batches, recipe.train.gradient_accumulation_steps)
-        loaded = [collate_rows(rows.train, numbers, pad_id=pad_id).to(model.device) for _, _, numbers in micro]
-        loss = _make_step(model, teacher, loaded, optimizer, table.repair_learning_rate * share, table.repair_on)
-        if not math.isfinite(loss):
-            raise RunError(f"repair, step {step}: the loss is {loss}", cure="lower export.repair_learning_rate")
-        if progress:
-            progress({"stage": "repair", "step": step, "steps": table.repair_steps, "loss": loss})
-        if step * EVALUATIONS % table.repair_steps < EVALUATIONS:
-            curve.append((step, eval_loss(model, rows, recipe, pad_id)))
-            if curve[-1][1] <= min(value for _, value in curve):
-                best = repaired(model)
+    schedule = Schedule("repair", table.repair_steps, table.repair_learning_rate)
+    best, curve = fit(
+        model, lambda: repaired(model), merged, rows, recipe, schedule=schedule, pad_id=pad_id, progress=progress
+    )
     best_step, loss_after = min(curve, key=lambda point: (point[1], point[0]))
     return Repair(
         matrices={**matrices, **best[0]},
@@ -110,8 +94,59 @@ def repair(
         loss_after=loss_after,
         best_step=best_step,
         wall_s=time.monotonic() - started,
-        curve=tuple(curve),
+        curve=curve,
     )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A short training after the training."""
+
+    stage: str
+    """Its name in progress and messages, and in [export]: <stage>_learning_rate."""
+    steps: int
+    learning_rate: float
+
+
+def fit(
+    model: Any,
+    keep: Callable[[], Kept],
+    merged: Path,
+    rows: Prepared,
+    recipe: Recipe,
+    *,
+    schedule: Schedule,
+    pad_id: int,
+    progress: Progress | None,
+) -> tuple[Kept, tuple[tuple[int, float], ...]]:
+    """Train what is open in a model, by [export] repair_on; what `keep` gave when the eval loss was least, and losses.
+
+    The losses are (step, nats per trained token), step 0 among them: what no step made better is kept as it was.
+    """
+    target, steps = recipe.export.repair_on, schedule.steps
+    teacher = _teacher(merged, model.device) if target != "labels" else None
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=schedule.learning_rate, betas=BETAS, weight_decay=0.0)
+    curve = [(0, eval_loss(model, rows, recipe, pad_id))]
+    best = keep()
+    batches = stream(_Rows(rows, recipe), 0, 0)
+    for step in range(1, steps + 1):
+        share = learning_rate_share(step, steps, schedule="linear", warmup_ratio=WARMUP_RATIO, least=LEAST_SHARE)
+        micro = islice(batches, recipe.train.gradient_accumulation_steps)
+        loaded = [collate_rows(rows.train, numbers, pad_id=pad_id).to(model.device) for _, _, numbers in micro]
+        loss = _make_step(model, teacher, loaded, optimizer, schedule.learning_rate * share, target)
+        if not math.isfinite(loss):
+            raise RunError(
+                f"{schedule.stage}, step {step}: the loss is {loss}",
+                cure=f"lower export.{schedule.stage}_learning_rate",
+            )
+        if progress:
+            progress({"stage": schedule.stage, "step": step, "steps": steps, "loss": loss})
+        if step * EVALUATIONS % steps < EVALUATIONS:
+            curve.append((step, eval_loss(model, rows, recipe, pad_id)))
+            if curve[-1][1] < min(value for _, value in curve[:-1]):
+                best = keep()
+    return best, tuple(curve)
 
 
 def load_on_grid(merged: Path, matrices: Mapping[str, QuantizedMatrix], *, rounds_inputs: bool) -> Any:

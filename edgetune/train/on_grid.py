@@ -1,0 +1,82 @@
+"""The last part of training on the grid, as an option: merged weights are trained through their own rounding.
+
+In the flow: merged model -> this loop -> 4-bit matrices, which repair may follow. Needs the weights in float32, which
+repair does not; benchmarks/README.md has what either wins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgetune.data.prepare import Prepared
+from edgetune.model.base import load_merged
+from edgetune.quant.grid import QuantizedMatrix, dequantize, quantize
+from edgetune.quant.on_grid import on_grid_matrices, put_linears_on_grid
+from edgetune.recipe import Recipe
+from edgetune.runtime.bundle import Grid
+from edgetune.train.loss import use_segments
+from edgetune.train.repair import Progress, Schedule, fit
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """Matrices as they were trained, rounded to the nearest by their extremes; losses in nats per trained token."""
+
+    matrices: Mapping[str, QuantizedMatrix]
+    curve: tuple[tuple[int, float], ...]
+    """(step, eval loss)."""
+    wall_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers, for quantized.json."""
+        return {"curve": self.curve, "wall_s": self.wall_s}
+
+
+def train_on_grid(
+    merged: Path,
+    bits: Mapping[str, int],
+    recipe: Recipe,
+    grid: Grid,
+    rows: Prepared,
+    *,
+    pad_id: int,
+    progress: Progress | None = None,
+) -> OnGrid:
+    """Train the merged folder's 4-bit matrices for [export] on_grid_steps; `bits` as in export.quantize.bits_of.
+
+    Embedding and head are on their own grid meanwhile, frozen. Raises RunError if the loss is no number.
+    """
+    started = time.monotonic()
+    torch.manual_seed(recipe.train.seed)
+    model = load_merged(merged)
+    head = model.get_output_embeddings()
+    for module in (model.get_input_embeddings(), head):
+        rounded = quantize(module.weight, bits=grid.head_bits, block_size=grid.block_size, symmetric=grid.symmetric)
+        module.weight = nn.Parameter(dequantize(rounded).to(module.weight.device), requires_grad=False)
+    put_linears_on_grid(
+        model,
+        {name: count for name, count in bits.items() if name.startswith("model.layers.")},
+        block_size=grid.block_size,
+        symmetric=grid.symmetric,
+        rounds_inputs=grid.accuracy_level == 4,
+    )
+    use_segments(model)
+    schedule = Schedule("on_grid", recipe.export.on_grid_steps, recipe.export.on_grid_learning_rate)
+    matrices, curve = fit(
+        model.to(model.device),
+        lambda: on_grid_matrices(model),
+        merged,
+        rows,
+        recipe,
+        schedule=schedule,
+        pad_id=pad_id,
+        progress=progress,
+    )
+    return OnGrid(matrices, curve, time.monotonic() - started)

@@ -1,0 +1,85 @@
+"""Training on the grid: what is rounded in training is what is shipped."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from edgetune.data.prepare import prepare
+from edgetune.export.quantize import Rows, bits_of, quantize_decoder
+from edgetune.model.base import load_tokenizer
+from edgetune.model.weights import find_tensors
+from edgetune.quant.grid import dequantize, quantize
+from edgetune.quant.on_grid import OnGridLinear
+from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
+from edgetune.runtime.bundle import Grid
+from edgetune.train.on_grid import train_on_grid
+
+GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+
+
+def test_a_layer_multiplies_with_its_rounded_weight_and_trains_through_it() -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 8)
+    layer = OnGridLinear(linear, block_size=32, symmetric=False, rounds_inputs=False)
+    x = torch.randn(4, 64)
+    rounded = dequantize(quantize(linear.weight, bits=4, block_size=32, method="rtn"))
+    torch.testing.assert_close(layer(x), F.linear(x, rounded, linear.bias))
+    layer(x).square().sum().backward()
+    assert layer.b.grad is not None
+    assert layer.b.grad.abs().max() > 0
+    assert not layer.weight.requires_grad
+
+
+def test_the_matrix_is_that_of_the_forward_pass() -> None:
+    torch.manual_seed(0)
+    layer = OnGridLinear(torch.nn.Linear(72, 8), block_size=32, symmetric=True, rounds_inputs=False)
+    torch.nn.init.normal_(layer.b, std=0.1)
+    x = torch.randn(4, 72)
+    torch.testing.assert_close(layer(x), F.linear(x, dequantize(layer.matrix()), layer.bias))
+
+
+@pytest.fixture
+def recipe(tiny_base, tiny_rows) -> Recipe:
+    return Recipe(
+        model=ModelTable(base=str(tiny_base)),
+        data=DataTable(train=str(tiny_rows), max_seq_len=128, eval_fraction=0.2),
+        train=TrainTable(batch_size=4, gradient_accumulation_steps=1),
+        export=ExportTable(on_grid_steps=8, on_grid_learning_rate=1e-2, repair_steps=0),
+    )
+
+
+@pytest.fixture
+def rows(recipe, tiny_base, tmp_path) -> Rows:
+    tokenizer = load_tokenizer(tiny_base)
+    return Rows(prepare(recipe, tokenizer, cache=tmp_path / "cache"), tokenizer.pad_token_id or 0)
+
+
+def test_the_loss_falls_and_integers_change(recipe, rows, tiny_base) -> None:
+    bits = bits_of(find_tensors(tiny_base), GRID)
+    done = train_on_grid(tiny_base, bits, recipe, GRID, rows.prepared, pad_id=rows.pad_id)
+    assert min(loss for _, loss in done.curve[1:]) < done.curve[0][1]
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert set(done.matrices) == {name for name, count in bits.items() if count == 4}
+    from safetensors.torch import load_file
+
+    before = quantize(load_file(tiny_base / "model.safetensors")[name], bits=4, block_size=32, method="rtn")
+    assert not done.matrices[name].packed.equal(before.packed)
+
+
+def test_the_folder_holds_what_was_trained_and_says_so(recipe, rows, tiny_base, tmp_path) -> None:
+    folder = quantize_decoder(tiny_base, tmp_path / "grid", recipe, GRID, rows=rows)
+    losses = [loss for _, loss in folder.record["on_grid"]["curve"]]
+    assert min(losses) <= losses[0]
+    again = quantize_decoder(tiny_base, tmp_path / "again", recipe, GRID, rows=rows)
+    assert all(folder[name].packed.equal(again[name].packed) for name in folder)
+
+
+def test_repair_may_follow(recipe, rows, tiny_base, tmp_path) -> None:
+    both = dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, repair_steps=4))
+    folder = quantize_decoder(tiny_base, tmp_path / "grid", both, GRID, rows=rows)
+    trained = min(loss for _, loss in folder.record["on_grid"]["curve"])
+    assert folder.record["repair"]["loss_before"] == pytest.approx(trained, rel=1e-4)
