@@ -25,8 +25,9 @@ from edgetune.recipe import Recipe, load_recipe
 from edgetune.run_dir import RunDir
 from edgetune.train import classify
 from edgetune.train.loop import train
-from edgetune.train.schedule import auto_learning_rate
 
+PEER_LEARNING_RATE = 2e-3
+"""Twice EdgeTune's for this encoder: the Trainer's head starts from nothing."""
 BATCH_ROWS = 256
 """Rows that are scored at once."""
 
@@ -129,7 +130,7 @@ def _trainer(recipe: Recipe, name: str, work: Path) -> dict[str, Any]:
         output_dir=str(work / "trainer"),
         per_device_train_batch_size=recipe.train.batch_size,
         num_train_epochs=recipe.train.epochs,
-        learning_rate=auto_learning_rate(model.config),
+        learning_rate=PEER_LEARNING_RATE,
         lr_scheduler_type=recipe.train.schedule,
         warmup_steps=recipe.train.warmup_ratio,
         label_smoothing_factor=recipe.classify.label_smoothing,

@@ -23,6 +23,7 @@ import click
 from benchmarks.measure import in_child, load_at_start, spread
 from edgetune.files import write_json
 from edgetune.provenance import provenance
+from edgetune.runtime.session import usable_cores
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 EAGER = "PyTorch eager"
@@ -62,6 +63,7 @@ def _report(
         "rows": {name: _row(found, eager, sizes[name]) for name, found in results.items()},
         "latency_ratio_to_eager": {name: _ratio(found, eager) for name, found in results.items()},
         "plain_onnx_attention": attention,
+        "threads": usable_cores(),
         "load_at_start": load,
         "provenance": provenance(),
     }

@@ -21,6 +21,7 @@ SINGLES = 200
 BATCHED = 1024
 BATCH = 32
 MOST_TOKENS = 64
+"""As in the recipe, which bundles keep to."""
 Logits = Callable[[Sequence[str]], Any]
 """Texts -> (texts, labels), as the contestant makes them."""
 
@@ -123,6 +124,7 @@ def _compile(path: Path) -> Logits:
 def _torch(classifier: Any, path: Path) -> Logits:
     import torch
 
+    torch.set_num_threads(usable_cores() or 1)
     encode = _encoder(path)
 
     def logits(texts: Sequence[str]) -> Any:
