@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("export", epilog="Example: edgetune export runs/quickstart --precision int4 --block-size 128")
 @click.argument("run", metavar="RUN_OR_MERGED", type=click.Path(path_type=Path))
-@click.option("--data", help="Rows to verify a merged folder on; a run has its own.")
+@click.option("--data", help="Rows to round, repair and verify a merged folder on; a run has its own.")
 @click.option("--precision", type=click.Choice(["int4", "int8", "fp16", "fp32"]), help="In place of the recipe's.")
 @click.option("--block-size", type=click.Choice(["16", "32", "64", "128", "256"]), help="In place of the recipe's.")
 @click.option(
@@ -148,7 +149,7 @@ def _export(
 
     from edgetune.data.prepare import examples
     from edgetune.errors import RecipeError, RunError
-    from edgetune.export.export import export, export_classifier, export_folder, prompts_of
+    from edgetune.export.export import export, export_classifier, export_folder, prompts_of, training_rows
     from edgetune.export.verify import MOST_PROMPTS
     from edgetune.files import beside
     from edgetune.model.classifier import SPEC, read_spec
@@ -177,7 +178,9 @@ def _export(
         recipe = recipe.with_classify(multi_label=spec.multi_label, out_of_scope_label=outside)
         return export_classifier(source, out, recipe, progress=progress)
     prompts = prompts_of(islice(examples(recipe, "train"), MOST_PROMPTS))
-    return export_folder(source, out, recipe, prompts=prompts, progress=progress)
+    with tempfile.TemporaryDirectory() as cache:
+        rows = training_rows(source, recipe, Path(cache)) if recipe.export.precision == "int4" else None
+        return export_folder(source, out, recipe, prompts=prompts, rows=rows, progress=progress)
 
 
 def _cure(source: Path) -> str:

@@ -77,7 +77,7 @@ def export(
     if is_classifier:
         return export_classifier(run_dir.merged, out, recipe, progress=progress)
     prompts = prompts_of(islice(chain(examples(recipe, "eval"), examples(recipe, "train")), MOST_PROMPTS))
-    rows = training_rows(run_dir.merged, recipe, run_dir.cache)
+    rows = training_rows(run_dir.merged, recipe, run_dir.cache) if recipe.export.precision == "int4" else None
     return export_folder(run_dir.merged, out, recipe, prompts=prompts, rows=rows, progress=progress)
 
 
