@@ -210,6 +210,27 @@ def _percent(found: dict[str, Any]) -> str:
     return f"{found['mean']:.2%}{spread}"
 
 
+def snips_tries_table(report: dict[str, Any]) -> str:
+    """Eval loss of each try at about the same shares of its steps."""
+    lines = ["| tried | settings | eval loss (train loss) by share of the steps |", "| --- | --- | --- |"]
+    for item in report["tries"]:
+        steps = item["planned_steps"]
+        points = [f"{step / steps:.0%}: {found:.4f} ({train:.4f})" for step, found, train in item["curve"][1::2]]
+        lines.append(f"| {item['name']} | {item['settings']} | {', '.join(points)} |")
+    return "\n".join(lines)
+
+
+def repair_table(report: dict[str, Any]) -> str:
+    """Eval loss of each way to int4, one column a task."""
+    tasks = report["tasks"]
+    names = [variant["name"] for variant in next(iter(tasks.values()))["variants"]]
+    lines = [f"| int4 weights | {' | '.join(tasks)} |", f"| --- |{' ---: |' * len(tasks)}"]
+    for place, name in enumerate(names):
+        cells = (f"{task['variants'][place]['loss']:.4f}" for task in tasks.values())
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "Nats per trained token on eval rows, with the device's int8 activations."])
+
+
 def survival_table(report: dict[str, Any]) -> str:
     """One table a task: what each way to the device keeps of the fine-tune."""
     found = []
@@ -234,6 +255,8 @@ def survival_table(report: dict[str, Any]) -> str:
 
 
 def _survival_row(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"| {row['name']} | {row['failed']} | - | - | - | - | - | - | - |"
     score = "-" if row["score"] is None else f"{row['score']:.1%}"
     if row["interval"]:
         score += f" ({row['interval'][0]:.1%} to {row['interval'][1]:.1%})"
@@ -265,6 +288,8 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "classify_throughput": classify_throughput_table,
     "encoder_speed": encoder_speed_table,
     "survival": survival_table,
+    "repair": repair_table,
+    "snips_tries": snips_tries_table,
 }
 
 if __name__ == "__main__":
