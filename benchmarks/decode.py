@@ -28,12 +28,12 @@ PROMPT_TOKENS = 128
 NEW_TOKENS = 128
 PEERS = ("Q4_0", "Q4_K_M")
 OURS: dict[str, dict[str, Any]] = {
-    "edgetune int4 block 32": {},
-    "edgetune int4 block 128": {"block_size": 128},
+    "edgetune int4 block 32": {"block_size": 32},
+    "edgetune int4 block 128": {},
     "edgetune int4 block 128 symmetric, int4 head": {"block_size": 128, "symmetric": True, "head_bits": 4},
     "edgetune int4 block 256 symmetric, int4 head": {"block_size": 256, "symmetric": True, "head_bits": 4},
 }
-"""[export] settings that are measured, the first being the default."""
+"""[export] settings that are measured; {} is the default."""
 
 
 @click.command()

@@ -24,6 +24,7 @@ import click
 from benchmarks.measure import in_child, load_at_start
 from edgetune.evaluate.ledger import gains
 from edgetune.files import read_json, write_json
+from edgetune.hashes import hash_tree
 from edgetune.pipeline import DISTRIBUTIONS
 from edgetune.provenance import provenance
 from edgetune.run_dir import RunDir
@@ -41,22 +42,30 @@ WEIGHT_FILES = (".onnx", ".data", ".gguf", ".safetensors")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/survival.json"))
 def main(runs: tuple[Path, ...], out: Path) -> None:
-    """Measure RUNS (finished run folders of decoders) and write JSON; a task that is there already is replaced."""
+    """Measure RUNS (finished run folders of decoders) and write JSON; contestants that it has already are kept."""
     load = load_at_start()
     tasks = read_json(out)["tasks"] if out.exists() else {}
     for path in runs:
         run_dir = RunDir(path)
         name = read_json(run_dir.results / "summary.json")["recipe"]
+        before = tasks.get(name, {})
+        merged = hash_tree(run_dir.merged)
+        known = before["rows"] if before.get("merged_sha256") == merged else []
         rows = []
-        for row in _rows(run_dir):
+        for row in _rows(run_dir, {row["name"]: row for row in known}):
             rows.append(row)
             click.echo(f"{name}: {_line(row)}", err=True)
-        tasks[name] = {"rows": rows, "parameters": _parameters(run_dir.merged), "load_at_start": load}
+        tasks[name] = {
+            "rows": rows,
+            "merged_sha256": merged,
+            "parameters": _parameters(run_dir.merged),
+            "load_at_start": load,
+        }
         write_json(out, {"what": __doc__.splitlines()[0], "tasks": tasks, "provenance": provenance()})
 
 
-def _rows(run_dir: RunDir) -> Iterator[dict[str, Any]]:
-    """One row after the other: first what the run has measured, then the contestants."""
+def _rows(run_dir: RunDir, known: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row after the other: what the run has measured, then the contestants, unless all of them are `known`."""
     parameters = _parameters(run_dir.merged)
     ours = {"tuned": "4-bit base + adapter (trained)", "merged": "merged, float32", "bundle": "EdgeTune default"}
     for stage, name in ours.items():
@@ -76,6 +85,10 @@ def _rows(run_dir: RunDir) -> Iterator[dict[str, Any]]:
             run_dir,
             run_dir.results / f"{stage}-answers.jsonl",
         )
+    rest = [row for name, row in known.items() if name not in ours.values()]
+    if len(rest) == 1 + len(BUILDER) + len(GGUF):
+        yield from rest
+        return
     with tempfile.TemporaryDirectory(dir=run_dir.path) as work:
         for name, kind, path in _contestants(run_dir, Path(work)):
             if kind not in ("bundle", "gguf"):

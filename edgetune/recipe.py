@@ -168,8 +168,8 @@ class ExportTable:
     precision: Literal["int4", "int8", "fp16", "fp32"] = "int4"
     merge_base: Literal["trained", "original", "auto"] = "trained"
     """Merge on the dequantised 4-bit base that was trained, on the 16-bit original, or on which of them loses less."""
-    block_size: Literal[16, 32, 64, 128, 256] = 32
-    """Weights that share one scale."""
+    block_size: Literal[16, 32, 64, 128, 256] = 128
+    """Weights that share one scale; of a classifier 32."""
     symmetric: bool = False
     accuracy_level: Literal[0, 1, 2, 3, 4] = 4
     """MatMulNBits: 4 multiplies in int8 (fast), 0 in the type of the activations."""
@@ -262,6 +262,7 @@ CLASSIFIER_METRICS = ("accuracy", "macro_f1", "f1")
 CLASSIFIER_DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {"max_seq_len": 128, "too_long": "truncate"},
     "train": {"epochs": 8.0, "batch_size": 32, "gradient_accumulation_steps": 1, "schedule": "linear"},
+    "export": {"block_size": 32},
     "evaluate": {"metric": "accuracy"},
 }
 """What a key is without a word in the recipe where model.task is "classification"; other keys as in the tables."""

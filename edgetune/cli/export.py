@@ -16,6 +16,8 @@ from edgetune.cli.options import force_option, json_option, set_option
 if TYPE_CHECKING:
     from edgetune.export.export import ExportResult
     from edgetune.export.search import SearchResult
+    from edgetune.recipe import Recipe
+    from edgetune.run_dir import RunDir
 
 
 @click.command("export", epilog="Example: edgetune export runs/quickstart --precision int4 --block-size 128")
@@ -97,7 +99,6 @@ def _search(source: Path, changes: list[str], progress: Any) -> SearchResult:
     """Sweep the run's merged decoder; also draws results/search.png."""
     from edgetune.errors import RecipeError
     from edgetune.pipeline import search
-    from edgetune.recipe import load_recipe
     from edgetune.report.frontier import draw_frontier
     from edgetune.run_dir import RunDir
 
@@ -107,7 +108,7 @@ def _search(source: Path, changes: list[str], progress: Any) -> SearchResult:
             f"--search: {source} is no run folder, whose eval rows would decide", cure="give a run folder"
         )
     console.work_in(source)
-    recipe = load_recipe(run_dir.recipe, changes)
+    recipe = _recipe(run_dir, changes)
     if recipe.is_classifier or recipe.export.precision != "int4":
         raise RecipeError(
             "--search: is for int4 bundles of decoders", cure='leave it out, or set export.precision="int4"'
@@ -119,6 +120,13 @@ def _search(source: Path, changes: list[str], progress: Any) -> SearchResult:
         title=recipe.name,
     )
     return found
+
+
+def _recipe(run_dir: RunDir, changes: list[str]) -> Recipe:
+    """The run's recipe with changes, called as the run is."""
+    from edgetune.recipe import load_recipe
+
+    return dataclasses.replace(load_recipe(run_dir.recipe, changes), name=run_dir.path.resolve().name)
 
 
 def _front(found: SearchResult) -> list[str]:
@@ -153,7 +161,7 @@ def _export(
     from edgetune.export.verify import MOST_PROMPTS
     from edgetune.files import beside
     from edgetune.model.classifier import SPEC, read_spec
-    from edgetune.recipe import load_recipe, parse_recipe
+    from edgetune.recipe import parse_recipe
     from edgetune.run_dir import RunDir
 
     run_dir = RunDir(source)
@@ -163,7 +171,7 @@ def _export(
         if not run_dir.recipe.is_file():
             raise RunError(f"{source}: is no run folder and no merged model", cure=_cure(source))
         console.work_in(source)
-        return export(load_recipe(run_dir.recipe, changes), run_dir, out=out, force=force, progress=progress)
+        return export(_recipe(run_dir, changes), run_dir, out=out, force=force, progress=progress)
     if data is None:
         raise RecipeError(f"{source}: has no recipe that names rows to verify on", cure="give rows with --data")
     out = out or beside(source, "-bundle")
