@@ -258,5 +258,5 @@ def refused(verification: Verification, what: str) -> CheckError:
     ]
     return CheckError(
         f"{what}: {'; '.join(lines)}",
-        cure="export again; if it fails again, report it with that folder",
+        cure="export again; if it fails again, report it with what is there",
     )

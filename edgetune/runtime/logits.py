@@ -11,7 +11,7 @@ import numpy as np
 from edgetune.errors import BundleError, PromptError
 from edgetune.files import read_json
 from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, Bundle
-from edgetune.runtime.session import as_bundle, load_error, open_session, run_options
+from edgetune.runtime.session import as_bundle, load_error, open_adapter, open_session, run_options
 
 CHUNK_LOGITS = 1 << 24  # logits held at once by token_losses: 64 MiB in float32
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -32,7 +32,8 @@ class Logits:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"{where}: damaged: {error!r}", cure=AGAIN) from None
         self._session = open_session(self.bundle, graph, threads=threads)
-        self._options = run_options(self.bundle)
+        self._adapter = open_adapter(self.bundle)
+        self._options = run_options(self._adapter)
         self._inputs = {item.name: item for item in self._session.get_inputs()}
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:

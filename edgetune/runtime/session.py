@@ -70,18 +70,28 @@ def open_session(bundle: Bundle, graph: str, *, threads: int | None = None) -> A
         raise load_error(bundle, error) from None
 
 
-def run_options(bundle: Bundle) -> Any:
-    """onnxruntime's RunOptions with the bundle's active adapter, or None where there is none. Raises BundleError."""
-    import onnxruntime
-
+def open_adapter(bundle: Bundle) -> Any:
+    """The bundle's active adapter as onnxruntime's LoraAdapter, or None where none is. Raises BundleError."""
     if bundle.adapter is None:
         return None
-    options, adapter = onnxruntime.RunOptions(), onnxruntime.LoraAdapter()
+    import onnxruntime
+
+    adapter = onnxruntime.LoraAdapter()
     try:
         adapter.Load(str(bundle.path / adapter_file(bundle.adapter)))
-        options.add_active_adapter(adapter)
     except Exception as error:  # onnxruntime raises one type for each of its status codes
         raise load_error(bundle, error) from None
+    return adapter
+
+
+def run_options(adapter: Any) -> Any:
+    """RunOptions that feed an adapter, which must outlive them, to the graph; None for none."""
+    if adapter is None:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_active_adapter(adapter)
     return options
 
 
