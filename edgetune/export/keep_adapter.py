@@ -1,8 +1,8 @@
 """The export of a base with its adapter beside it: run folder -> bundle of base and adapter, or an adapter more in one.
 
 The bundle's graph is the base on the grid with inputs for an adapter; the adapter is a file of its own, which can be
-replaced without the rest. So nothing is merged, and the base's weights are rounded for the run's rows, but not repaired:
-they must serve adapters that come later.
+replaced without the rest. So nothing is merged, and the base's weights are rounded for the run's rows but not
+repaired: they must serve adapters that come later.
 """
 
 from __future__ import annotations
