@@ -25,12 +25,15 @@ from edgetune.runtime.decoder import Decoder
 from edgetune.runtime.logits import Logits
 
 IDS = list(range(5, 25))
+SLOW = ("Gemma", "Gemma2", "Gemma3", "Granite", "Mistral", "Qwen3", "SmolLM3")
 
 
-def make_run(base: Path, path: Path, *, seed: int = 3, std: float = 0.05, **lora: object) -> RunDir:
+def make_run(
+    base: Path, path: Path, *, seed: int = 3, std: float = 0.05, quantization: str = "none", **lora: object
+) -> RunDir:
     """A run folder with an adapter whose B is not zero."""
     run_dir = RunDir(path).create()
-    table = ModelTable(str(base), compute_dtype="float32", quantization="none")
+    table = ModelTable(str(base), compute_dtype="float32", quantization=quantization)
     torch.manual_seed(seed)
     model = attach(load_base(table), LoraTable(**{"r": 4, **lora}))
     for name, parameter in model.named_parameters():
@@ -148,6 +151,7 @@ def test_the_base_without_an_adapter_is_the_bundle_of_the_base(bundle, the_recip
         ("Phi3", {"target_modules": ("qkv_proj", "gate_up_proj", "down_proj")}),
         ("Qwen2", {"use_rslora": True}),
         ("Llama", {"target_modules": ("v_proj", "up_proj")}),
+        *[pytest.param(kind, {}, marks=pytest.mark.slow) for kind in SLOW],
     ],
 )
 def test_joined_and_split_projections_take_adapters(kind, lora, a_decoder, the_recipe, tmp_path):
@@ -155,6 +159,33 @@ def test_joined_and_split_projections_take_adapters(kind, lora, a_decoder, the_r
     run_dir = make_run(base, tmp_path / "run", **lora)
     recipe = dataclasses.replace(the_recipe, model=ModelTable(base=str(base)))
     assert export_keeping_adapter(recipe, run_dir, base).verification.passed
+
+
+def test_a_head_of_its_own_takes_an_adapter(a_decoder, the_recipe, tmp_path):
+    base = a_decoder("Llama", tie_word_embeddings=False)
+    run_dir = make_run(base, tmp_path / "run", target_modules=("lm_head",))
+    recipe = dataclasses.replace(the_recipe, model=ModelTable(base=str(base)))
+    result = export_keeping_adapter(recipe, run_dir, base)
+    assert set(read_arrays(result.bundle.path / "first.onnx_adapter")) == {
+        "lm_head.lora_A.MatMul.weight",
+        "lm_head.lora_B.MatMul.weight",
+    }
+
+
+def test_the_base_is_put_on_the_grid_as_training_held_it(the_recipe, tiny_base, tmp_path):
+    """In NF4 with the adapter's numbers on top, which is what the fine-tune was; on request the 16-bit original."""
+    run_dir = make_run(tiny_base, tmp_path / "run", quantization="nf4")
+    found = {}
+    for merge_base in ("trained", "original", "auto"):
+        table = dataclasses.replace(the_recipe.export, merge_base=merge_base)
+        recipe = dataclasses.replace(the_recipe, export=table)
+        out = tmp_path / merge_base
+        assert export_keeping_adapter(recipe, run_dir, tiny_base, out=out).verification.passed
+        found[merge_base] = (out / "model.onnx.data").read_bytes()
+    assert found["auto"] == found["trained"] != found["original"]
+    recipe = dataclasses.replace(the_recipe, name="again")
+    for merge_base in ("trained", "original"):
+        assert add_adapter(recipe, run_dir, tiny_base, tmp_path / merge_base).verification.passed
 
 
 def test_a_second_adapter_is_added_and_each_answers_when_it_is_asked_for(bundle, second, tiny_base, tmp_path):
