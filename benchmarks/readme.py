@@ -112,7 +112,7 @@ def keep_adapter_table(report: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"{report['base']}, rank {report['adapter']['r']} on {len(report['adapter']['target_modules'])} projections of a "
+        f"{report['base']}, rank {report['adapter']['r']} on {len(report['adapter']['target_modules'])} projections a "
         f"layer; batch 1, prompt {report['prompt_tokens']}, {report['new_tokens']} new tokens, median of "
         f"{report['rounds']} rounds in turn, {report['threads']} threads of {report['provenance']['processor']}; load "
         f"average {report['load_at_start']:.1f} at the start, {report['load_at_end']:.1f} at the end.",

@@ -94,9 +94,7 @@ def export_keeping_adapter(
             quantized = quantize_decoder(held, held.parent / "grid", recipe, grid, rows=rows, progress=progress)
             tell({"stage": "export", "message": f"building {recipe.export.precision} with inputs for the adapter"})
             bundle, tokenizer = build_bundle(held, folder, recipe, is_chat=_is_chat(prompts), quantized=quantized)
-            places = find_tensors(held)
-            branches = add_branches(folder / GRAPH, places, adapter.pairs)
-            arrays = branch_arrays(branches, adapter, places)
+            arrays = branch_arrays(add_branches(folder / GRAPH, find_tensors(held), adapter.pairs), adapter)
             write_adapter(folder / adapter_file(name), arrays)
             made = dataclasses.replace(
                 bundle,
@@ -141,8 +139,7 @@ def add_adapter(
     stands = bundle.provenance["base_held"]
     alike = dataclasses.replace(adapter, record={**adapter.record, **stands["record"]})
     with _base_folder(alike, base, path, stands["merge_base"]) as held, _copied(bundle) as folder:
-        places = find_tensors(held)
-        arrays = branch_arrays(find_branches(folder / GRAPH, places), adapter, places)
+        arrays = branch_arrays(find_branches(folder / GRAPH, find_tensors(held)), adapter)
         file = folder / adapter_file(name)
         file.unlink(missing_ok=True)  # a link to the old one
         write_adapter(file, arrays)

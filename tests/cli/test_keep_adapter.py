@@ -118,8 +118,8 @@ def test_a_folder_that_is_no_run_exits_2(tmp_path: Path) -> None:
 
 def test_a_classifier_s_run_exits_2(tiny_base: Path, tiny_rows: Path, tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "run").create()
-    table = ModelTable(str(tiny_base), task="classification")
-    run_dir.recipe.write_text(Recipe(table, DataTable(train=str(tiny_rows))).to_toml(), encoding="utf-8")
+    text = f'[model]\nbase = "{tiny_base}"\ntask = "classification"\n[data]\ntrain = "{tiny_rows}"\n'
+    run_dir.recipe.write_text(text, encoding="utf-8")
     result = invoke("export", run_dir.path, "--keep-adapter")
     assert result.exit_code == 2
     assert "is a classifier's run" in result.stderr

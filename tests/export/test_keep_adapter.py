@@ -95,14 +95,15 @@ def test_the_bundle_holds_base_and_adapter_and_the_proof_of_both(bundle):
     }
 
 
-def test_query_key_and_value_share_one_branch_and_the_defaults_have_rank_0(bundle):
+@pytest.mark.parametrize("part", ["attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.up_proj"])
+def test_each_projection_has_inputs_of_its_own_whose_defaults_have_rank_0(bundle, part):
     graph = onnx.load(str(bundle / GRAPH), load_external_data=False).graph
-    name = "model.layers.0.attn.qkv_proj.lora_A.MatMul.weight"
+    name = f"model.layers.0.{part}.lora_A.MatMul.weight"
     assert name in {item.name for item in graph.input}
     assert {tuple(item.dims) for item in graph.initializer if item.name == name} == {(64, 0)}
     arrays = read_arrays(bundle / "first.onnx_adapter")
-    assert arrays[name].shape == (64, 12)
-    assert arrays[name.replace("lora_A", "lora_B")].shape[0] == 12
+    assert arrays[name].shape == (64, 4)
+    assert arrays[name.replace("lora_A", "lora_B")].shape[0] == 4
 
 
 def test_plain_onnxruntime_genai_loads_and_switches_the_adapter(bundle):
