@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="With --keep-adapter: write the adapter only, into a bundle made with --keep-adapter of the same base.",
 )
-@click.option("--adapter-name", help="With --keep-adapter: its name in the bundle.  [default: the recipe's]")
+@click.option("--adapter-name", help="With --keep-adapter: its name in the bundle.  [default: the run folder's]")
 @set_option
 @force_option
 @json_option

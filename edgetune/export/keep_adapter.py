@@ -70,11 +70,12 @@ def export_keeping_adapter(
 ) -> ExportResult:
     """Build runs/x/adapter-bundle (or `out`) from the base in folder `base` and runs/x/adapter, and verify it.
 
-    `name`: of the adapter in the bundle, the recipe's by default. Raises as `export` does, and ModelError for an
+    `name`: of the adapter in the bundle, the run folder's by default. Raises as `export` does, and ModelError for an
     adapter that cannot stand beside the base.
     """
     tell = progress or (lambda _: None)
-    out, name, grid = out or run_dir.adapter_bundle, check_name(name or recipe.name), grid_of(recipe.export)
+    name, grid = check_name(name or run_dir.path.resolve().name), grid_of(recipe.export)
+    out = out or run_dir.adapter_bundle
     check_architecture(base)
     if grid is None:
         raise RecipeError(
@@ -131,7 +132,7 @@ def add_adapter(
     start_s = time.perf_counter()
     reset_peak()
     tell = progress or (lambda _: None)
-    name, bundle = check_name(name or recipe.name), open_bundle(path)
+    name, bundle = check_name(name or run_dir.path.resolve().name), open_bundle(path)
     _check_takes(bundle, recipe, base, name=name, force=force)
     adapter, prompts = _read(run_dir, base), _prompts(recipe)
     _check_format(bundle, recipe, prompts)

@@ -70,11 +70,6 @@ def bundle(exported_once, tmp_path) -> Path:
     return tmp_path / "bundle"
 
 
-@pytest.fixture
-def second(the_recipe) -> Recipe:
-    return dataclasses.replace(the_recipe, name="second")
-
-
 def logits(path: Path, adapter: str) -> np.ndarray:
     return Logits(choose_adapter(open_bundle(path), adapter)).logits(IDS)
 
@@ -164,7 +159,7 @@ def test_joined_and_split_projections_take_adapters(kind, lora, a_decoder, the_r
 
 def test_a_head_of_its_own_takes_an_adapter(a_decoder, the_recipe, tmp_path):
     base = a_decoder("Llama", tie_word_embeddings=False)
-    run_dir = make_run(base, tmp_path / "run", target_modules=("lm_head",))
+    run_dir = make_run(base, tmp_path / "first", target_modules=("lm_head",))
     recipe = dataclasses.replace(the_recipe, model=ModelTable(base=str(base)))
     result = export_keeping_adapter(recipe, run_dir, base)
     assert set(read_arrays(result.bundle.path / "first.onnx_adapter")) == {
@@ -184,15 +179,14 @@ def test_the_base_is_put_on_the_grid_as_training_held_it(the_recipe, tiny_base, 
         assert export_keeping_adapter(recipe, run_dir, tiny_base, out=out).verification.passed
         found[merge_base] = (out / "model.onnx.data").read_bytes()
     assert found["auto"] == found["trained"] != found["original"]
-    recipe = dataclasses.replace(the_recipe, name="again")
     for merge_base in ("trained", "original"):
-        assert add_adapter(recipe, run_dir, tiny_base, tmp_path / merge_base).verification.passed
+        assert add_adapter(the_recipe, run_dir, tiny_base, tmp_path / merge_base, name="again").verification.passed
 
 
-def test_a_second_adapter_is_added_and_each_answers_when_it_is_asked_for(bundle, second, tiny_base, tmp_path):
+def test_a_second_adapter_is_added_and_each_answers_when_it_is_asked_for(bundle, the_recipe, tiny_base, tmp_path):
     before = {name: logits(bundle, name) for name in ("first", "none")}
     graph = (bundle / GRAPH).read_bytes()
-    result = add_adapter(second, make_run(tiny_base, tmp_path / "run", seed=9), tiny_base, bundle)
+    result = add_adapter(the_recipe, make_run(tiny_base, tmp_path / "second", seed=9), tiny_base, bundle)
     assert result.verification.passed
     found = open_bundle(bundle)
     check_hashes(found)
@@ -212,13 +206,13 @@ def test_a_second_adapter_is_added_and_each_answers_when_it_is_asked_for(bundle,
     assert Decoder(bundle, adapter="second").generate(IDS, max_new_tokens=8).token_ids == answers["second"]
 
 
-def test_an_adapter_of_another_rank_and_of_fewer_projections_fits(bundle, second, tiny_base, tmp_path):
+def test_an_adapter_of_another_rank_and_of_fewer_projections_fits(bundle, the_recipe, tiny_base, tmp_path):
     run_dir = make_run(tiny_base, tmp_path / "run", r=2, target_modules=("v_proj",))
-    assert add_adapter(second, run_dir, tiny_base, bundle).verification.passed
+    assert add_adapter(the_recipe, run_dir, tiny_base, bundle).verification.passed
 
 
 def test_an_adapter_is_replaced_only_by_force(bundle, the_recipe, tiny_base, tmp_path):
-    run_dir = make_run(tiny_base, tmp_path / "run", seed=9)
+    run_dir = make_run(tiny_base, tmp_path / "first", seed=9)
     with pytest.raises(RunError, match=r"has an adapter first already; replace it with --force"):
         add_adapter(the_recipe, run_dir, tiny_base, bundle)
     old = logits(bundle, "first")
@@ -227,32 +221,30 @@ def test_an_adapter_is_replaced_only_by_force(bundle, the_recipe, tiny_base, tmp
     assert not np.allclose(logits(bundle, "first"), old)
 
 
-def test_an_adapter_with_projections_that_the_graph_has_no_inputs_for_is_refused(
-    second, the_recipe, tiny_base, tmp_path
-):
+def test_an_adapter_with_projections_that_the_graph_has_no_inputs_for_is_refused(the_recipe, tiny_base, tmp_path):
     narrow = make_run(tiny_base, tmp_path / "narrow", target_modules=("q_proj",))
     bundle = export_keeping_adapter(the_recipe, narrow, tiny_base).bundle.path
     with pytest.raises(ModelError, match=r"changes model\.layers\.0\.\S+, for which the graph has no inputs"):
-        add_adapter(second, make_run(tiny_base, tmp_path / "wide"), tiny_base, bundle)
-    assert list(open_bundle(bundle).adapters) == ["first"]
+        add_adapter(the_recipe, make_run(tiny_base, tmp_path / "wide"), tiny_base, bundle)
+    assert list(open_bundle(bundle).adapters) == ["narrow"]
 
 
-def test_an_adapter_of_another_base_is_refused(bundle, second, a_decoder, tmp_path):
+def test_an_adapter_of_another_base_is_refused(bundle, the_recipe, a_decoder, tmp_path):
     other = a_decoder("Llama")
-    recipe = dataclasses.replace(second, model=ModelTable(base=str(other)))
+    recipe = dataclasses.replace(the_recipe, model=ModelTable(base=str(other)))
     with pytest.raises(ModelError, match=r"its base is .* with other weights than"):
         add_adapter(recipe, make_run(other, tmp_path / "run"), other, bundle)
 
 
-def test_a_run_with_another_system_message_is_refused(bundle, second, tiny_base, tmp_path):
-    recipe = dataclasses.replace(second, data=dataclasses.replace(second.data, system="Be brief."))
+def test_a_run_with_another_system_message_is_refused(bundle, the_recipe, tiny_base, tmp_path):
+    recipe = dataclasses.replace(the_recipe, data=dataclasses.replace(the_recipe.data, system="Be brief."))
     with pytest.raises(RecipeError, match="renders prompts otherwise"):
         add_adapter(recipe, make_run(tiny_base, tmp_path / "run"), tiny_base, bundle)
 
 
-def test_a_bundle_without_inputs_for_adapters_is_refused(tiny_bundle, second, first_run, tiny_base):
-    with pytest.raises(BundleError, match=r"has no adapter 'second'; `edgetune export RUN --keep-adapter` makes one"):
-        add_adapter(second, first_run, tiny_base, tiny_bundle)
+def test_a_bundle_without_inputs_for_adapters_is_refused(tiny_bundle, the_recipe, first_run, tiny_base):
+    with pytest.raises(BundleError, match=r"has no adapter 'first'; `edgetune export RUN --keep-adapter` makes one"):
+        add_adapter(the_recipe, first_run, tiny_base, tiny_bundle)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +275,7 @@ def test_an_adapter_without_effect_fails_and_is_left_aside(the_recipe, tiny_base
 
 @pytest.mark.parametrize("damage", ["transposed", "scaled", "renamed", "missing"])
 def test_a_wrong_adapter_file_fails_and_leaves_the_bundle_alone(
-    damage, bundle, second, tiny_base, tmp_path, monkeypatch
+    damage, bundle, the_recipe, tiny_base, tmp_path, monkeypatch
 ):
     write, before = stage.write_adapter, {path.name: path.read_bytes() for path in bundle.iterdir()}
 
@@ -302,7 +294,7 @@ def test_a_wrong_adapter_file_fails_and_leaves_the_bundle_alone(
 
     monkeypatch.setattr(stage, "write_adapter", spoilt)
     with pytest.raises(CheckError, match=r"adapter n(umbers|ames and shapes)"):
-        add_adapter(second, make_run(tiny_base, tmp_path / "run", seed=9), tiny_base, bundle)
+        add_adapter(the_recipe, make_run(tiny_base, tmp_path / "second", seed=9), tiny_base, bundle)
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
 
 
