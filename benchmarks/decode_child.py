@@ -30,17 +30,26 @@ def main() -> None:
 
 
 def _edgetune(path: str, prompt: list[int], new_tokens: int) -> dict:
-    """Through plain onnxruntime-genai, with nothing but the bundle's own settings."""
+    """Through plain onnxruntime-genai, with nothing but the bundle's own settings.
+
+    `path`: a bundle, or an .onnx_adapter file in one, which is then active.
+    """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime_genai as og
 
-    model = og.Model(path)
+    adapter = Path(path) if path.endswith(".onnx_adapter") else None
+    model = og.Model(str(adapter.parent if adapter else path))
+    adapters = og.Adapters(model)
+    if adapter:
+        adapters.load(str(adapter), adapter.stem)
 
     def run() -> tuple[float, float]:
         params = og.GeneratorParams(model)
         length = len(prompt) + new_tokens + 1
         params.set_search_options(max_length=length, min_length=length, do_sample=False)
         generator = og.Generator(model, params)
+        if adapter:
+            generator.set_active_adapter(adapters, adapter.stem)
         start = time.perf_counter()
         generator.append_tokens(prompt)
         generator.generate_next_token()

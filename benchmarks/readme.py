@@ -94,6 +94,32 @@ def decode_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def keep_adapter_table(report: dict[str, Any]) -> str:
+    """Decode speed of a base with its adapter beside it, against the merged bundle."""
+    lines = [
+        "| bundle | decode tokens/s | x merged | prefill tokens/s | peak memory | graph | adapter |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in report["rows"].items():
+        decode, ratio = row["decode_tokens_per_s"], row["decode_tokens_per_s_ratio_to_merged"]
+        size = report["merged_bytes" if name == "merged" else "base_bytes"]
+        adapter = f"{report['adapter_bytes'] / 2**20:.1f} MiB" if name == "adapter active" else "-"
+        lines.append(
+            f"| {name} | {decode['median']:,.0f} ({decode['least']:,.0f} to {decode['most']:,.0f}) "
+            f"| {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f}) "
+            f"| {row['prefill_tokens_per_s']['median']:,.0f} | {row['peak_bytes']['median'] / 2**20:,.0f} MiB "
+            f"| {size / 2**20:.1f} MiB | {adapter} |"
+        )
+    lines += [
+        "",
+        f"{report['base']}, rank {report['adapter']['r']} on {len(report['adapter']['target_modules'])} projections a "
+        f"layer; batch 1, prompt {report['prompt_tokens']}, {report['new_tokens']} new tokens, median of "
+        f"{report['rounds']} rounds in turn, {report['threads']} threads of {report['provenance']['processor']}; load "
+        f"average {report['load_at_start']:.1f} at the start, {report['load_at_end']:.1f} at the end.",
+    ]
+    return "\n".join(lines)
+
+
 def int4_loss_table(report: dict[str, Any]) -> str:
     """Loss rise of published weights on each grid."""
     names = list(report["models"])
@@ -282,6 +308,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "train_throughput": train_table,
     "decode": decode_table,
     "decode_nano": decode_table,
+    "keep_adapter": keep_adapter_table,
     "int4_loss": int4_loss_table,
     "banking77": banking77_table,
     "sms_spam": sms_spam_table,

@@ -71,6 +71,11 @@ class RunDir:
         return self.path / "bundle"
 
     @property
+    def adapter_bundle(self) -> Path:
+        """A bundle of the base with the adapter beside it."""
+        return self.path / "adapter-bundle"
+
+    @property
     def results(self) -> Path:
         """One JSON file for each measurement, answers beside it."""
         return self.path / "results"
@@ -215,7 +220,14 @@ def _refuse_strangers(run_dir: RunDir) -> None:
 
 def _folders(run_dir: RunDir) -> tuple[Path, ...]:
     """What a run leaves, but for the cache (by content hash, so never wrong)."""
-    return (run_dir.checkpoints, run_dir.adapter, run_dir.merged, run_dir.bundle, run_dir.results)
+    return (
+        run_dir.checkpoints,
+        run_dir.adapter,
+        run_dir.merged,
+        run_dir.bundle,
+        run_dir.adapter_bundle,
+        run_dir.results,
+    )
 
 
 def _empty(run_dir: RunDir) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetune.cli import console
-from edgetune.cli.options import sampling_options
+from edgetune.cli.options import adapter_option, sampling_options
 from edgetune.errors import PromptError
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 @click.command("chat", epilog="Example: edgetune chat runs/quickstart/bundle")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--system", help="System message, in place of the bundle's own.")
+@adapter_option
 @sampling_options
-def command(bundle: Path, system: str | None, **sampling: Any) -> None:
+def command(bundle: Path, system: str | None, adapter: str | None, **sampling: Any) -> None:
     """Talk with a bundle: a line in, an answer out, until /exit or Ctrl-D. /reset forgets what was said.
 
     Lines may also come from a pipe or a file. Needs no torch and no network.
@@ -31,7 +32,7 @@ def command(bundle: Path, system: str | None, **sampling: Any) -> None:
     from edgetune.runtime.decoder import Decoder, check_settings
 
     check_settings(**sampling)
-    decoder = Decoder(bundle)
+    decoder = Decoder(bundle, adapter=adapter)
     conversation = Conversation(decoder, system=system)
     if sys.stdin.isatty():
         console.note(f"{decoder.bundle.name}: /reset forgets the conversation, /exit or Ctrl-D ends it")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--out",
     "--output-dir",
     type=click.Path(path_type=Path),
-    help="Bundle folder.  [default: RUN/bundle, or MERGED-bundle]",
+    help="Bundle folder.  [default: RUN/bundle, MERGED-bundle, or with --keep-adapter RUN/adapter-bundle]",
 )
 @click.option(
     "--search",
@@ -38,6 +38,18 @@ if TYPE_CHECKING:
     help="Of a run: sweep block size, symmetry, method, head bits and int8 layers first, and export what fits [budget] "
     "best.",
 )
+@click.option(
+    "--keep-adapter",
+    is_flag=True,
+    help="Do not merge: a bundle of the base, with the adapter as a file of its own that can be replaced.",
+)
+@click.option(
+    "--into",
+    metavar="BUNDLE",
+    type=click.Path(path_type=Path),
+    help="With --keep-adapter: write the adapter only, into a bundle made with --keep-adapter of the same base.",
+)
+@click.option("--adapter-name", help="With --keep-adapter: its name in the bundle.  [default: the run folder's]")
 @set_option
 @force_option
 @json_option
@@ -48,6 +60,9 @@ def command(
     block_size: str | None,
     out: Path | None,
     search: bool,
+    keep_adapter: bool,
+    into: Path | None,
+    adapter_name: str | None,
     overrides: tuple[str, ...],
     force: bool,
     as_json: bool,
@@ -56,7 +71,16 @@ def command(
 
     A folder that `edgetune merge` made of an adapter from elsewhere needs --data. Exits 5 if the verification fails;
     what was built is then left aside as <bundle>.failed.
+
+    With --keep-adapter nothing is merged: the bundle holds the base once, and adapters of later runs are added to it
+    with --into. Decoding is slower than from a merged bundle.
     """
+    if not keep_adapter and (into is not None or adapter_name is not None):
+        raise click.UsageError("--into and --adapter-name go with --keep-adapter")
+    if keep_adapter and search:
+        raise click.UsageError("--search is of a merged bundle: leave out --keep-adapter")
+    if into is not None and (out is not None or precision or block_size):
+        raise click.UsageError("--into adds to a bundle as it is: leave out --out, --precision and --block-size")
     changes = list(overrides)
     changes += [f"export.precision={precision!r}"] if precision else []
     changes += [f"export.block_size={block_size}"] if block_size else []
@@ -64,13 +88,18 @@ def command(
     try:
         found = _search(run, changes, progress) if search else None
         changes += [f"export.{key}={_toml(value)}" for key, value in found.chosen.settings.items()] if found else []
-        result = _export(run, data, changes, out=out, force=force, progress=progress)
+        if keep_adapter:
+            _refuse_data(run, data)
+            result = _keep_adapter(run, changes, out=out, into=into, name=adapter_name, force=force, progress=progress)
+        else:
+            result = _export(run, data, changes, out=out, force=force, progress=progress)
     finally:
         progress.close()
     if as_json:
         console.say_json(
             {
                 "bundle": str(result.bundle.path),
+                "adapters": list(result.bundle.adapters),
                 "precision": result.bundle.precision,
                 "size_bytes": result.size_bytes,
                 "peak_bytes": result.peak_bytes,
@@ -166,8 +195,7 @@ def _export(
 
     run_dir = RunDir(source)
     if run_dir.recipe.is_file() or not (source / "config.json").is_file():
-        if data is not None:
-            raise RecipeError(f"--data: {source} is verified on the rows of its own recipe", cure="leave it out")
+        _refuse_data(source, data)
         if not run_dir.recipe.is_file():
             raise RunError(f"{source}: is no run folder and no merged model", cure=_cure(source))
         console.work_in(source)
@@ -189,6 +217,47 @@ def _export(
     with tempfile.TemporaryDirectory() as cache:
         rows = training_rows(source, recipe, Path(cache)) if recipe.export.precision == "int4" else None
         return export_folder(source, out, recipe, prompts=prompts, rows=rows, progress=progress)
+
+
+def _keep_adapter(
+    source: Path,
+    changes: list[str],
+    *,
+    out: Path | None,
+    into: Path | None,
+    name: str | None,
+    force: bool,
+    progress: Any,
+) -> ExportResult:
+    """Export a run's base with its adapter beside it, or its adapter into a bundle of that base."""
+    from edgetune.errors import RecipeError, RunError
+    from edgetune.export.keep_adapter import add_adapter, export_keeping_adapter
+    from edgetune.model.base import resolve_base
+    from edgetune.recipe import load_recipe
+    from edgetune.run_dir import RunDir
+
+    run_dir = RunDir(source)
+    if not run_dir.recipe.is_file():
+        raise RunError(f"{source}: is no run folder", cure="--keep-adapter wants one, with its adapter and its rows")
+    console.work_in(source)
+    recipe = load_recipe(run_dir.recipe, changes)
+    if recipe.is_classifier:
+        raise RecipeError(
+            f"--keep-adapter: {source} is a classifier's run", cure="leave it out; a classifier is merged"
+        )
+    model = recipe.model
+    base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)
+    if into is not None:
+        return add_adapter(recipe, run_dir, base, into, name=name, force=force, progress=progress)
+    return export_keeping_adapter(recipe, run_dir, base, out=out, name=name, force=force, progress=progress)
+
+
+def _refuse_data(source: Path, data: str | None) -> None:
+    """Raises RecipeError for rows that a run has no use for."""
+    from edgetune.errors import RecipeError
+
+    if data is not None:
+        raise RecipeError(f"--data: {source} is verified on the rows of its own recipe", cure="leave it out")
 
 
 def _cure(source: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetune.cli import console
-from edgetune.cli.options import json_option, sampling_options
+from edgetune.cli.options import adapter_option, json_option, sampling_options
 from edgetune.errors import PromptError
 
 if TYPE_CHECKING:
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 @click.argument("text", required=False)
 @click.option("--system", help="System message, in place of the bundle's own.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
+@adapter_option
 @sampling_options
 @json_option
-def command(bundle: Path, text: str | None, system: str | None, raw: bool, as_json: bool, **sampling: Any) -> None:
+def command(
+    bundle: Path, text: str | None, system: str | None, raw: bool, adapter: str | None, as_json: bool, **sampling: Any
+) -> None:
     """Answer TEXT with a bundle; the answer streams to stdout. Without TEXT, or for -, it is read from stdin.
 
     Needs no torch and no network.
@@ -38,7 +41,7 @@ def command(bundle: Path, text: str | None, system: str | None, raw: bool, as_js
 
     prompt = _read_stdin() if text in (None, "-") else text
     start_s = time.perf_counter()
-    decoder = Decoder(bundle)
+    decoder = Decoder(bundle, adapter=adapter)
     load_s = time.perf_counter() - start_s
     on_text = None if as_json else console.stream
     result = decoder.generate(_prompt(decoder, prompt, system=system, raw=raw), on_text=on_text, **sampling)
@@ -49,6 +52,7 @@ def command(bundle: Path, text: str | None, system: str | None, raw: bool, as_js
     console.say_json(
         {
             "bundle": str(bundle),
+            "adapter": decoder.bundle.adapter,
             **values,
             "new_tokens": len(result.token_ids),
             "tokens_per_s": round(result.tokens_per_s, 1),

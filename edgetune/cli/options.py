@@ -25,6 +25,13 @@ force_option = click.option("--force", is_flag=True, help="Replace what is there
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 
 
+adapter_option = click.option(
+    "--adapter",
+    metavar="NAME",
+    help='Answer with this adapter of the bundle, "none" being the base alone.  [default: the one it was made with]',
+)
+
+
 def sampling_options(command: _Command) -> _Command:
     """--max-new-tokens, --temperature, --top-p, --seed: how a bundle answers; the names `Decoder.generate` takes."""
     options = (

@@ -114,7 +114,7 @@ def export_folder(
             tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
             return bundle, verify(bundle, merged, prompts, tokenizer=tokenizer, quantized=quantized)
 
-    return _put_in_place(out, (merged, *on_disk(recipe.data)), make)
+    return put_in_place(out, (merged, *on_disk(recipe.data)), make)
 
 
 def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Progress | None = None) -> ExportResult:
@@ -140,10 +140,10 @@ def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Prog
         tell({"stage": "export", "message": f"verifying on {len(texts)} texts"})
         return built.bundle, verify_encoder(built, texts)
 
-    return _put_in_place(out, (merged, *on_disk(recipe.data)), make)
+    return put_in_place(out, (merged, *on_disk(recipe.data)), make)
 
 
-def _put_in_place(
+def put_in_place(
     out: Path, sources: Sequence[Path], make: Callable[[Path], tuple[Bundle, Verification]]
 ) -> ExportResult:
     """Make a bundle in a folder beside `out`, and let it be `out` if its verification holds, else out.failed.
@@ -162,7 +162,7 @@ def _put_in_place(
         if not verification.passed:
             shutil.rmtree(failed, ignore_errors=True)
             shutil.copytree(folder, failed)
-            raise _refused(verification, failed)
+            raise refused(verification, f"the bundle failed its verification and was left aside in {failed}")
     shutil.rmtree(failed, ignore_errors=True)
     bundle = dataclasses.replace(bundle, path=out)
     return ExportResult(
@@ -251,11 +251,12 @@ def prompts_of(examples: Iterable[Any]) -> list[Prompt]:
     return prompts
 
 
-def _refused(verification: Verification, failed: Path) -> CheckError:
+def refused(verification: Verification, what: str) -> CheckError:
+    """The error for what failed its verification, the checks that failed in it."""
     lines = [
         f"{check.name}: {check.value:.4g}, limit {check.limit:.4g} ({check.detail})" for check in verification.failures
     ]
     return CheckError(
-        f"the bundle failed its verification and was left aside in {failed}: {'; '.join(lines)}",
-        cure="export again; if it fails again, report it with that folder",
+        f"{what}: {'; '.join(lines)}",
+        cure="export again; if it fails again, report it with what is there",
     )

@@ -52,18 +52,27 @@ def verify(
     source = Weights({**find_tensors(merged), **(quantized.vectors if quantized else {})}, quantized)
     checks: list[Check] = []
     for name, make in (
-        ("weights", lambda: _weights(bundle, source)),
-        ("logits", lambda: _logits(bundle, merged, source.places, _sequences(prompts, tokenizer, bundle))),
+        ("weights", lambda: weight_checks(bundle, source)),
+        ("logits", lambda: _logits(bundle, merged, source.places, token_sequences(prompts, tokenizer, bundle))),
+    ):
+        checks += made(name, make)
+    return Verification((*checks, *text_checks(bundle, merged, prompts, tokenizer)))
+
+
+def text_checks(bundle: Bundle, merged: Path, prompts: Sequence[Prompt], tokenizer: Any) -> list[Check]:
+    """Whether texts become tokens and answers end on the device as in training."""
+    checks: list[Check] = []
+    for name, make in (
         ("prompts", lambda: _prompts(bundle, prompts, tokenizer)),
         ("token ids", lambda: _token_ids(bundle, prompts, tokenizer)),
         ("end of turn", lambda: _end_of_turn(bundle, merged, tokenizer)),
         ("generation", lambda: _generation(bundle, prompts, tokenizer)),
     ):
         checks += made(name, make)
-    return Verification(tuple(checks))
+    return checks
 
 
-def _weights(bundle: Bundle, source: Weights) -> Iterator[Check]:
+def weight_checks(bundle: Bundle, source: Weights) -> Iterator[Check]:
     """Every quantised tensor in the graph holds, byte for byte, what calibration and repair, or quant.grid, made."""
     if bundle.grid is None:
         return
@@ -155,7 +164,7 @@ def _generation(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> It
     """Answers end at an end-of-turn token, which is not in them, or at the limit."""
     decoder = Decoder(bundle)
     ended = wrong = 0
-    chosen = [ids for ids in _sequences(prompts, tokenizer, bundle) if len(ids) < bundle.context_length]
+    chosen = [ids for ids in token_sequences(prompts, tokenizer, bundle) if len(ids) < bundle.context_length]
     for ids in chosen[:GENERATED_PROMPTS]:
         answer = decoder.generate(ids, max_new_tokens=GENERATED_TOKENS)
         ended += answer.stop_reason == "end"
@@ -186,7 +195,7 @@ def training_ids(prompt: Prompt, tokenizer: Any, bundle: Bundle) -> list[int]:
     return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
 
 
-def _sequences(prompts: Sequence[Prompt], tokenizer: Any, bundle: Bundle) -> list[list[int]]:
+def token_sequences(prompts: Sequence[Prompt], tokenizer: Any, bundle: Bundle) -> list[list[int]]:
     """Token ids of the prompts, cut to MOST_TOKENS and to the context."""
     most = min(MOST_TOKENS, bundle.context_length)
     found = [training_ids(prompt, tokenizer, bundle)[:most] for prompt in prompts]

@@ -50,10 +50,11 @@ class GraphFile:
 
     def float_matmuls(self) -> list[str]:
         """Names of matrix products whose weight is in the graph and not on the grid."""
+        fixed = self._tensors.keys() - {item.name for item in self.model.graph.input}
         return [
             node.name
             for node in self.model.graph.node
-            if node.op_type in ("MatMul", "Gemm") and any(name in self._tensors for name in node.input)
+            if node.op_type in ("MatMul", "Gemm") and any(name in fixed for name in node.input)
         ]
 
     def array(self, name: str) -> np.ndarray:

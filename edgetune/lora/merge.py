@@ -21,7 +21,7 @@ from edgetune import __version__
 from edgetune.errors import ModelError
 from edgetune.files import atomic_folder, write_json
 from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record
-from edgetune.model.base import check_base, empty_model, hash_base, is_encoder, model_tensors
+from edgetune.model.base import check_base, empty_model, hash_base, is_encoder, model_tensors, read_config
 from edgetune.model.classifier import HEAD, SPEC
 from edgetune.model.device import compute_dtype, device
 from edgetune.model.memory import peak_memory_bytes, reset_peak
@@ -102,18 +102,9 @@ def merge(
     """
     started = time.monotonic()
     reset_peak()
-    config = check_base(base, task="classification" if is_encoder(base) else "generation")
+    check_base(base, task="classification" if is_encoder(base) else "generation")
     read = read_adapter(adapter, base)
-    _refuse_second_merge(read, base)
-    model = empty_model(base)
-    places = _untied(read, model, model_tensors(base))
-    dtype = dtype or merged_dtype(sum(torch.Size(place.shape).numel() for place in places.values()))
-    held = _held_in_training(read, model) if merge_base == "trained" else _Held(None, frozenset())
-    with atomic_folder(out) as temporary:
-        _write_weights(temporary, read, places, dtype=dtype, held=held, progress=progress)
-        _copy_files(base, adapter, temporary)
-        (temporary / "config.json").write_text(_config_json(config, dtype), encoding="utf-8")
-        write_json(temporary / RECORD, _record(read, base, merge_base, dtype))
+    dtype, held = _write_model(read, base, out, merge_base=merge_base, dtype=dtype, progress=progress)
     return MergeResult(
         path=out,
         merge_base=merge_base,
@@ -124,6 +115,41 @@ def merge(
         peak_bytes=peak_memory_bytes(),
         wall_s=time.monotonic() - started,
     )
+
+
+def write_base(
+    adapter: Adapter, base: Path, out: Path, *, merge_base: MergeBase = "trained", progress: Progress | None = None
+) -> None:
+    """Write `out`: the base alone, as a Hugging Face folder, in the numbers that `merge` would add the adapter to.
+
+    How the base was held is read from the adapter's record. Raises as `merge` does.
+    """
+    check_base(base)
+    alone = dataclasses.replace(adapter, pairs={}, replaced={})
+    _write_model(alone, base, out, merge_base=merge_base, dtype=None, progress=progress)
+
+
+def _write_model(
+    read: Adapter,
+    base: Path,
+    out: Path,
+    *,
+    merge_base: MergeBase,
+    dtype: torch.dtype | None,
+    progress: Progress | None,
+) -> tuple[torch.dtype, _Held]:
+    """Write the folder; the type it is in, and how the base was held."""
+    _refuse_second_merge(read, base)
+    model = empty_model(base)
+    places = _untied(read, model, model_tensors(base))
+    dtype = dtype or merged_dtype(sum(torch.Size(place.shape).numel() for place in places.values()))
+    held = _held_in_training(read, model) if merge_base == "trained" else _Held(None, frozenset())
+    with atomic_folder(out) as temporary:
+        _write_weights(temporary, read, places, dtype=dtype, held=held, progress=progress)
+        _copy_files(base, read.folder, temporary)
+        (temporary / "config.json").write_text(_config_json(read_config(base), dtype), encoding="utf-8")
+        write_json(temporary / RECORD, _record(read, base, merge_base, dtype))
+    return dtype, held
 
 
 @dataclass(frozen=True)

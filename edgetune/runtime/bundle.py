@@ -33,6 +33,8 @@ TASKS = ("causal-lm", "classification")
 
 MOST_TOKENS = 2**31 - 1
 """Of a vocabulary and of a text: the libraries count them in 32 bits."""
+NO_ADAPTER = "none"
+"""What stands for the base where the name of an adapter is asked for."""
 REJECT_ALL = math.nextafter(1.0, 2.0)
 """The highest threshold: every text is unknown, also one whose label has a probability of 1."""
 
@@ -95,6 +97,14 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class AdapterRecord:
+    """Where an adapter that lies beside the graph comes from, and the outcome of its verification."""
+
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    verified: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle and what edgetune.json says about it."""
 
@@ -111,6 +121,10 @@ class Bundle:
     task: Task = "causal-lm"
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     """Relative name, with /, -> record; every file but edgetune.json."""
+    adapters: Mapping[str, AdapterRecord] = field(default_factory=dict)
+    """Of a decoder whose graph is the base, with inputs for an adapter: name -> record. Files: `adapter_file`."""
+    adapter: str | None = None
+    """Which of `adapters` answers; None: the base, or a bundle that has none."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: base, adapter, recipe hash, versions."""
     verified: Mapping[str, Any] = field(default_factory=dict)
@@ -156,6 +170,22 @@ def check_hashes(bundle: Bundle) -> None:
     differing = [name for name, record in bundle.files.items() if hash_file(bundle.path / name) != record.sha256]
     if differing:
         raise BundleError(f"{bundle.path}: {', '.join(differing)}: not the bytes that were exported", cure=AGAIN)
+
+
+def adapter_file(name: str) -> str:
+    """The file of an adapter, in onnxruntime's own format."""
+    return f"{name}.onnx_adapter"
+
+
+def choose_adapter(bundle: Bundle, name: str) -> Bundle:
+    """The bundle with another of its adapters active; NO_ADAPTER is the base alone. Raises BundleError."""
+    if name == NO_ADAPTER and bundle.adapters:
+        return dataclasses.replace(bundle, adapter=None)
+    if name not in bundle.adapters:
+        known = ", ".join([*bundle.adapters, NO_ADAPTER])
+        cure = f"it has {known}" if bundle.adapters else "`edgetune export RUN --keep-adapter` makes one that has some"
+        raise BundleError(f"{bundle.path}: has no adapter {name!r}", cure=cure)
+    return dataclasses.replace(bundle, adapter=name)
 
 
 def write_manifest(bundle: Bundle) -> Bundle:
@@ -213,6 +243,7 @@ def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
     is_decoder = values["task"] == "causal-lm"
     if values.get("classifier" if is_decoder else "chat") is not None:
         raise ValueError(f"a {values['task']} bundle with {'a classifier' if is_decoder else 'a chat'} format")
+    adapters = _adapters(values, files)
     for name in ("name", "precision"):
         if not is_text(values[name]):
             raise ValueError(f"{name} is {shown(values[name])}")
@@ -228,9 +259,24 @@ def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
         context_length=values["context_length"],
         task=values["task"],
         files=files,
+        adapters=adapters,
+        adapter=values.get("adapter"),
         provenance=_table({"provenance": {}, **values}, "provenance"),
         verified=_table({"verified": {}, **values}, "verified"),
     )
+
+
+def _adapters(values: Mapping[str, Any], files: Mapping[str, FileRecord]) -> Mapping[str, AdapterRecord]:
+    """The records of the adapters. Raises ValueError for one without a file, and for a default that is none of them."""
+    table = _table({"adapters": {}, **values}, "adapters")
+    if missing := next((name for name in table if adapter_file(name) not in files), None):
+        raise ValueError(f"adapters: {adapter_file(missing)} is not listed")
+    if (default := values.get("adapter")) is not None and default not in list(table):
+        raise ValueError(f"adapter is {shown(default)}")
+    return {
+        name: AdapterRecord(**{part: _table(_table(table, name), part) for part in ("provenance", "verified")})
+        for name in table
+    }
 
 
 def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

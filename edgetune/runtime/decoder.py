@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from edgetune.errors import PromptError
-from edgetune.runtime.bundle import Bundle
+from edgetune.runtime.bundle import Bundle, adapter_file, choose_adapter
 from edgetune.runtime.prompt import Message, Prompter, TextStream
 from edgetune.runtime.session import as_bundle, genai_config, import_genai, load_error
 
@@ -46,18 +46,26 @@ class Generation:
 class Decoder:
     """A loaded decoder bundle: `bundle` says what it is, `prompter` renders and encodes for it."""
 
-    def __init__(self, bundle: Bundle | Path | str, *, threads: int | None = None) -> None:
-        """Load; `threads` defaults to the physical cores this process may use.
+    def __init__(self, bundle: Bundle | Path | str, *, threads: int | None = None, adapter: str | None = None) -> None:
+        """Load; `threads` defaults to the physical cores this process may use, `adapter` to the bundle's own choice.
 
         Raises BundleError, MissingExtraError.
         """
-        self.bundle = as_bundle(bundle)
+        self.bundle = as_bundle(bundle, adapter=adapter)
         self.prompter = Prompter(self.bundle)
         config = genai_config(self.bundle, threads=threads)
         try:
             self._model = import_genai().Model(config)
         except Exception as error:  # the library raises bare RuntimeError and its own types
             raise load_error(self.bundle, error) from None
+        self._adapters: Any = None
+        self._loaded: set[str] = set()
+        self._load_adapter()
+
+    def switch_adapter(self, name: str) -> None:
+        """Answer with another adapter of the bundle from now on; "none" is the base. Raises BundleError."""
+        self.bundle = choose_adapter(self.bundle, name)
+        self._load_adapter()
 
     def generate(
         self,
@@ -169,6 +177,16 @@ class Decoder:
         except Exception as error:  # the library raises bare RuntimeError and its own types
             raise load_error(self.bundle, error, what="run") from None
 
+    def _load_adapter(self) -> None:
+        """Read the active adapter's file, once."""
+        name = self.bundle.adapter
+        if name is None or name in self._loaded:
+            return
+        if self._adapters is None:
+            self._adapters = import_genai().Adapters(self._model)
+        self._ask(lambda: self._adapters.load(str(self.bundle.path / adapter_file(name)), name))
+        self._loaded.add(name)
+
     def _generator(self, *, max_length: int, search: dict[str, Any]) -> Any:
         og = import_genai()
         params = og.GeneratorParams(self._model)
@@ -177,7 +195,10 @@ class Decoder:
         params.set_search_options(
             max_length=max_length, min_length=0, num_beams=1, top_k=0, repetition_penalty=1.0, **search
         )
-        return og.Generator(self._model, params)
+        generator = og.Generator(self._model, params)
+        if self.bundle.adapter is not None:
+            generator.set_active_adapter(self._adapters, self.bundle.adapter)
+        return generator
 
 
 def check_settings(*, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:

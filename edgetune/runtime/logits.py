@@ -11,7 +11,7 @@ import numpy as np
 from edgetune.errors import BundleError, PromptError
 from edgetune.files import read_json
 from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, Bundle
-from edgetune.runtime.session import as_bundle, load_error, open_session
+from edgetune.runtime.session import as_bundle, load_error, open_adapter, open_session, run_options
 
 CHUNK_LOGITS = 1 << 24  # logits held at once by token_losses: 64 MiB in float32
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -19,7 +19,7 @@ _KEYS_AND_VALUES = "past_key_values."
 
 
 class Logits:
-    """A bundle's graph in an onnxruntime session of its own; every call starts from an empty cache."""
+    """A bundle's graph, its active adapter with it, in a session of its own; every call starts from an empty cache."""
 
     def __init__(self, bundle: Bundle | Path | str, *, threads: int | None = None) -> None:
         """`threads` defaults to the physical cores this process may use. Raises BundleError if loading fails."""
@@ -32,6 +32,8 @@ class Logits:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"{where}: damaged: {error!r}", cure=AGAIN) from None
         self._session = open_session(self.bundle, graph, threads=threads)
+        self._adapter = open_adapter(self.bundle)
+        self._options = run_options(self._adapter)
         self._inputs = {item.name: item for item in self._session.get_inputs()}
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
@@ -87,7 +89,7 @@ class Logits:
             rows = np.arange(total - count, total, dtype=np.int64)
             feeds["position_ids"] = np.tile(rows, (len(feeds["input_ids"]), 1))
         try:
-            return list(self._session.run(outputs, feeds))
+            return list(self._session.run(outputs, feeds, self._options))
         except Exception as error:  # onnxruntime raises one type for each of its status codes
             raise load_error(self.bundle, error, what="run") from None
 

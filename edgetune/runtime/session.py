@@ -15,7 +15,7 @@ import tokenizers
 
 from edgetune.errors import BundleError, MissingExtraError, PromptError
 from edgetune.files import read_json
-from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, TOKENIZER, Bundle, open_bundle
+from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, TOKENIZER, Bundle, adapter_file, choose_adapter, open_bundle
 
 SPIN = "session.intra_op.allow_spinning"
 SILENT = 4
@@ -23,9 +23,10 @@ SILENT = 4
 MOST_CHARACTERS = 300
 
 
-def as_bundle(bundle: Bundle | Path | str) -> Bundle:
-    """The bundle itself, or the one opened at a path. Raises BundleError."""
-    return bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+def as_bundle(bundle: Bundle | Path | str, *, adapter: str | None = None) -> Bundle:
+    """The bundle itself, or the one opened at a path; with `adapter` active, if one is named. Raises BundleError."""
+    found = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    return found if adapter is None else choose_adapter(found, adapter)
 
 
 def import_genai() -> Any:
@@ -67,6 +68,31 @@ def open_session(bundle: Bundle, graph: str, *, threads: int | None = None) -> A
         return onnxruntime.InferenceSession(str(bundle.path / graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises one type for each of its status codes
         raise load_error(bundle, error) from None
+
+
+def open_adapter(bundle: Bundle) -> Any:
+    """The bundle's active adapter as onnxruntime's LoraAdapter, or None where none is. Raises BundleError."""
+    if bundle.adapter is None:
+        return None
+    import onnxruntime
+
+    adapter = onnxruntime.LoraAdapter()
+    try:
+        adapter.Load(str(bundle.path / adapter_file(bundle.adapter)))
+    except Exception as error:  # onnxruntime raises one type for each of its status codes
+        raise load_error(bundle, error) from None
+    return adapter
+
+
+def run_options(adapter: Any) -> Any:
+    """RunOptions that feed an adapter, which must outlive them, to the graph; None for none."""
+    if adapter is None:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_active_adapter(adapter)
+    return options
 
 
 def load_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:
