@@ -34,7 +34,7 @@ class QuantizedMatrix:
     scales: Tensor
     """float32 (N, blocks), every value a bfloat16: input scales."""
     zero_points: Tensor | None
-    """uint8 (N, ceil(blocks * bits / 8)), lowest bits first; None on the symmetric grid, where it is 2 ** (bits - 1)."""
+    """uint8 (N, ceil(blocks * bits / 8)), lowest bits first; None on the symmetric grid: 2 ** (bits - 1)."""
     bits: int
     block_size: int
     in_features: int

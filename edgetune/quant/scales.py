@@ -1,6 +1,6 @@
 """How scale and zero point of a block are chosen without looking at inputs: a function by name for each way.
 
-grid.py encodes with them. Every choice is one that the grid holds: scales are bfloat16 values, zero points whole numbers.
+grid.py encodes with them. Every choice is one that the grid holds: bfloat16-valued scales, whole zero points.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Chooser = Literal["search", "rtn", "hqq"]
 LEAST_SCALE = 2.0**-14
 """Scales are no smaller than the smallest normal float16, so that fp16 kernels hold them too."""
 HQQ_NORM, HQQ_BETA, HQQ_GROWTH, HQQ_STEPS = 0.7, 10.0, 1.01, 20
-"""Half-quadratic quantisation: its authors' p, beta, kappa and number of steps; errors are counted in steps of the grid."""
+"""Half-quadratic quantisation: its authors' p, beta, kappa and number of steps; errors are counted in scales."""
 
 _SHRINKS = {
     2: tuple(1.0 - 0.05 * step for step in range(13)),
@@ -78,7 +78,8 @@ def by_half_quadratic(blocks: Tensor, bits: int, symmetric: bool) -> tuple[Tenso
 
     Each step splits the errors into outliers, by shrinkage, and the rest, and fits the rest in closed form. The paper
     fits a zero point with a fraction; ours is whole, so the scale is fitted too.
-    Source: Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models, mobiusml.github.io/hqq_blog.
+    Source: Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models,
+    mobiusml.github.io/hqq_blog.
     """
     scales, zeros = by_extremes(blocks, bits, symmetric)
     best_scales, best_zeros, beta = scales, zeros, HQQ_BETA

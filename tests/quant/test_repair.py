@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from edgetune.quant.grid import dequantize, quantize
-from edgetune.quant.scales import storable
 from edgetune.quant.repair import RepairableLinear, make_repairable, repairable_layers, repaired, round_inputs
+from edgetune.quant.scales import storable
 
 
 def a_layer(
