@@ -2,8 +2,8 @@
 
     python -m benchmarks.methods runs/nano-snips
 
-Loss on the run's eval rows, in torch with the very numbers that a bundle holds and inputs rounded to int8 as the kernels
-of onnxruntime's CPU do, so the result does not depend on a runtime. Two bits also after repair.
+Loss on the run's eval rows, in torch with the very numbers that a bundle holds and inputs rounded to int8 as the
+kernels of onnxruntime on a CPU do: the result depends on no runtime. Two bits also after repair.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Built:
 
 
 def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: Sequence[str] = ()) -> Built:
-    """Write a bundle into an empty folder, weights rounded as [export] says, by "gptq" for `texts`. Raises ModelError."""
+    """Write a bundle into an empty folder, weights rounded as [export] says, "gptq" for `texts`. Raises ModelError."""
     tokenizer, classifier = load_tokenizer(merged), load_classifier(load_merged(merged), merged)
     spec, precision = classifier.spec, recipe.export.precision
     grid = grid_of(recipe.export)
