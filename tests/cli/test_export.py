@@ -14,6 +14,7 @@ from edgetune.export import verify
 from edgetune.export.export import training_rows
 from edgetune.export.graph import Weights
 from edgetune.export.quantize import quantize_decoder
+from edgetune.export.survival import layer_changes
 from edgetune.export.weights import GraphWeights, same_bytes
 from edgetune.model.weights import find_tensors
 from edgetune.recipe import DataTable, Method, ModelTable, Recipe, load_recipe
@@ -74,7 +75,9 @@ def test_scaled_channels_are_repaired_and_verified_like_others(run_dir: RunDir) 
     result = invoke(run_dir.path, *[flag for setting in settings for flag in ("--set", setting)])
     assert result.exit_code == 0, result.stderr
     assert "ok   logits against torch" in result.stdout
-    assert open_bundle(run_dir.bundle).provenance["repair"]["best_step"] >= 0
+    bundle = open_bundle(run_dir.bundle)
+    assert bundle.provenance["repair"]["best_step"] >= 0
+    assert list(layer_changes(bundle, run_dir.merged, {})) == [], "its channels are not the base's"
 
 
 def test_each_check_is_a_line_and_another_folder_can_be_named(run_dir: RunDir, tmp_path: Path) -> None:
