@@ -233,6 +233,72 @@ def _percent(found: dict[str, Any]) -> str:
     return f"{found['mean']:.2%}{spread}"
 
 
+def snips_tries_table(report: dict[str, Any]) -> str:
+    """Eval loss of each try at about the same shares of its steps."""
+    lines = ["| tried | settings | eval loss (train loss) by share of the steps |", "| --- | --- | --- |"]
+    for item in report["tries"]:
+        steps = item["planned_steps"]
+        points = [f"{step / steps:.0%}: {found:.4f} ({train:.4f})" for step, found, train in item["curve"][1::2]]
+        lines.append(f"| {item['name']} | {item['settings']} | {', '.join(points)} |")
+    return "\n".join(lines)
+
+
+def repair_table(report: dict[str, Any]) -> str:
+    """Eval loss of each way to int4, one column a task."""
+    tasks = report["tasks"]
+    names = [variant["name"] for variant in next(iter(tasks.values()))["variants"]]
+    lines = [f"| int4 weights | {' | '.join(tasks)} |", f"| --- |{' ---: |' * len(tasks)}"]
+    for place, name in enumerate(names):
+        cells = (f"{task['variants'][place]['loss']:.4f}" for task in tasks.values())
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "Nats per trained token on eval rows, with the device's int8 activations."])
+
+
+def survival_table(report: dict[str, Any]) -> str:
+    """One table a task: what each way to the device keeps of the fine-tune."""
+    found = []
+    for task, values in report["tasks"].items():
+        found += [
+            f"**{task}**",
+            "",
+            "| on the device | score | gain kept | of the loss | KL | file | bits a weight | peak memory | tokens/s |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            *(_survival_row(row) for row in values["rows"]),
+            "",
+        ]
+    machine = report["provenance"]
+    return "\n".join(
+        [
+            *found,
+            "Gain kept: (it - base) / (fine-tune - base) on the same test rows, 95% paired bootstrap interval. KL: "
+            "nats a token from the fine-tune's probabilities. Each in a fresh process, one after the other, on "
+            f"{machine['cores']} cores of {machine['processor']}.",
+        ]
+    )
+
+
+def _survival_row(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"| {row['name']} | {row['failed']} | - | - | - | - | - | - | - |"
+    score = "-" if row["score"] is None else f"{row['score']:.1%}"
+    if row["interval"]:
+        score += f" ({row['interval'][0]:.1%} to {row['interval'][1]:.1%})"
+    kl = "-" if row["kl"] is None else f"{row['kl']:.4f}"
+    speed = "-" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f}"
+    return (
+        f"| {row['name']} | {score} | {_gain(row['gain_kept_score'])} | {_gain(row['gain_kept_loss'])} | {kl} "
+        f"| {row['file_bytes'] / 2**20:.2f} MiB | {row['bits_per_weight']:.1f} "
+        f"| {row['peak_bytes'] / 2**20:,.0f} MiB | {speed} |"
+    )
+
+
+def _gain(gain: dict[str, Any] | None) -> str:
+    if gain is None or gain["kept"] is None:
+        return "-"
+    low, high = gain["interval"]
+    return f"{gain['kept']:.3f} ({low:.3f} to {high:.3f})"
+
+
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "quickstart": run_table,
     "nano-snips": run_table,
@@ -245,6 +311,9 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "sms_spam": sms_spam_table,
     "classify_throughput": classify_throughput_table,
     "encoder_speed": encoder_speed_table,
+    "survival": survival_table,
+    "repair": repair_table,
+    "snips_tries": snips_tries_table,
 }
 
 if __name__ == "__main__":

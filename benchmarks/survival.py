@@ -78,6 +78,9 @@ def _rows(run_dir: RunDir) -> Iterator[dict[str, Any]]:
         )
     with tempfile.TemporaryDirectory(dir=run_dir.path) as work:
         for name, kind, path in _contestants(run_dir, Path(work)):
+            if kind not in ("bundle", "gguf"):
+                yield {"name": name, "failed": kind}
+                continue
             answers = Path(work) / "answers.jsonl"
             found = in_child(
                 "benchmarks.survival_child",
@@ -102,7 +105,10 @@ def _contestants(run_dir: RunDir, work: Path) -> Iterator[tuple[str, str, Path]]
         raise click.ClickException(done.stderr[-2000:])
     yield "EdgeTune --search", "bundle", searched
     for name, options in BUILDER.items():
-        yield name, "bundle", _by_builder(run_dir, work / name.replace(" ", "-"), options)
+        try:
+            yield name, "bundle", _by_builder(run_dir, work / name.replace(" ", "-"), options)
+        except ValueError as error:  # widths that are no multiple of its blocks
+            yield name, f"the builder fails: {error}", work
     source = write_gguf(run_dir.merged, work / "model.gguf")
     for kind in GGUF:
         yield f"llama.cpp {kind}", "gguf", quantize(source, work / f"{kind}.gguf", kind)
@@ -120,7 +126,9 @@ def _by_builder(run_dir: RunDir, out: Path, options: dict[str, str]) -> Path:
     bundle = open_bundle(run_dir.bundle)
     builder, _ = _import_builder()
     with silenced(), tempfile.TemporaryDirectory() as cache:
-        builder.create_model("", str(run_dir.merged), str(out), "int4", "cpu", cache, **options)
+        given = [f"{name}={value}" for name, value in options.items()]
+        parsed = builder.parse_extra_options("", str(run_dir.merged), str(out), "int4", "cpu", cache, given)
+        builder.create_model("", str(run_dir.merged), str(out), "int4", "cpu", cache, **parsed)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (run_dir.bundle / file).exists():
             shutil.copy(run_dir.bundle / file, out)
@@ -166,6 +174,8 @@ def _weight_bytes(path: Path) -> int:
 
 
 def _line(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"{row['name']:40} {row['failed']}"
     gain = (row["gain_kept_score"] or row["gain_kept_loss"] or {}).get("kept")
     score = "-" if row["score"] is None else f"{row['score']:.1%}"
     kept = "-" if gain is None else f"{gain:.3f}"

@@ -112,7 +112,7 @@ def run(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progr
     if eval_set.left_out:
         work.say("evaluate", eval_set.left_out)
     rows, base_hash, adapter_hash = eval_set.fingerprint, hash_base(base), hash_tree(run_dir.adapter)
-    tuned_hash = hash_values(rows, base_hash, adapter_hash, recipe.model)
+    tuned_hash = hash_values(rows, base_hash, adapter_hash, recipe.model, DISTRIBUTIONS)
     results = {"tuned": _evaluate(work, targets["tuned"], tuned_hash)}
     if "base" in targets:
         results["base"] = _evaluate(work, targets["base"], hash_values(rows, base_hash, tuned_hash))

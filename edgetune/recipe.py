@@ -77,6 +77,8 @@ class DataTable:
     """Our column name -> the file's, e.g. {prompt = "question", completion = "answer"}."""
     system: str | None = None
     """System message put before rows that have none."""
+    swapped_copies: int = _at(0, least=0)
+    """Copies of each train row whose answer in JSON copies values from its question, with values of other rows."""
     eval_fraction: float = _at(0.05, above=0.0, most=0.5)
     max_train_rows: int | None = _at(None, least=1)
     max_seq_len: int = _at(1024, least=8)
@@ -384,6 +386,8 @@ def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
         if metric in CLASSIFIER_METRICS:
             return f'evaluate.metric = "{metric}": needs model.task = "classification"'
         return None
+    if recipe.data.swapped_copies:
+        return "data.swapped_copies: is for answers in JSON; leave it out of a classifier"
     if recipe.lora.train_embeddings:
         return "lora.train_embeddings: a classifier's embedding stays as it is; leave it out"
     if metric not in CLASSIFIER_METRICS:

@@ -23,6 +23,7 @@ from edgetune.data.files import Row
 from edgetune.data.formats import Example, Format, detect, to_example
 from edgetune.data.labels import find_columns, to_labelled
 from edgetune.data.read import Split, content_hashes, describe, rows, splits
+from edgetune.data.swap import Values
 from edgetune.data.tokens import Tokens, open_tokens, write_tokens
 from edgetune.errors import DataError
 from edgetune.files import atomic_folder, read_json, write_json
@@ -243,6 +244,8 @@ def cache_key(recipe: Recipe, tokenizer: Any, *more: Any) -> str:
             "loss_on",
         )
     }
+    if data.swapped_copies:
+        more = (*more, data.swapped_copies, recipe.train.seed)
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     if recipe.is_classifier:
         table = recipe.classify
@@ -256,7 +259,7 @@ def _write(recipe: Recipe, tokenizer: Any, folder: Path, has_default_template: b
     data = recipe.data
     counts: Counter[str] = Counter()
     eval_counts: Counter[str] = Counter()
-    train = itertools.islice(examples(recipe, "train"), data.max_train_rows)
+    train = _train_examples(recipe)
     kept = {
         "train": write_tokens(_kept(train, tokenizer, data, counts), folder / "train"),
         "eval": write_tokens(_kept(examples(recipe, "eval"), tokenizer, data, eval_counts), folder / "eval"),
@@ -288,6 +291,22 @@ def _write(recipe: Recipe, tokenizer: Any, folder: Path, has_default_template: b
         has_default_template=has_default_template,
     )
     write_json(folder / "report.json", dataclasses.asdict(report))
+
+
+def _train_examples(recipe: Recipe) -> Iterator[Example]:
+    """The train rows, each followed by its copies with swapped values where the recipe asks for them."""
+    data, seed = recipe.data, recipe.train.seed
+    if not data.swapped_copies:
+        yield from itertools.islice(examples(recipe, "train"), data.max_train_rows)
+        return
+
+    def read() -> Iterator[Example]:
+        return itertools.islice(examples(recipe, "train"), data.max_train_rows)
+
+    values = Values(read, seed=seed)
+    for example in read():
+        yield example
+        yield from values.copies(example, data.swapped_copies, seed=seed)
 
 
 def _kept(stream: Iterator[Example], tokenizer: Any, data: DataTable, counts: Counter[str]) -> Iterator[Encoded]:

@@ -24,7 +24,7 @@ from edgetune.data.prepare import Prepared
 from edgetune.errors import RunError
 from edgetune.model.base import load_merged
 from edgetune.model.device import device as default_device
-from edgetune.model.weights import find_tensors, read_tensor
+from edgetune.model.weights import Place, find_tensors, read_tensor
 from edgetune.quant.grid import QuantizedMatrix
 from edgetune.quant.repair import make_repairable, repaired
 from edgetune.recipe import Recipe
@@ -149,17 +149,26 @@ def fit(
     return best, tuple(curve)
 
 
-def load_on_grid(merged: Path, matrices: Mapping[str, QuantizedMatrix], *, rounds_inputs: bool) -> Any:
-    """The merged folder as a torch model whose matrices are those on the grid, float32, ready to be repaired."""
+def load_on_grid(
+    merged: Path,
+    matrices: Mapping[str, QuantizedMatrix],
+    *,
+    rounds_inputs: bool,
+    vectors: Mapping[str, Place] | None = None,
+) -> Any:
+    """The merged folder as a torch model whose matrices are those on the grid, float32, ready to be repaired.
+
+    `vectors`: where norms and biases lie that repair has changed.
+    """
     import accelerate
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(merged, local_files_only=True)
     with accelerate.init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    places = find_tensors(merged)
-    vectors = {name: read_tensor(place).float() for name, place in places.items() if len(place.shape) == 1}
-    model.load_state_dict(vectors, strict=False, assign=True)
+    places = {**find_tensors(merged), **(vectors or {})}
+    loaded = {name: read_tensor(place).float() for name, place in places.items() if len(place.shape) == 1}
+    model.load_state_dict(loaded, strict=False, assign=True)
     make_repairable(model, matrices, rounds_inputs=rounds_inputs)
     model.tie_weights()
     use_segments(model)

@@ -17,7 +17,7 @@ from edgetune.quant.folder import QuantizedFolder, write_quantized
 from edgetune.quant.grid import dequantize
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.bundle import Grid
-from edgetune.train.repair import load_on_grid, repair
+from edgetune.train.repair import eval_loss, load_on_grid, repair
 
 GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 
@@ -81,7 +81,13 @@ def test_what_was_trained_is_what_is_written(recipe, tiny_base, rows, tmp_path):
     folder = quantize_decoder(tiny_base, tmp_path / "grid", recipe, GRID, rows=rows)
     again = QuantizedFolder(tmp_path / "grid")
     assert folder.record["repair"]["loss_after"] <= folder.record["repair"]["loss_before"]
-    model = load_on_grid(tiny_base, again, rounds_inputs=False)
+    model = load_on_grid(tiny_base, again, rounds_inputs=False, vectors=again.vectors)
+    done = eval_loss(model, rows.prepared, recipe, rows.pad_id)
+    rounding = load_on_grid(tiny_base, again, rounds_inputs=True, vectors=again.vectors)
+    assert eval_loss(rounding, rows.prepared, recipe, rows.pad_id) == pytest.approx(
+        folder.record["repair"]["loss_after"], rel=1e-5
+    )
+    assert done == pytest.approx(folder.record["repair"]["loss_after"], rel=0.05)
     name = "model.layers.0.mlp.down_proj"
     x = torch.randn(2, again[f"{name}.weight"].in_features)
     torch.testing.assert_close(model.get_submodule(name)(x), x @ dequantize(again[f"{name}.weight"]).T)
