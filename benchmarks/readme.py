@@ -139,6 +139,29 @@ def int4_loss_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def methods_table(report: dict[str, Any]) -> str:
+    """Loss of a fine-tuned decoder on each grid, by the method of rounding."""
+    names = list(dict.fromkeys(row["method"] for row in report["rows"]))
+    grids: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in report["rows"]:
+        symmetry = "symmetric" if row["symmetric"] else "asymmetric"
+        grids.setdefault(f"{row['precision']} block {row['block_size']} {symmetry}", {})[row["method"]] = row
+    lines = [f"| grid | MiB | {' | '.join(names)} |", "| --- | ---: |" + " ---: |" * len(names)]
+    for grid, rows in grids.items():
+        size = f"{next(iter(rows.values()))['size_bytes'] / 2**20:.2f}"
+        cells = [f"{rows[name]['loss']:.4f}" for name in names]
+        lines.append(f"| {grid} | {size} | {' | '.join(cells)} |")
+        if any(row["repaired_loss"] is not None for row in rows.values()):
+            cells = [f"{rows[name]['repaired_loss']:.4f}" for name in names]
+            lines.append(f"| the same, {report['repair_steps']} steps of repair | {size} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Nats per trained token of merged `{report['base']}` on {report['eval_rows']} eval rows; in float32 "
+        f"{report['float32_loss']:.4f}. gptq and awq saw {report['calibration_rows']:,} training rows.",
+    ]
+    return "\n".join(lines)
+
+
 def banking77_table(report: dict[str, Any]) -> str:
     """Accuracy over seeds, with all rows and with few."""
     names = list(next(iter(report["rows_a_label"].values()))["accuracy"])
@@ -310,6 +333,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "decode_nano": decode_table,
     "keep_adapter": keep_adapter_table,
     "int4_loss": int4_loss_table,
+    "methods": methods_table,
     "banking77": banking77_table,
     "sms_spam": sms_spam_table,
     "classify_throughput": classify_throughput_table,

@@ -237,7 +237,11 @@ def _evaluate_variants(work: _Run, inputs: str) -> dict[str, Any]:
             found[FLOAT_ONNX] = _evaluate(work, build, inputs, name=FLOAT_ONNX)
     else:
         work.say("evaluate", "no float32 graph for the ledger: the model is too large for one")
-    if bundle.grid is not None and bundle.grid.accuracy_level != 0:
+    if bundle.grid is not None and bundle.grid.bits == 2:
+        work.say(
+            "evaluate", "no int2 graph with exact activations for the ledger: it would be hundreds of times slower"
+        )
+    elif bundle.grid is not None and bundle.grid.accuracy_level != 0:
         with contextlib.ExitStack() as stack:
 
             def copy() -> Target:

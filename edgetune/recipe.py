@@ -21,6 +21,13 @@ from typing import Any, Literal
 
 from edgetune.errors import RecipeError, shown
 
+Method = Literal["rtn", "search", "hqq", "gptq", "awq"]
+"""Of rounding weights to the grid; quant.methods has them all."""
+CALIBRATED: tuple[Method, ...] = ("gptq", "awq")
+"""Those that look at training rows."""
+INT2_BLOCK_SIZES = (32, 64, 128)
+"""For which onnxruntime's CPU multiplies two bits as they are; else it unpacks the whole matrix for every token, 800
+times slower (1.32, 1024 x 1024)."""
 MOST = 2**31 - 1
 """Of any integer in a recipe that has no bound of its own."""
 
@@ -165,7 +172,8 @@ class TrainTable:
 class ExportTable:
     """[export]: the merge and the bundle."""
 
-    precision: Literal["int4", "int8", "fp16", "fp32"] = "int4"
+    precision: Literal["int4", "int2", "int8", "fp16", "fp32"] = "int4"
+    """int2 is an experiment: two bits for a decoder's layers, embedding and head as head_bits says."""
     merge_base: Literal["trained", "original", "auto"] = "trained"
     """Merge on the dequantised 4-bit base that was trained, on the 16-bit original, or on which of them loses less."""
     block_size: Literal[16, 32, 64, 128, 256] = 128
@@ -177,8 +185,13 @@ class ExportTable:
     """Bits of the output head and the embedding, never fewer than the rest has."""
     int8_layers: tuple[str, ...] = ()
     """A decoder's matrices that keep 8 bits, by name or the end of it: "model.layers.0.mlp.down_proj", "o_proj"."""
+    method: Literal["auto", "rtn", "search", "hqq", "gptq", "awq"] = "auto"
+    """How weights are rounded: with scales from the extremes of a block (rtn), those of least squared error (search) or
+    of least error in a norm that forgives outliers (hqq: Half-Quadratic Quantization, Badri and Shaji 2023); or so that
+    the layers' outputs on calibration_rows change least (gptq, arXiv:2210.17323), input channels scaled before (awq,
+    arXiv:2306.00978). auto: gptq for 2 and 4 bits, search for 8 bits or without calibration_rows."""
     calibration_rows: int = _at(1024, least=0)
-    """Training rows for which int4 weights are rounded (GPTQ, arXiv:2210.17323); 0: to the nearest."""
+    """Training rows that gptq and awq round for."""
     min_gain_kept: float = _at(0.97, least=0.0, most=1.0)
     """Least share of what fine-tuning gained, in score and in loss, that a bundle must keep; below it is refused."""
     on_grid_steps: int = _at(0, least=0)
@@ -193,6 +206,19 @@ class ExportTable:
     """Relative: how far a step moves a scale, as a share of it."""
     max_length: int | None = _at(None, least=8)
     """Longest text, prompt and answer, in tokens; without it the base's context."""
+
+    @property
+    def rounding(self) -> Method:
+        """The method, with "auto" decided."""
+        if self.method != "auto":
+            return self.method
+        return "gptq" if self.precision in ("int2", "int4") and self.calibration_rows else "search"
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether training rows have a part in it: for calibration, or for repair, which 8 bits do not need."""
+        has_few_bits = self.precision in ("int2", "int4")
+        return has_few_bits or (self.precision == "int8" and self.rounding in CALIBRATED)
 
 
 @dataclass(frozen=True)
@@ -353,6 +379,8 @@ def _task(raw: Mapping[str, Any]) -> Any:
 def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
     """What two tables say against each other, if anything."""
     metric, export = recipe.evaluate.metric, recipe.export
+    if problem := _rounding_problem(recipe):
+        return problem
     if not recipe.is_classifier:
         if "classify" in raw:
             return '[classify]: needs model.task = "classification"'
@@ -373,6 +401,27 @@ def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
         return "export.max_length: data.max_seq_len is the length of a classifier's texts; leave it out"
     if recipe.classify.multi_label and recipe.classify.out_of_scope_label is not None:
         return "classify.out_of_scope_label: with multi_label a text that no label fits has none; leave this key out"
+    return None
+
+
+def _rounding_problem(recipe: Recipe) -> str | None:
+    """What the keys of [export] that say how weights are rounded have against each other, if anything."""
+    table = recipe.export
+    if table.method in CALIBRATED and not table.calibration_rows:
+        return f'export.method = "{table.method}": has no rows; raise export.calibration_rows, or take "search"'
+    if table.method != "auto" and table.on_grid_steps:
+        return "export.method: on_grid_steps round in a way of their own; leave one of the two out"
+    if table.method == "awq" and recipe.is_classifier:
+        return 'export.method = "awq": is for decoders; a classifier takes "gptq"'
+    if table.precision != "int2":
+        return None
+    if recipe.is_classifier:
+        return 'export.precision = "int2": is for decoders; a classifier takes "int4"'
+    if table.block_size not in INT2_BLOCK_SIZES or table.accuracy_level != 4:
+        sizes = ", ".join(map(str, INT2_BLOCK_SIZES))
+        return f'export.precision = "int2": onnxruntime is fast with block_size {sizes} and accuracy_level 4 only'
+    if table.on_grid_steps:
+        return 'export.precision = "int2": on_grid_steps are for "int4"; leave them out'
     return None
 
 

@@ -67,6 +67,43 @@ def test_a_bad_value_is_refused_with_what_was_wanted(override, complaint):
         parse(SMALL, override)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (("export.method=gptq", "export.calibration_rows=0"), 'export.method = "gptq": has no rows; raise'),
+        (("export.method=awq", "export.calibration_rows=0"), 'export.method = "awq": has no rows; raise'),
+        (("export.method=awq", "model.task=classification"), '"awq": is for decoders; a classifier takes "gptq"'),
+        (("export.method=hqq", "export.on_grid_steps=9"), "on_grid_steps round in a way of their own"),
+        (("export.precision=int2", "export.block_size=16"), "block_size 32, 64, 128 and accuracy_level 4 only"),
+        (("export.precision=int2", "export.accuracy_level=0"), "block_size 32, 64, 128 and accuracy_level 4 only"),
+        (("export.precision=int2", "export.on_grid_steps=9"), 'on_grid_steps are for "int4"'),
+        (("export.precision=int2", "model.task=classification"), '"int2": is for decoders'),
+    ],
+)
+def test_ways_of_rounding_that_cannot_be_are_one_line(overrides, complaint):
+    with pytest.raises(RecipeError, match=complaint) as error:
+        parse(SMALL, *overrides)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "method", "needs_rows"),
+    [
+        ((), "gptq", True),
+        (("export.precision=int2",), "gptq", True),
+        (("export.precision=int8",), "search", False),
+        (("export.precision=int8", "export.method=gptq"), "gptq", True),
+        (("export.calibration_rows=0",), "search", True),
+        (("export.method=hqq",), "hqq", True),
+        (("export.precision=fp16", "export.method=gptq"), "gptq", False),
+    ],
+)
+def test_rounding_for_the_rows_is_the_default_where_it_pays(overrides, method, needs_rows):
+    recipe = parse(SMALL, *overrides)
+    assert (recipe.export.rounding, recipe.export.needs_rows) == (method, needs_rows)
+    assert parse_recipe(recipe.to_toml(), source="b.toml").export == recipe.export
+
+
 def test_overrides_win_and_need_no_quotes_for_text():
     recipe = parse(SMALL, "train.learning_rate=1e-4", "train.schedule=linear", "data.eval=/tmp/x.jsonl")
     assert (recipe.train.learning_rate, recipe.train.schedule, recipe.data.eval) == (1e-4, "linear", "/tmp/x.jsonl")

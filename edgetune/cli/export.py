@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.command("export", epilog="Example: edgetune export runs/quickstart --precision int4 --block-size 128")
 @click.argument("run", metavar="RUN_OR_MERGED", type=click.Path(path_type=Path))
 @click.option("--data", help="Rows to round, repair and verify a merged folder on; a run has its own.")
-@click.option("--precision", type=click.Choice(["int4", "int8", "fp16", "fp32"]), help="In place of the recipe's.")
+@click.option(
+    "--precision", type=click.Choice(["int4", "int2", "int8", "fp16", "fp32"]), help="In place of the recipe's."
+)
 @click.option("--block-size", type=click.Choice(["16", "32", "64", "128", "256"]), help="In place of the recipe's.")
 @click.option(
     "-o",
@@ -215,7 +217,7 @@ def _export(
         return export_classifier(source, out, recipe, progress=progress)
     prompts = prompts_of(islice(examples(recipe, "train"), MOST_PROMPTS))
     with tempfile.TemporaryDirectory() as cache:
-        rows = training_rows(source, recipe, Path(cache)) if recipe.export.precision == "int4" else None
+        rows = training_rows(source, recipe, Path(cache)) if recipe.export.needs_rows else None
         return export_folder(source, out, recipe, prompts=prompts, rows=rows, progress=progress)
 
 

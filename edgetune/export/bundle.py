@@ -13,7 +13,7 @@ from edgetune.runtime.bundle import ChatFormat, Grid
 
 def grid_of(table: ExportTable) -> Grid | None:
     """The grid that an [export] table asks for; None for fp16 and fp32."""
-    bits = {"int4": 4, "int8": 8}.get(table.precision)
+    bits = {"int2": 2, "int4": 4, "int8": 8}.get(table.precision)
     if bits is None:
         return None
     return Grid(

@@ -41,13 +41,13 @@ class Built:
 
 
 def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: Sequence[str] = ()) -> Built:
-    """Write a bundle into an empty folder, its int4 weights rounded for `texts`. Raises ModelError."""
+    """Write a bundle into an empty folder, weights rounded as [export] says, "gptq" for `texts`. Raises ModelError."""
     tokenizer, classifier = load_tokenizer(merged), load_classifier(load_merged(merged), merged)
     spec, precision = classifier.spec, recipe.export.precision
     grid = grid_of(recipe.export)
     grid = dataclasses.replace(grid, head_bits=grid.bits) if grid else None  # of embeddings; the head stays float
     batches = token_batches(tokenizer, texts, max_length=spec.max_length)
-    matrices = put_on_grid(classifier, grid, batches) if grid else {}
+    matrices = put_on_grid(classifier, grid, batches, method=recipe.export.rounding) if grid else {}
     build_encoder(
         classifier,
         folder,

@@ -26,7 +26,7 @@ from edgetune.quant.folder import QuantizedFolder
 from edgetune.runtime.bundle import GRAPH, Grid
 from edgetune.runtime.session import import_genai
 
-Precision = Literal["int4", "int8", "fp16", "fp32"]
+Precision = Literal["int4", "int2", "int8", "fp16", "fp32"]
 OPTIONS = ["windowed_kv_cache=false"]
 """The builder's options. A cache as long as the window only would have to be filled before the first token."""
 

@@ -25,8 +25,10 @@ from edgetune.export.operators import ATTENTION, GridEmbedding, GridLinear, regi
 from edgetune.export.silence import silenced
 from edgetune.model.base import first_line
 from edgetune.model.classifier import Classifier, drop_unused_pooler
-from edgetune.quant.calibrate import input_moments, quantize_calibrated
-from edgetune.quant.grid import QuantizedMatrix, dequantize, quantize
+from edgetune.quant.calibrate import input_moments
+from edgetune.quant.grid import QuantizedMatrix, dequantize
+from edgetune.quant.methods import round_weight
+from edgetune.recipe import CALIBRATED, Method
 from edgetune.runtime.bundle import GRAPH, Grid
 
 OPSET = 20
@@ -82,14 +84,16 @@ def build_encoder(
 
 
 def put_on_grid(
-    classifier: Classifier, grid: Grid, batches: Sequence[tuple[Tensor, Tensor]] = ()
+    classifier: Classifier, grid: Grid, batches: Sequence[tuple[Tensor, Tensor]] = (), *, method: Method = "gptq"
 ) -> dict[str, QuantizedMatrix]:
-    """Each weight that the bundle holds on the grid, by its module's name.
+    """Each weight that the bundle holds on the grid, by its module's name, rounded by a method; not by "awq".
 
     These are the encoder's plain linear layers and its embeddings of LEAST_ROWS rows or more. `batches`: ids and mask,
-    (B, T) each, of texts as the classifier will be given; with them 4-bit linear layers are rounded so that their
-    outputs change least (quant.calibrate), without them each weight is rounded to the nearest.
+    (B, T) each, of texts as the classifier will be given; with them "gptq" rounds linear layers so that their outputs
+    change least, without them each weight to the nearest. Raises ModelError for "awq".
     """
+    if method == "awq":
+        raise ModelError('export.method = "awq": is for decoders', cure='take "gptq" for a classifier')
     copied = float_copy(classifier)
     settings: dict[str, Any] = {"bits": grid.bits, "block_size": grid.block_size, "symmetric": grid.symmetric}
     linears = {
@@ -105,13 +109,13 @@ def put_on_grid(
             yield mask.bool()
             copied(ids, mask)
 
-    if batches and grid.bits == 4:
+    if batches and method in CALIBRATED:
         for name, moments in input_moments(linears, run):
-            matrices[name] = quantize_calibrated(linears[name].weight, moments, **settings)
+            matrices[name] = round_weight(linears[name].weight, method, moments, **settings)
     for name, module in copied.named_modules():
         is_table = type(module) is nn.Embedding and module.num_embeddings >= LEAST_ROWS
         if is_table or (name in linears and name not in matrices):
-            matrices[name] = quantize(module.weight, **settings)
+            matrices[name] = round_weight(module.weight, method, **settings)
     return matrices
 
 

@@ -21,7 +21,8 @@ from edgetune.export.checks import Verification
 from edgetune.export.classifier import build_classifier_bundle, calibrated, draw_texts
 from edgetune.export.decoder import build_decoder
 from edgetune.export.encoder_verify import verify_encoder
-from edgetune.export.quantize import Rows, quantize_decoder
+from edgetune.export.moments import Rows
+from edgetune.export.quantize import quantize_decoder
 from edgetune.export.settings import write_settings
 from edgetune.export.verify import MOST_PROMPTS, Prompt, verify
 from edgetune.files import atomic_folder, read_json, refuse_to_replace
@@ -31,7 +32,7 @@ from edgetune.model.classifier import SPEC
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.provenance import provenance
 from edgetune.quant.folder import QuantizedFolder
-from edgetune.recipe import Recipe
+from edgetune.recipe import CALIBRATED, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import MANIFEST, Bundle, write_manifest
 
@@ -77,7 +78,7 @@ def export(
     if is_classifier:
         return export_classifier(run_dir.merged, out, recipe, progress=progress)
     prompts = prompts_of(islice(chain(examples(recipe, "eval"), examples(recipe, "train")), MOST_PROMPTS))
-    rows = training_rows(run_dir.merged, recipe, run_dir.cache) if recipe.export.precision == "int4" else None
+    rows = training_rows(run_dir.merged, recipe, run_dir.cache) if recipe.export.needs_rows else None
     return export_folder(run_dir.merged, out, recipe, prompts=prompts, rows=rows, progress=progress)
 
 
@@ -120,9 +121,9 @@ def export_folder(
 def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Progress | None = None) -> ExportResult:
     """The bundle `out` of a merged classifier.
 
-    Its int4 weights are rounded for the recipe's train rows, its probabilities calibrated on the eval rows. Then it is
-    verified, with the threshold that may make answers "unknown", on texts drawn from the eval rows, and from the train
-    rows where those are few.
+    Its weights are rounded as [export] method says, "gptq" for the recipe's train rows, its probabilities are
+    calibrated on the eval rows. Then it is verified, with the threshold that may make answers "unknown", on texts drawn
+    from the eval rows, and from the train rows where those are few.
 
     Raises as `export` does.
     """
@@ -133,7 +134,8 @@ def export_classifier(merged: Path, out: Path, recipe: Recipe, *, progress: Prog
         seed, count = recipe.train.seed, recipe.export.calibration_rows
         texts = draw_texts(examples(recipe, "eval"), MOST_PROMPTS, seed=seed)
         texts += draw_texts(examples(recipe, "train"), MOST_PROMPTS - len(texts), seed=seed)
-        drawn = draw_texts(examples(recipe, "train"), count, seed=seed) if recipe.export.precision == "int4" else []
+        is_drawn = recipe.export.rounding in CALIBRATED
+        drawn = draw_texts(examples(recipe, "train"), count, seed=seed) if is_drawn else []
         built = build_classifier_bundle(merged, folder, recipe, drawn)
         tell({"stage": "export", "message": "calibrating on the eval rows"})
         built = dataclasses.replace(built, bundle=calibrated(built.bundle, recipe))
@@ -224,6 +226,7 @@ def build_bundle(
             "base": recipe.model.base,
             "merged_sha256": hash_tree(merged),
             "recipe_sha256": hash_values(recipe),
+            "method": quantized.record.get("method") if quantized else None,
             "repair": quantized.record.get("repair") if quantized else None,
             **provenance(recipe.train.seed),
         },

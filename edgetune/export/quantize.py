@@ -3,71 +3,97 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from edgetune.data.prepare import Prepared
-from edgetune.data.tokens import Tokens
-from edgetune.errors import ModelError
+from edgetune.errors import ModelError, RecipeError
 from edgetune.export.architecture import EMBEDDING_TENSOR, HEAD_TENSOR
-from edgetune.export.weights import CheckpointTensors, device_model
+from edgetune.export.fold import fold_decoder
+from edgetune.export.moments import Rows, layer_moments
 from edgetune.hashes import hash_tree
 from edgetune.model.weights import Place, find_tensors, read_tensor
-from edgetune.quant.calibrate import input_moments, quantize_calibrated
 from edgetune.quant.folder import QuantizedFolder, write_quantized
-from edgetune.quant.grid import QuantizedMatrix, quantize
-from edgetune.recipe import Recipe
+from edgetune.quant.grid import QuantizedMatrix
+from edgetune.quant.methods import round_weight
+from edgetune.recipe import CALIBRATED, Method, Recipe
 from edgetune.runtime.bundle import Grid
 
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Projections of one input, which a graph computes as one product."""
-BATCH_ROWS = 8
-"""Rows run at a time for calibration."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The user's rows as training saw them."""
-
-    prepared: Prepared
-    pad_id: int
 
 
 def quantize_decoder(
     merged: Path, out: Path, recipe: Recipe, grid: Grid, *, rows: Rows | None = None, progress: Any = None
 ) -> QuantizedFolder:
-    """Write `out`: every matrix of the merged folder on the grid; with `rows` repaired as [export] says.
+    """Write `out`: every matrix of the merged folder on the grid by [export] method; with `rows` repaired.
 
-    Raises RunError for a full disk, ModelError for weights that are no numbers.
+    Raises RunError for a full disk, ModelError for weights that are no numbers, RecipeError for a method that needs
+    rows where there are none.
     """
-    places = find_tensors(merged)
-    bits = bits_of(places, grid, recipe.export.int8_layers)
+    method = rounding(recipe, rows)
+    bits = bits_of(find_tensors(merged), grid, recipe.export.int8_layers)
+    record: dict[str, Any] = {"merged_sha256": hash_tree(merged), "method": method}
+    vectors: Mapping[str, Tensor] = {}
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".folded", dir=out.parent) as kept:
+        source = merged
+        if method == "awq" and rows is not None:
+            source = Path(kept) / "folded"
+            fold_decoder(merged, source, recipe, grid, rows, bits=bits)
+            vectors = _changed_vectors(merged, source)
+        matrices = _round(source, bits, recipe, grid, rows, method=method, record=record, progress=progress)
+        if rows is not None and recipe.export.repair_steps and grid.bits < 8:
+            from edgetune.train.repair import repair
+
+            done = repair(source, matrices, rows.prepared, recipe, pad_id=rows.pad_id, progress=progress)
+            matrices, vectors = dict(done.matrices), done.vectors
+            record["repair"] = done.to_json()
+    return write_quantized(out, matrices, vectors=vectors, record=record)
+
+
+def rounding(recipe: Recipe, rows: Rows | None) -> Method:
+    """The method of [export]; "auto" searches where there are no rows. Raises RecipeError."""
+    table = recipe.export
+    if rows is not None or table.rounding not in CALIBRATED:
+        return table.rounding
+    if table.method == "auto":
+        return "search"
+    raise RecipeError(f'export.method = "{table.method}": needs training rows', cure='give rows, or take "search"')
+
+
+def _round(
+    merged: Path,
+    bits: Mapping[str, int],
+    recipe: Recipe,
+    grid: Grid,
+    rows: Rows | None,
+    *,
+    method: Method,
+    record: dict[str, Any],
+    progress: Any,
+) -> dict[str, QuantizedMatrix]:
+    """Every matrix on the grid; those of layers, where they have the grid's bits, for the rows."""
     matrices: dict[str, QuantizedMatrix] = {}
-    record: dict[str, Any] = {"merged_sha256": hash_tree(merged)}
     if rows is not None and recipe.export.on_grid_steps and grid.bits == 4:
         from edgetune.train.on_grid import train_on_grid
 
         trained = train_on_grid(merged, bits, recipe, grid, rows.prepared, pad_id=rows.pad_id, progress=progress)
         matrices, record["on_grid"] = dict(trained.matrices), trained.to_json()
-    elif rows is not None and recipe.export.calibration_rows and grid.bits == 4:
+    elif rows is not None and method in CALIBRATED:
         (matrices,) = calibrate(merged, [grid], recipe, rows)
         matrices = {name: matrix for name, matrix in matrices.items() if bits[name] == grid.bits}
-    matrices |= {name: round_one(places[name], bits[name], grid) for name in bits if name not in matrices}
-    vectors: Mapping[str, Tensor] = {}
-    if rows is not None and recipe.export.repair_steps and grid.bits == 4:
-        from edgetune.train.repair import repair
+    places = find_tensors(merged)
+    return matrices | {name: round_one(places[name], bits[name], grid, method) for name in bits if name not in matrices}
 
-        done = repair(merged, matrices, rows.prepared, recipe, pad_id=rows.pad_id, progress=progress)
-        matrices, vectors = dict(done.matrices), done.vectors
-        record["repair"] = done.to_json()
-    return write_quantized(out, matrices, vectors=vectors, record=record)
+
+def _changed_vectors(merged: Path, folded: Path) -> dict[str, Tensor]:
+    """Norms and biases of a folded model that are not those of the merged one, float32."""
+    before, after = find_tensors(merged), find_tensors(folded)
+    vectors = {name: read_tensor(place).float() for name, place in after.items() if len(place.shape) == 1}
+    return {name: value for name, value in vectors.items() if not value.equal(read_tensor(before[name]).float())}
 
 
 def round_all(merged: Path, grid: Grid) -> dict[str, QuantizedMatrix]:
@@ -77,40 +103,21 @@ def round_all(merged: Path, grid: Grid) -> dict[str, QuantizedMatrix]:
 
 
 def calibrate(merged: Path, grids: Sequence[Grid], recipe: Recipe, rows: Rows) -> list[dict[str, QuantizedMatrix]]:
-    """For each 4-bit grid the layers' matrices, rounded for what they are given on training rows (GPTQ).
+    """For each grid the layers' matrices, rounded for what they are given on training rows (GPTQ).
 
     The model runs once over [export] calibration_rows of the rows, however many grids there are; memory holds one layer
     of it, the moments of some, and the matrices.
     """
     places = find_tensors(merged)
-    model = device_model(merged, CheckpointTensors(places))
-    named = {f"{name}.weight": module for name, module in model.named_modules()}
-    linears = {name: named[name] for name in bits_of(places, grids[0]) if name.startswith("model.layers.")}
-
-    def run() -> Iterator[Tensor]:
-        for ids, mask in _batches(rows.prepared.train, recipe.export.calibration_rows, seed=recipe.train.seed):
-            yield mask
-            with torch.no_grad():
-                model.model(input_ids=ids, use_cache=False)
-
+    layers = [name for name in bits_of(places, grids[0]) if name.startswith("model.layers.")]
     found: list[dict[str, QuantizedMatrix]] = [{} for _ in grids]
-    for name, moments in input_moments(linears, run):
+    for name, moments in layer_moments(merged, layers, recipe, rows):
         weight = read_tensor(places[name])
         for grid, matrices in zip(grids, found, strict=True):
-            matrices[name] = quantize_calibrated(
-                weight, moments, bits=grid.bits, block_size=grid.block_size, symmetric=grid.symmetric
+            matrices[name] = round_weight(
+                weight, "gptq", moments, bits=grid.bits, block_size=grid.block_size, symmetric=grid.symmetric
             )
     return found
-
-
-def _batches(tokens: Tokens, count: int, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids int64 and mask bool, (B, T) each, of so many rows drawn from all, filled up on the right."""
-    drawn = np.random.default_rng(seed).permutation(len(tokens))[:count]
-    in_order = sorted(drawn.tolist(), key=lambda index: int(tokens.lengths[index]))
-    for start in range(0, len(in_order), BATCH_ROWS):
-        found = [torch.tensor(tokens[index].input_ids) for index in in_order[start : start + BATCH_ROWS]]
-        mask = pad_sequence([torch.ones_like(ids) for ids in found], batch_first=True).bool()
-        yield pad_sequence(found, batch_first=True), mask
 
 
 def bits_of(places: Mapping[str, Place], grid: Grid, int8_layers: Sequence[str] = ()) -> dict[str, int]:
@@ -143,6 +150,6 @@ def joined_with(name: str, names: Iterable[str]) -> list[str]:
     return [f"{block}.{one}.weight" for one in group if f"{block}.{one}.weight" in names]
 
 
-def round_one(place: Place, bits: int, grid: Grid) -> QuantizedMatrix:
-    """A matrix of the checkpoint, rounded to the nearest on the grid."""
-    return quantize(read_tensor(place), bits=bits, block_size=grid.block_size, symmetric=grid.symmetric)
+def round_one(place: Place, bits: int, grid: Grid, method: Method = "search") -> QuantizedMatrix:
+    """A matrix of the checkpoint, rounded to the nearest on the grid, its scales chosen by a method."""
+    return round_weight(read_tensor(place), method, bits=bits, block_size=grid.block_size, symmetric=grid.symmetric)

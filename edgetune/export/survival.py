@@ -78,11 +78,13 @@ def verdict(kept: Kept, floor: float) -> str:
 
 
 def layer_changes(bundle: Bundle, merged: Path, base: Mapping[str, Tensor]) -> Iterator[LayerChange]:
-    """Each matrix of the bundle that fine-tuning changed, one after the other; nothing for a float bundle.
+    """Each matrix of the bundle that fine-tuning changed, one after the other.
+
+    Nothing for a float bundle, nor for one by "awq", whose matrices have other channels than the base's.
 
     `base`: the base's tensors as they were merged on. Raises BundleError for a damaged graph.
     """
-    if bundle.grid is None:
+    if bundle.grid is None or bundle.provenance.get("method") == "awq":
         return
     source = Weights(find_tensors(merged))
     graph = GraphWeights(bundle.path / GRAPH, source.places)

@@ -26,7 +26,7 @@ Prompt = Sequence[Mapping[str, str]] | str
 MOST_PROMPTS = 200
 MOST_TOKENS = 64
 """Tokens of a prompt whose logits are compared."""
-LOGITS_LIMIT = {"fp32": 1e-3, "fp16": 5e-2, "int4": 1e-3, "int8": 1e-3}
+LOGITS_LIMIT = {"fp32": 1e-3, "fp16": 5e-2, "int2": 1e-3, "int4": 1e-3, "int8": 1e-3}
 """In standard deviations of the logits. float32 in another order of summation gives 1e-5, float16 throughout 1e-2."""
 KL_LIMIT = 0.1
 """Nats; what int8 activations may cost. Sound models measure below 0.01, a broken kernel or scale whole nats."""

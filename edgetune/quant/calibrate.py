@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from edgetune.quant.grid import (
     QuantizedMatrix,
-    choose,
     from_codes,
     one_thread,
     quantize,
     refuse_infinite,
-    round_to_grid,
 )
+from edgetune.quant.scales import choose, round_to_grid
 
 DAMPING = 0.01
 """Of the mean squared input that is added to each: GPTQ's own choice (section 3.3, step 3)."""

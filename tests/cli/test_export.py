@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner, Result
 
 from edgetune.cli import main
 from edgetune.export import verify
-from edgetune.recipe import DataTable, ModelTable, Recipe
+from edgetune.export.export import training_rows
+from edgetune.export.graph import Weights
+from edgetune.export.quantize import quantize_decoder
+from edgetune.export.survival import layer_changes
+from edgetune.export.weights import GraphWeights, same_bytes
+from edgetune.model.weights import find_tensors
+from edgetune.recipe import DataTable, Method, ModelTable, Recipe, load_recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import open_bundle
 
@@ -37,6 +44,40 @@ def test_json_is_one_document_with_the_proof(run_dir: RunDir) -> None:
     grid = open_bundle(run_dir.bundle).grid
     assert grid is not None
     assert (grid.bits, grid.block_size) == (8, 64)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("precision", ["int4", "int2"])
+def test_every_method_makes_a_bundle_with_exactly_its_bytes(
+    run_dir: RunDir, tmp_path: Path, method: Method, precision: str
+) -> None:
+    """Verification compares them too; here they are rounded once more, apart from it."""
+    settings = [f"export.method={method}", "export.calibration_rows=16", "export.repair_steps=0"]
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    result = invoke(run_dir.path, "--precision", precision, *flags)
+    assert result.exit_code == 0, result.stderr
+    assert "ok   weight bytes: 0, limit 0" in result.stdout
+    bundle = open_bundle(run_dir.bundle)
+    assert bundle.verified["passed"] is True
+    assert bundle.provenance["method"] == method
+    recipe = load_recipe(run_dir.recipe, [*settings, f"export.precision={precision}"])
+    grid, rows = bundle.grid, training_rows(run_dir.merged, recipe, tmp_path / "cache")
+    assert grid is not None
+    again = quantize_decoder(run_dir.merged, tmp_path / "grid", recipe, grid, rows=rows)
+    weights = GraphWeights(run_dir.bundle / "model.onnx", find_tensors(run_dir.merged))
+    assert {node.attributes["bits"] for node in weights.nodes} == {grid.bits, 8}
+    source = Weights(find_tensors(run_dir.merged), again)
+    assert all(same_bytes(source.on_grid(node.sources, grid), weights.matrix(node)) for node in weights.nodes)
+
+
+def test_scaled_channels_are_repaired_and_verified_like_others(run_dir: RunDir) -> None:
+    settings = ["export.method=awq", "export.calibration_rows=16", "export.repair_steps=8"]
+    result = invoke(run_dir.path, *[flag for setting in settings for flag in ("--set", setting)])
+    assert result.exit_code == 0, result.stderr
+    assert "ok   logits against torch" in result.stdout
+    bundle = open_bundle(run_dir.bundle)
+    assert bundle.provenance["repair"]["best_step"] >= 0
+    assert list(layer_changes(bundle, run_dir.merged, {})) == [], "its channels are not the base's"
 
 
 def test_each_check_is_a_line_and_another_folder_can_be_named(run_dir: RunDir, tmp_path: Path) -> None:

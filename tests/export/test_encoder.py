@@ -18,8 +18,10 @@ from edgetune.export.classifier import Built, token_batches
 from edgetune.export.compare import at_level_0
 from edgetune.export.encoder import build_encoder, dequantized, float_copy, put_on_grid
 from edgetune.export.encoder_verify import verify_encoder
-from edgetune.export.weights import GraphFile
+from edgetune.export.weights import GraphFile, same_bytes
 from edgetune.model.base import ENCODERS
+from edgetune.quant.grid import quantize
+from edgetune.quant.scales import CHOOSERS
 from edgetune.runtime.bundle import Grid
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
 
@@ -27,6 +29,7 @@ FAST = ("bert", "roberta")
 KINDS = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in ENCODERS]
 FUSED = {"bert", "distilbert", "modernbert", "roberta", "xlm-roberta"}
 GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+SETTINGS = {"bits": 4, "block_size": 32, "symmetric": False}
 Exported = Callable[..., Built]
 
 
@@ -190,6 +193,24 @@ def test_calibrated_weights_change_what_the_encoder_computes_less(a_classifier, 
             dequantized(classifier, put_on_grid(classifier, GRID, rows)).embed(ids, mask) for rows in ((), batches)
         )
     assert (calibrated - wanted).square().mean() < 0.8 * (plain - wanted).square().mean()
+
+
+@pytest.mark.parametrize("method", ["rtn", "search", "hqq", "gptq"])
+def test_a_method_decides_how_the_encoder_s_layers_are_rounded(method, a_classifier, encoder_tokenizer, texts) -> None:
+    batches = token_batches(encoder_tokenizer("bert"), texts[:8], max_length=40)
+    classifier = a_classifier("bert")
+    name = "encoder.encoder.layer.0.output.dense"
+    found = put_on_grid(classifier, GRID, batches, method=method)[name]
+    plain = {
+        chooser: quantize(classifier.get_submodule(name).weight, **SETTINGS, method=chooser) for chooser in CHOOSERS
+    }
+    same = {chooser for chooser, matrix in plain.items() if same_bytes(matrix, found)}
+    assert same == ({method} if method in plain else set())
+
+
+def test_channels_of_a_classifier_are_not_scaled(a_classifier) -> None:
+    with pytest.raises(ModelError, match='"awq": is for decoders; take "gptq" for a classifier'):
+        put_on_grid(a_classifier("bert"), GRID, method="awq")
 
 
 def test_the_bundle_s_tokenizer_cuts_as_training_did_and_pads_nothing(exported: Exported) -> None:

@@ -13,7 +13,7 @@ from edgetune.quant import calibrate
 from edgetune.quant.calibrate import input_moments, quantize_calibrated
 from edgetune.quant.grid import dequantize, quantize
 
-GRIDS = [(4, 32, False), (4, 32, True), (4, 16, False), (8, 128, False)]
+GRIDS = [(4, 32, False), (4, 32, True), (4, 16, False), (8, 128, False), (2, 32, False), (2, 64, True)]
 
 
 def correlated(rows: int, columns: int, *, seed: int) -> Tensor:
@@ -35,7 +35,8 @@ def test_outputs_change_far_less_than_by_rounding_to_the_nearest(grid: tuple[int
     weight = torch.randn(96, columns, generator=torch.Generator().manual_seed(1))
     inputs, unseen = correlated(3000, columns, seed=2).split(2000)
     found = quantize_calibrated(weight, inputs.T @ inputs, **settings)
-    assert output_error(unseen, weight, found) < 0.75 * output_error(unseen, weight, quantize(weight, **settings))
+    least = 0.85 if bits == 2 else 0.75  # with four levels the errors are too large to be taken up as well
+    assert output_error(unseen, weight, found) < least * output_error(unseen, weight, quantize(weight, **settings))
 
 
 @pytest.mark.parametrize("grid", GRIDS)

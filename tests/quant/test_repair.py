@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edgetune.quant.grid import dequantize, quantize, storable
+from edgetune.quant.grid import dequantize, quantize
 from edgetune.quant.repair import RepairableLinear, make_repairable, repairable_layers, repaired, round_inputs
+from edgetune.quant.scales import storable
 
 
 def a_layer(
@@ -19,7 +20,7 @@ def a_layer(
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 def test_an_untrained_layer_multiplies_with_the_numbers_of_the_grid(symmetric: bool, bits: int) -> None:
     layer = a_layer(symmetric=symmetric, bits=bits)
     x = torch.randn(2, 5, 72)
@@ -29,9 +30,10 @@ def test_an_untrained_layer_multiplies_with_the_numbers_of_the_grid(symmetric: b
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_gradients_are_those_of_the_dequantised_weight(symmetric: bool) -> None:
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gradients_are_those_of_the_dequantised_weight(symmetric: bool, bits: int) -> None:
     """72 columns: the last block is padded, its padding must have no part in the scale's gradient."""
-    layer = a_layer(symmetric=symmetric)
+    layer = a_layer(symmetric=symmetric, bits=bits)
     x = torch.randn(4, 72, requires_grad=True)
     target = torch.randn(4, 6)
     (layer(x) * target).sum().backward()

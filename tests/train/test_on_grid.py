@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from edgetune.data.prepare import prepare
-from edgetune.export.quantize import Rows, bits_of, quantize_decoder
+from edgetune.export.moments import Rows
+from edgetune.export.quantize import bits_of, quantize_decoder
 from edgetune.model.base import load_tokenizer
 from edgetune.model.weights import find_tensors
 from edgetune.quant.grid import dequantize, quantize

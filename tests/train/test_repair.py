@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from edgetune.data.prepare import prepare
-from edgetune.errors import RunError
-from edgetune.export.quantize import Rows, quantize_decoder, round_all
+from edgetune.errors import RecipeError, RunError
+from edgetune.export.moments import Rows
+from edgetune.export.quantize import quantize_decoder, round_all
 from edgetune.model.base import load_tokenizer
 from edgetune.quant.folder import QuantizedFolder, write_quantized
 from edgetune.quant.grid import dequantize
@@ -91,6 +92,28 @@ def test_what_was_trained_is_what_is_written(recipe, tiny_base, rows, tmp_path):
     x = torch.randn(2, again[f"{name}.weight"].in_features)
     torch.testing.assert_close(model.get_submodule(name)(x), x @ dequantize(again[f"{name}.weight"]).T)
     assert set(again.vectors) == {key for key, value in model.named_parameters() if value.dim() == 1}
+
+
+def test_a_method_without_its_rows_is_one_line(recipe, tiny_base, tmp_path):
+    asked = dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, method="awq"))
+    with pytest.raises(RecipeError, match='"awq": needs training rows; give rows, or take "search"'):
+        quantize_decoder(tiny_base, tmp_path / "grid", asked, GRID)
+    assert quantize_decoder(tiny_base, tmp_path / "grid", recipe, GRID).record["method"] == "search"
+
+
+def test_scaled_channels_come_with_the_vectors_that_make_up_for_them(recipe, tiny_base, rows, tmp_path):
+    table = dataclasses.replace(recipe.export, method="awq", calibration_rows=16, repair_steps=0)
+    folder = quantize_decoder(tiny_base, tmp_path / "grid", dataclasses.replace(recipe, export=table), GRID, rows=rows)
+    kinds = {name.split(".", 3)[3] for name in folder.vectors}
+    assert kinds == {"input_layernorm.weight", "post_attention_layernorm.weight"}
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_two_bits_are_repaired_like_four(recipe, tiny_base, rows, symmetric):
+    before = round_all(tiny_base, dataclasses.replace(GRID, bits=2, symmetric=symmetric))
+    done = repair(tiny_base, before, rows.prepared, recipe, pad_id=rows.pad_id)
+    assert done.loss_after < done.loss_before
+    assert all(done.matrices[name].packed.equal(before[name].packed) for name in before)
 
 
 def test_a_folder_gives_back_the_matrices_it_was_given(tiny_base, tmp_path):
