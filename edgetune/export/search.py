@@ -75,7 +75,7 @@ class Point:
         """What [export] must say for it."""
         found: dict[str, Any] = {name: getattr(self, name) for name in ("block_size", "symmetric", "head_bits")}
         found["int8_layers"] = self.int8_layers
-        return found if self.calibrated else {**found, "calibration_rows": 0}
+        return {**found, "method": "gptq" if self.calibrated else "search"}
 
     @property
     def name(self) -> str:
