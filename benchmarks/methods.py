@@ -25,7 +25,6 @@ from edgetune.export.quantize import quantize_decoder
 from edgetune.export.search import stored_bytes
 from edgetune.files import write_json
 from edgetune.model.base import load_merged
-from edgetune.model.weights import read_tensor
 from edgetune.provenance import provenance
 from edgetune.recipe import Method, Recipe, load_recipe
 from edgetune.train.repair import MOST_EVAL_ROWS, eval_loss, load_on_grid
@@ -90,9 +89,7 @@ def _measure(recipe: Recipe, merged: Path, rows: Rows, work: Path) -> Iterator[d
         if repair:
             loss, wall_s = repair["loss_before"], wall_s - repair["wall_s"]
         else:
-            model = load_on_grid(merged, folder, rounds_inputs=True)
-            vectors = {name: read_tensor(place) for name, place in folder.vectors.items()}
-            model.load_state_dict(vectors, strict=False)
+            model = load_on_grid(merged, folder, rounds_inputs=True, vectors=folder.vectors)
             loss = eval_loss(model, rows.prepared, changed, rows.pad_id)
         yield {
             "precision": precision,

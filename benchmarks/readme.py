@@ -146,20 +146,22 @@ def methods_table(report: dict[str, Any]) -> str:
     for row in report["rows"]:
         symmetry = "symmetric" if row["symmetric"] else "asymmetric"
         grids.setdefault(f"{row['precision']} block {row['block_size']} {symmetry}", {})[row["method"]] = row
-    lines = [f"| grid | MiB | {' | '.join(names)} |", "| --- | ---: |" + " ---: |" * len(names)]
+    lines = [f"| grid | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
     for grid, rows in grids.items():
-        size = f"{next(iter(rows.values()))['size_bytes'] / 2**20:.2f}"
-        cells = [f"{rows[name]['loss']:.4f}" for name in names]
-        lines.append(f"| {grid} | {size} | {' | '.join(cells)} |")
+        lines.append(f"| {grid} | {_losses(rows, names, 'loss')} |")
         if any(row["repaired_loss"] is not None for row in rows.values()):
-            cells = [f"{rows[name]['repaired_loss']:.4f}" for name in names]
-            lines.append(f"| the same, {report['repair_steps']} steps of repair | {size} | {' | '.join(cells)} |")
+            steps = report["repair_steps"]
+            lines.append(f"| the same, {steps} steps of repair | {_losses(rows, names, 'repaired_loss')} |")
     lines += [
         "",
         f"Nats per trained token of merged `{report['base']}` on {report['eval_rows']} eval rows; in float32 "
         f"{report['float32_loss']:.4f}. gptq and awq saw {report['calibration_rows']:,} training rows.",
     ]
     return "\n".join(lines)
+
+
+def _losses(rows: dict[str, dict[str, Any]], names: list[str], key: str) -> str:
+    return " | ".join(f"{rows[name][key]:.4f}" if name in rows else "-" for name in names)
 
 
 def banking77_table(report: dict[str, Any]) -> str:
@@ -269,17 +271,6 @@ def snips_tries_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def repair_table(report: dict[str, Any]) -> str:
-    """Eval loss of each way to int4, one column a task."""
-    tasks = report["tasks"]
-    names = [variant["name"] for variant in next(iter(tasks.values()))["variants"]]
-    lines = [f"| int4 weights | {' | '.join(tasks)} |", f"| --- |{' ---: |' * len(tasks)}"]
-    for place, name in enumerate(names):
-        cells = (f"{task['variants'][place]['loss']:.4f}" for task in tasks.values())
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "Nats per trained token on eval rows, with the device's int8 activations."])
-
-
 def survival_table(report: dict[str, Any]) -> str:
     """One table a task: what each way to the device keeps of the fine-tune."""
     found = []
@@ -339,7 +330,6 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "classify_throughput": classify_throughput_table,
     "encoder_speed": encoder_speed_table,
     "survival": survival_table,
-    "repair": repair_table,
     "snips_tries": snips_tries_table,
 }
 
