@@ -9,11 +9,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+from edgetune.threads import CHOICES
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """The encoder of the classifiers' benchmarks: its name on the hub."""
@@ -21,10 +23,15 @@ QUIET_LOAD = 0.5
 """The load average up to which a machine counts as idle."""
 
 
-def in_child(module: str, *arguments: str | int | Path) -> dict[str, Any]:
-    """Run `python -m module arguments` and read the JSON of its last line. Raises ClickException if it fails."""
+def in_child(module: str, *arguments: str | int | Path, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run `python -m module arguments` and read the JSON of its last line. Raises ClickException if it fails.
+
+    `environment`: more variables; where it is given, how threads wait is not inherited.
+    """
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "TQDM_DISABLE": "1"})
+    ours = {name: value for name, value in os.environ.items() if environment is None or name not in CHOICES}
+    variables = {**ours, "TQDM_DISABLE": "1", **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     if done.returncode != 0:
         raise click.ClickException(f"{' '.join(command[1:])} failed:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

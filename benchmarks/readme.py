@@ -120,6 +120,23 @@ def keep_adapter_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def busy_table(report: dict[str, Any]) -> str:
+    """Work by its way of waiting: time on an idle machine, and how much slower beside others."""
+    lines = ["| work | waiting | idle | beside one | beside two |", "| --- | --- | ---: | ---: | ---: |"]
+    for name, row in report["rows"].items():
+        work, _, way = name.partition(", ")
+        idle = row["seconds"]["0"]
+        cells = [f"{idle['median'] * 1e3:,.1f} ms ({idle['least'] * 1e3:,.1f} to {idle['most'] * 1e3:,.1f})"]
+        cells += [f"{row['slower'][count]:.1f} x" for count in ("1", "2")]
+        lines.append(f"| {work} | {way} | {' | '.join(cells)} |")
+    machine = report["provenance"]
+    lines += [
+        "",
+        f"Median of {report['rounds']} rounds in turn, on {machine['cores']} cores of {machine['processor']}.",
+    ]
+    return "\n".join(lines)
+
+
 def int4_loss_table(report: dict[str, Any]) -> str:
     """Loss rise of published weights on each grid."""
     names = list(report["models"])

@@ -7,11 +7,12 @@ from typing import Any
 
 from edgetune.files import read_json, write_json
 from edgetune.runtime.bundle import GENAI_CONFIG, ChatFormat
+from edgetune.runtime.session import SPIN_US, spin_options
 
-SESSION_OPTIONS = {"intra_op_num_threads": 0, "session.intra_op.allow_spinning": "1"}
+SESSION_OPTIONS = {"intra_op_num_threads": 0, **spin_options(SPIN_US)}
 """0 lets onnxruntime count the cores of the machine that loads the folder. Without the key onnxruntime-genai takes half
 of the logical processors, which is half of the cores where there is no hyper-threading. Between two small operators a
-spinning thread is there at once (measured on two quiet cores: 141 to 165 tokens/s against 75 to 136)."""
+thread that spins for a moment is there at once; one that spins for longer robs a busy device (see `SPIN_US`)."""
 
 
 def write_settings(folder: Path, *, chat: ChatFormat, context_length: int) -> None:

@@ -14,7 +14,15 @@ import numpy as np
 
 from edgetune.errors import BundleError, PromptError
 from edgetune.runtime.bundle import AGAIN, GRAPH, Bundle, ClassifierFormat
-from edgetune.runtime.session import as_bundle, check_text, load_error, load_tokenizer, open_session, tokenizing
+from edgetune.runtime.session import (
+    SPIN_US,
+    as_bundle,
+    check_text,
+    load_error,
+    load_tokenizer,
+    open_session,
+    tokenizing,
+)
 
 BATCH_TEXTS = 32
 BATCH_TOKENS = 1 << 12
@@ -42,8 +50,11 @@ class Classification:
 class Classifier:
     """A loaded classification bundle: `bundle` says what it is, `format` how its logits become answers."""
 
-    def __init__(self, bundle: Bundle | Path | str, *, threads: int | None = None) -> None:
-        """Load; `threads` defaults to the physical cores this process may use. Raises BundleError."""
+    def __init__(self, bundle: Bundle | Path | str, *, threads: int | None = None, spin_us: int = SPIN_US) -> None:
+        """Load; `threads` defaults to the physical cores this process may use, `spin_us` is as in `Decoder`.
+
+        Raises BundleError, and PromptError for `spin_us` out of range.
+        """
         self.bundle = as_bundle(bundle)
         self.format: ClassifierFormat = self.bundle.classifier_format
         self._tokenizer = load_tokenizer(self.bundle)
@@ -53,7 +64,7 @@ class Classifier:
                 f"{self.bundle.path}: max_length {most} leaves no room for a text", cure="export it again"
             )
         self._tokenizer.enable_truncation(most)
-        self._session = open_session(self.bundle, GRAPH, threads=threads)
+        self._session = open_session(self.bundle, GRAPH, threads=threads, spin_us=spin_us)
 
     def classify(self, texts: Sequence[str], *, top_k: int = 1) -> list[Classification]:
         """An answer for each text, with its `top_k` likeliest labels (all of them if there are fewer).

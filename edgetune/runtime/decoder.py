@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from edgetune.errors import PromptError
 from edgetune.runtime.bundle import Bundle, adapter_file, choose_adapter
 from edgetune.runtime.prompt import Message, Prompter, TextStream
-from edgetune.runtime.session import as_bundle, genai_config, import_genai, load_error
+from edgetune.runtime.session import SPIN_US, as_bundle, genai_config, import_genai, load_error
 
 Prompt = str | Sequence[Message] | Sequence[int]
 """A user's text, a conversation, or token ids taken as they are (`Decoder.prompter.text_ids` makes them)."""
@@ -46,14 +46,22 @@ class Generation:
 class Decoder:
     """A loaded decoder bundle: `bundle` says what it is, `prompter` renders and encodes for it."""
 
-    def __init__(self, bundle: Bundle | Path | str, *, threads: int | None = None, adapter: str | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle | Path | str,
+        *,
+        threads: int | None = None,
+        spin_us: int = SPIN_US,
+        adapter: str | None = None,
+    ) -> None:
         """Load; `threads` defaults to the physical cores this process may use, `adapter` to the bundle's own choice.
 
-        Raises BundleError, MissingExtraError.
+        `spin_us`: microseconds that a waiting thread stays awake, 0 to sleep at once. More is no faster on an idle
+        device and slower on a busy one. Raises BundleError, MissingExtraError, PromptError for `spin_us` out of range.
         """
         self.bundle = as_bundle(bundle, adapter=adapter)
         self.prompter = Prompter(self.bundle)
-        config = genai_config(self.bundle, threads=threads)
+        config = genai_config(self.bundle, threads=threads, spin_us=spin_us)
         try:
             self._model = import_genai().Model(config)
         except Exception as error:  # the library raises bare RuntimeError and its own types

@@ -17,7 +17,11 @@ from edgetune.errors import BundleError, MissingExtraError, PromptError
 from edgetune.files import read_json
 from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, TOKENIZER, Bundle, adapter_file, choose_adapter, open_bundle
 
-SPIN = "session.intra_op.allow_spinning"
+SPIN_US = 20
+"""Microseconds that a thread which waits for another stays awake before it sleeps. It is what an idle device needs: the
+next operator is there by then. Awake for longer it takes a busy device's core from the work that it waits for
+(benchmarks/README.md, "Beside other work")."""
+MOST_SPIN_US = 1_000_000
 SILENT = 4
 """onnxruntime's log level at which it prints fatal errors only: it raises the others too."""
 MOST_CHARACTERS = 300
@@ -40,11 +44,27 @@ def import_genai() -> Any:
         ) from None
 
 
-def genai_config(bundle: Bundle, *, threads: int | None = None) -> Any:
-    """onnxruntime-genai's Config of a bundle with EdgeTune's thread settings laid over it. Raises BundleError."""
+def spin_options(spin_us: int) -> dict[str, str]:
+    """onnxruntime's session options for how long threads spin; older releases know only whether they do.
+
+    Raises PromptError unless `spin_us` is from 0 (sleep at once) to a second.
+    """
+    if not 0 <= spin_us <= MOST_SPIN_US:
+        raise PromptError(f"spin_us is {spin_us}, must be from 0 to {MOST_SPIN_US:,}")
+    return {
+        "session.intra_op.allow_spinning": "1" if spin_us else "0",
+        "session.intra_op.spin_duration_us": str(spin_us or 1),
+    }
+
+
+def genai_config(bundle: Bundle, *, threads: int | None = None, spin_us: int = SPIN_US) -> Any:
+    """onnxruntime-genai's Config of a bundle with EdgeTune's thread settings laid over it.
+
+    Raises BundleError, and PromptError for `spin_us` out of range.
+    """
     og = import_genai()
     read_json(bundle.path / GENAI_CONFIG, BundleError, cure=AGAIN)  # the library's own reader dies of deep nesting
-    options: dict[str, Any] = {SPIN: "1", "log_severity_level": SILENT}
+    options: dict[str, Any] = {**spin_options(spin_us), "log_severity_level": SILENT}
     count = threads or usable_cores()
     if count:
         options["intra_op_num_threads"] = count
@@ -56,14 +76,15 @@ def genai_config(bundle: Bundle, *, threads: int | None = None) -> Any:
     return config
 
 
-def open_session(bundle: Bundle, graph: str, *, threads: int | None = None) -> Any:
-    """An onnxruntime session of a graph in a bundle, all its optimisations on. Raises BundleError."""
+def open_session(bundle: Bundle, graph: str, *, threads: int | None = None, spin_us: int = SPIN_US) -> Any:
+    """An onnxruntime session of a graph in a bundle, all its optimisations on. Raises as `genai_config` does."""
     import onnxruntime  # here, because text generation does without it
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = SILENT
     options.intra_op_num_threads = threads or usable_cores() or 0
-    options.add_session_config_entry(SPIN, "1")
+    for name, value in spin_options(spin_us).items():
+        options.add_session_config_entry(name, value)
     try:
         return onnxruntime.InferenceSession(str(bundle.path / graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises one type for each of its status codes

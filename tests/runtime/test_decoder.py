@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,11 +101,25 @@ def test_without_a_chat_template_text_is_continued_as_it_is(tiny_bundle: Path) -
     assert decoder.token_ids("turn on") == decoder.prompter.text_ids("turn on")
 
 
-def test_time_spent_by_the_receiver_is_not_counted(decoder: Decoder) -> None:
-    import time
+def test_time_spent_by_the_receiver_is_not_counted(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only the receiver moves: each of its 50 s would show."""
+    now, pieces = [1.0], []
 
-    result = decoder.generate(PROMPT, max_new_tokens=10, on_text=lambda _: time.sleep(0.05))
-    assert result.decode_s < 0.2
+    def receive(piece: str) -> None:
+        pieces.append(piece)
+        now[0] += 50.0
+
+    monkeypatch.setattr("edgetune.runtime.decoder.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    result = decoder.generate(PROMPT, max_new_tokens=10, on_text=receive)
+    assert len(pieces) > 1
+    assert (result.prefill_s, result.decode_s) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("spin_us", [0, 1, 1000])
+def test_how_long_threads_spin_changes_no_answer(decoder: Decoder, tiny_bundle: Path, spin_us: int) -> None:
+    other = Decoder(tiny_bundle, threads=2, spin_us=spin_us)
+    wanted = decoder.generate(PROMPT, max_new_tokens=10).token_ids
+    assert other.generate(PROMPT, max_new_tokens=10).token_ids == wanted
 
 
 def test_speed_counts_the_end_token_as_a_step() -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from edgetune.errors import MissingExtraError
+from edgetune.errors import MissingExtraError, PromptError
 from edgetune.runtime import session
 
 
@@ -47,3 +47,12 @@ def test_telemetry_is_off_before_the_library_loads(monkeypatch: pytest.MonkeyPat
     with pytest.raises(MissingExtraError):
         session.import_genai()
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+
+
+def test_threads_spin_for_as_long_as_they_are_told() -> None:
+    allowed, duration = "session.intra_op.allow_spinning", "session.intra_op.spin_duration_us"
+    assert session.spin_options(0)[allowed] == "0"
+    assert session.spin_options(50) == {allowed: "1", duration: "50"}
+    for wrong in (-1, session.MOST_SPIN_US + 1):
+        with pytest.raises(PromptError, match=f"spin_us is {wrong}, must be from 0 to 1,000,000"):
+            session.spin_options(wrong)
