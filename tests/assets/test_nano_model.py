@@ -72,27 +72,23 @@ def test_a_restart_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     model = pretrain.make_model()
     optimizers = pretrain.make_optimizers(model)
     rows = torch.randint(6, 4096, (pretrain.ROWS_PER_STEP, 17), generator=torch.Generator().manual_seed(0))
-    pretrain.train_step(pretrain.row_losses, model, optimizers, rows, 1.0)
-    pretrain.save_checkpoint(tmp_path, model, optimizers, 1, pretrain.Clock(5.0, None, 60.0))
+    weights = torch.linspace(0.1, 1, 16).expand(len(rows), -1)
+    pretrain.train_step(pretrain.row_losses, model, optimizers, rows, weights, 1.0)
+    progress = {"step": 1, "tokens": 256} | pretrain.Clock(5.0, None, 60.0).state()
+    pretrain.save_checkpoint(tmp_path, model, optimizers, progress)
     resumed = pretrain.make_model()
     resumed_optimizers = pretrain.make_optimizers(resumed)
     state = pretrain.load_checkpoint(tmp_path, resumed, resumed_optimizers)
-    assert (state["step"], state["elapsed_s"]) == (1, 5.0)
-    went_on = pretrain.train_step(pretrain.row_losses, model, optimizers, rows, 1.0)
-    assert pretrain.train_step(pretrain.row_losses, resumed, resumed_optimizers, rows, 1.0) == went_on
+    assert (state["step"], state["tokens"], state["elapsed_s"]) == (1, 256, 5.0)
+    went_on = pretrain.train_step(pretrain.row_losses, model, optimizers, rows, weights, 1.0)
+    resumed_losses = pretrain.train_step(pretrain.row_losses, resumed, resumed_optimizers, rows, weights, 1.0)
+    assert torch.equal(resumed_losses, went_on)
 
 
 def test_answers_are_the_tokens_after_the_assistant_role_up_to_its_end() -> None:
     rows = torch.tensor([[0, 3, 70, 5, 4, 80, 81, 5, 3, 90, 5, 4, 82]])
     inside = export.is_answer(rows)[0].tolist()
     assert [token for token, answer in zip(rows[0, 1:].tolist(), inside, strict=True) if answer] == [80, 81, 5, 82]
-
-
-def test_only_prompts_of_synthetic_rows_weigh_less() -> None:
-    rows = torch.tensor([[3, 70, 5, 4, 80, 5]]).repeat(pretrain.ROWS_PER_STEP, 1)
-    weights = pretrain.loss_weights(rows)
-    assert weights[0].tolist() == [1, 1, 1, 1, 1]
-    assert weights[-1].tolist() == pytest.approx([0.1, 0.1, 0.1, 1, 1])
 
 
 def test_an_epoch_reads_each_document_as_often_as_its_passes_say_and_a_step_gives_the_same_rows_again() -> None:
@@ -103,8 +99,24 @@ def test_an_epoch_reads_each_document_as_often_as_its_passes_say_and_a_step_give
     passes = np.array([1] * 700 + [3])
     read = np.concatenate([ids, ids[starts[-2] :], ids[starts[-2] :]])
     batches = pretrain.Batches(tokenizer, ids, starts, passes, make_pool(documents))
-    steps = -(-len(read) // ((pretrain.ROWS_PER_STEP - pretrain.SYNTHETIC_ROWS) * (pretrain.CONTEXT + 1)))
-    natural = [batches.rows(step)[: -pretrain.SYNTHETIC_ROWS].flatten() for step in range(steps)]
+    synthetic = batches.synthetic_rows
+    steps = -(-len(read) // ((batches.rows - synthetic) * (pretrain.CONTEXT + 1)))
+    natural = [batches[step][0][:-synthetic].flatten() for step in range(steps)]
     assert np.array_equal(np.sort(torch.cat(natural)[: len(read)].numpy()), np.sort(read))
-    assert torch.equal(batches.rows(1), batches.rows(1))
-    assert not torch.equal(batches.rows(1)[-1], batches.rows(0)[-1])
+    assert torch.equal(batches[1][0], batches[1][0])
+    assert not torch.equal(batches[1][0][-1], batches[0][0][-1])
+    ahead = batches.from_step(1, 1)
+    assert all(torch.equal(next(ahead)[0], batches[step][0]) for step in (1, 2, 3))
+
+
+def test_only_prompts_of_synthetic_rows_weigh_less() -> None:
+    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    documents = [Document("prose", f"The farmer gave Lucy {i} yellow apples for the road.") for i in range(700)]
+    documents.append(Document("snips", "play the long song by lucy"))
+    ids, starts = pretrain.pack_documents(tokenizer, documents)
+    batches = pretrain.Batches(tokenizer, ids, starts, np.ones(701, dtype=int), make_pool(documents), rows=4)
+    rows, weights = batches[0]
+    assert bool((weights[:2] == 1).all())
+    is_answer = export.is_answer(rows[2:])
+    assert 0.1 < is_answer.float().mean() < 0.9
+    assert torch.equal(weights[2:], torch.where(is_answer, 1.0, 0.1))

@@ -19,14 +19,14 @@ def render_numbers(numbers: dict) -> str:
     """Two Markdown tables: the run, then held-out losses beside count-based baselines."""
     decay = "not yet begun: preliminary weights"
     if numbers["decay_started_s"] is not None:
-        decay = f"from minute {numbers['decay_started_s'] / 60:.0f}, {numbers['decay_length_s'] / 60:.0f} min long"
+        decay = f"from minute {numbers['decay_started_s'] / 60:.1f}, {numbers['decay_length_s'] / 60:.1f} min long"
     versions = ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
     run = {
         "parameters": f"{numbers['parameters']:,}",
         "steps": f"{numbers['steps']:,}",
         "tokens seen": f"{numbers['tokens']:,} ({numbers['synthetic_share']:.0%} of them synthetic tasks)",
         "natural text": f"{numbers['natural_tokens']:,} tokens read, of texts of {numbers['natural_train_tokens']:,}",
-        "training time": f"{numbers['train_wall_s'] / 60:.0f} min on {numbers['hardware']}, shared with other work",
+        "training time": f"{numbers['train_wall_s'] / 60:.1f} min on {numbers['hardware']}",
         "learning-rate decay": decay,
         "versions": versions,
     }

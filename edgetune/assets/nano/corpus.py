@@ -12,7 +12,7 @@ from pathlib import Path
 BOS, SYSTEM, USER, ASSISTANT, END = "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 MAX_DOCUMENT_CHARS = 4000
 HELD_OUT_PERCENT = 1
-PASSES = {"snips": 12}
+PASSES = {"snips": 3}
 """How often a source is read while the others are read once: spoken commands are what this base is made for."""
 SHORT_SENTENCE_FILES = ("common-voice_sentences", "tatoeba_english-sentences")
 

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from edgetune.assets.nano.card import update_card
 from edgetune.assets.nano.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE
+from edgetune.model.device import device
 
 CONTEXT = 512
 ADD_K = 0.02
@@ -50,7 +51,7 @@ def export(work: Path, out: Path) -> dict:
 
     The card in `out`, if there is one, gets the numbers too; they are returned.
     """
-    state = torch.load(work / "checkpoint.pt", weights_only=True)
+    state = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
     model = LlamaForCausalLM(make_config())
     model.load_state_dict(state["model"])
     model = model.to(torch.bfloat16)
@@ -63,7 +64,7 @@ def export(work: Path, out: Path) -> dict:
     GenerationConfig(bos_token_id=0, eos_token_id=[5, 0], pad_token_id=1).save_pretrained(partial)
     tensors = {n: p.detach().contiguous() for n, p in model.state_dict().items() if n != "lm_head.weight"}
     save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-    numbers = measure(model.float(), state, work)
+    numbers = measure(model.float().to(device()), state, work)
     (partial / "training.json").write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted(partial.iterdir()):
@@ -105,7 +106,7 @@ def measure(model: LlamaForCausalLM, state: dict, work: Path) -> dict:
         **{f"{name}_nats_per_token": round(loss, 4) for name, loss in baselines.items()},
         **{f"{name}_bits_per_byte": round(loss * bits_per_nat_byte, 4) for name, loss in baselines.items()},
         "weights_dtype": "bfloat16",
-        "hardware": f"{os.cpu_count()} CPU cores, {_cpu_name()}, no GPU",
+        "hardware": state["hardware"],
         "versions": {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -170,7 +171,7 @@ def _rows(ids: np.ndarray, max_rows: int | None) -> list[torch.Tensor]:
 
 
 def _losses(model: LlamaForCausalLM, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = model(input_ids=row[None, :-1], use_cache=False).logits[0].float()
+    logits = model(input_ids=row[None, :-1].to(model.device), use_cache=False).logits[0].float().cpu()
     return F.cross_entropy(logits, row[1:], reduction="none"), logits.argmax(-1) == row[1:]
 
 
@@ -179,11 +180,3 @@ def _runs(inside: list[bool]) -> list[tuple[int, int]]:
     edges = [i for i in range(1, len(inside)) if inside[i] != inside[i - 1]]
     starts = [i for i in ([0] if inside[0] else []) + edges if inside[i]]
     return list(zip(starts, [i for i in edges if not inside[i]], strict=False))
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
