@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +28,8 @@ Progress = Callable[[Mapping[str, Any]], None]
 DISTRIBUTIONS = "distributions.npy"
 """What the fine-tune finds likely, in the run's cache: other targets are compared with it."""
 SEARCH_ROWS = 400
+VARIANT_ROWS = 100
+"""Rows on which graphs are measured that are built for the ledger alone: what they differ in shows in the logits."""
 FLOAT_ONNX, EXACT_ONNX = "onnx-fp32", "onnx-exact"
 """Names of the bundle's variants in results/."""
 
@@ -105,6 +109,7 @@ def run(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progr
     trained = train(recipe, run_dir, progress=progress)
     work.stage_s["train"] = round(max(trained.wall_s, time.perf_counter() - started), 3)
     work.see_memory(trained.peak_bytes)
+    _give_back_memory()
     _write_recipe(work)
     base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
     targets = run_targets(recipe, run_dir, base)
@@ -130,6 +135,14 @@ def run(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progr
     return _finish(work, table, ledger, facts)
 
 
+def _give_back_memory() -> None:
+    """What a stage has freed goes to the system: other processes need it next."""
+    from edgetune.model.heap import give_back_freed
+
+    gc.collect()  # models hold themselves in circles
+    give_back_freed()
+
+
 def _write_recipe(work: _Run) -> None:
     """Put [export], [evaluate] and [budget] into the folder's resolved recipe: they may have changed since training."""
     resolved = load_recipe(work.run_dir.recipe)
@@ -149,7 +162,7 @@ def _plan(work: _Run) -> Any:
     return estimate
 
 
-def _evaluate(work: _Run, target: Any, inputs: str, *, name: str = "") -> Any:
+def _evaluate(work: _Run, target: Any, inputs: str, *, name: str = "", most_rows: int | None = None) -> Any:
     """The result of one target, measured now or before; `target` may be what makes it when it is to be measured."""
     from edgetune.evaluate.evaluate import evaluate, read_result
     from edgetune.evaluate.texts import EVAL_SET_FILE
@@ -163,6 +176,7 @@ def _evaluate(work: _Run, target: Any, inputs: str, *, name: str = "") -> Any:
                 results / EVAL_SET_FILE,
                 results,
                 distributions=work.run_dir.cache / DISTRIBUTIONS,
+                most_rows=most_rows,
                 progress=work.progress,
             )
         )
@@ -212,6 +226,7 @@ def _export(work: _Run, inputs: str) -> str:
         checks = [dataclasses.asdict(check) for check in result.verification.checks]
         write_json(work.run_dir.results / "verify.json", {"checks": checks, "provenance": provenance()})
         work.see_memory(result.peak_bytes)
+        _give_back_memory()
 
     return work.stage("export", inputs, work.run_dir.bundle, build)
 
@@ -223,7 +238,7 @@ def _evaluate_variants(work: _Run, inputs: str) -> dict[str, Any]:
     from edgetune.runtime.bundle import open_bundle
 
     run_dir, bundle, task = work.run_dir, open_bundle(work.run_dir.bundle), work.recipe.model.task
-    found = {}
+    found, measure = {}, partial(_evaluate, work, inputs=inputs, most_rows=VARIANT_ROWS)
     if bundle.precision == "fp32":
         return {}
     if float_bytes(run_dir.merged) <= MOST_FLOAT_BYTES:
@@ -234,7 +249,7 @@ def _evaluate_variants(work: _Run, inputs: str) -> dict[str, Any]:
                 build_float(run_dir.merged, Path(folder), work.recipe, is_chat=is_chat)
                 return Target("bundle", FLOAT_ONNX, Path(folder), None, task)
 
-            found[FLOAT_ONNX] = _evaluate(work, build, inputs, name=FLOAT_ONNX)
+            found[FLOAT_ONNX] = measure(build, name=FLOAT_ONNX)
     else:
         work.say("evaluate", "no float32 graph for the ledger: the model is too large for one")
     if bundle.grid is not None and bundle.grid.bits == 2:
@@ -247,7 +262,7 @@ def _evaluate_variants(work: _Run, inputs: str) -> dict[str, Any]:
             def copy() -> Target:
                 return Target("bundle", EXACT_ONNX, stack.enter_context(exact(bundle)).path, None, task)
 
-            found[EXACT_ONNX] = _evaluate(work, copy, inputs, name=EXACT_ONNX)
+            found[EXACT_ONNX] = measure(copy, name=EXACT_ONNX)
     return found
 
 

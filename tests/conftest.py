@@ -6,12 +6,72 @@ import contextlib
 import io
 import json
 import os
+import platform
 import warnings
+from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 
+import edgetune  # noqa: F401  (before torch: how its threads wait)
+
 REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of workers side by side (-n), each keeps to a core, and so do the processes that it starts."""
+    worker = getattr(config, "workerinput", None)
+    if worker:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        if hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Below a failure, what one needs to understand it from the log alone."""
+    if not (terminalreporter.stats.get("failed") or terminalreporter.stats.get("error")):
+        return
+    terminalreporter.section("where it failed")
+    terminalreporter.line(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} processors")
+    terminalreporter.line(f"processor: {_processor()}")
+    terminalreporter.line(f"order: {_order(config)}")
+    threads = {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "GOMP_", "KMP_", "MKL_"))}
+    terminalreporter.line(f"threads: {threads}, load: {os.getloadavg() if hasattr(os, 'getloadavg') else 'unknown'}")
+    terminalreporter.line(" ".join(sorted({f"{item.name}=={item.version}" for item in distributions()})))
+
+
+def _order(config: pytest.Config) -> str:
+    """As the tests stand, or how pytest-randomly shuffled them."""
+    if not config.pluginmanager.hasplugin("randomly"):
+        return "as the tests stand"
+    return f"make test-random ARGS='-p randomly --randomly-seed={config.getoption('randomly_seed')}'"
+
+
+def _processor() -> str:
+    """Its name, and which of the instructions it has that change how numbers are rounded."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return f"{platform.machine()} {platform.processor()}"
+    lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()]
+    found = {name.strip(): value.strip() for name, _, value in lines}
+    flags = found.get("flags", found.get("Features", "")).split()
+    kinds = ("avx", "fma", "amx", "sse4", "f16c", "vnni", "asimd", "sve", "i8mm", "bf16")
+    shown = [flag for flag in flags if any(kind in flag for kind in kinds)]
+    return f"{found.get('model name', platform.machine())}: {' '.join(shown)}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_processes() -> Iterator[None]:
+    """Torch models are measured in processes that start at once, see warm_process.py."""
+    from warm_process import warm_ask
+
+    from edgetune.evaluate import evaluate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "ask", warm_ask)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 | layer | modules | third-party at module top | may import |
 |---|---|---|---|
-| 0 words | errors, recipe, run_dir, files, hashes, lock, provenance, process_memory | none | layer 0 |
+| 0 words | errors, recipe, run_dir, files, hashes, ... provenance, child_process, threads | none | layer 0 |
 | 1 device | runtime | numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quant, assets | and torch, transformers, peft, safetensors | 0 to 2 |
 | 2 parts, too | evaluate.metrics, .resample, .calibration, .classification, .rejection | the same | the same |
@@ -23,7 +23,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "edgetune"
 LAYERS = {
-    0: ("errors", "recipe", "run_dir", "files", "hashes", "lock", "provenance", "process_memory", "__init__"),
+    0: (
+        "errors",
+        "recipe",
+        "run_dir",
+        "files",
+        "hashes",
+        "lock",
+        "provenance",
+        "process_memory",
+        "child_process",
+        "threads",
+        "__init__",
+    ),
     1: ("runtime",),
     2: (
         "data",

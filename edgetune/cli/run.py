@@ -49,6 +49,8 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
     console.note(result.summary["survival"]["verdict"])
     for line in result.summary["over_budget"]:
         console.note(f"over budget: {line}")
+    stages = sorted(result.summary["stage_s"].items(), key=lambda stage: -stage[1])
+    console.note("seconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in stages))
     verb = "classify" if loaded.is_classifier else "chat"
     minutes, seconds = divmod(round(result.summary["wall_s"]), 60)
     console.note(

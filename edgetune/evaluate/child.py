@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
-import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from edgetune.errors import EdgeTuneError
+from edgetune.child_process import answer
 from edgetune.evaluate import labeller
 from edgetune.evaluate.distance import Distance, measure_distance, write_distributions
 from edgetune.evaluate.rows import read_eval_set
@@ -27,20 +24,7 @@ from edgetune.process_memory import peak_resident_bytes
 
 def main() -> int:
     """Measure what stdin asks for; the exit code says whether a result was written."""
-    channel = _claim_stdout()
-    request = json.load(sys.stdin)
-    try:
-        _send(channel, {"result": measure(request, lambda event: _send(channel, {"event": dict(event)}))})
-    except EdgeTuneError as error:
-        _send(channel, {"error": type(error).__name__, "message": error.message, "cure": error.cure})
-        return error.exit_code
-    except MemoryError:
-        _send(channel, {"error": "OutOfMemoryError", "message": f"{request['name']}: memory ran out", "cure": ""})
-        return 4
-    except Exception:
-        traceback.print_exc()
-        return 1
-    return 0
+    return answer(measure)
 
 
 def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
@@ -64,6 +48,7 @@ def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
         "peak_bytes": peak_bytes,
         "device_peak_bytes": device_peak_bytes,
         "scoring_peak_bytes": peak_resident_bytes(),
+        "device_scoring_peak_bytes": _device_peak_bytes(),
         "answers": [dataclasses.asdict(answer) for answer in answers],
         "distance": dataclasses.asdict(distance) if distance else None,
         "torch_loaded": "torch" in sys.modules,
@@ -74,15 +59,16 @@ def _open_target(
     request: Mapping[str, Any],
 ) -> tuple[Callable[[], Any], Callable[[Any], Any], Callable[[], Distance | None]]:
     """Load a target that generates: what measures its speed, scores it, and tells how far it is from the fine-tune."""
-    eval_set, target = read_eval_set(Path(request["eval_set"])), _load(request)
+    whole, target = read_eval_set(Path(request["eval_set"])), _load(request)
+    eval_set = whole.evenly(request["most_rows"])
 
     def compare() -> Distance | None:
         if request["distributions"] is None:
             return None
         path = Path(request["distributions"])
-        if request["kind"] == "tuned":
-            write_distributions(target, eval_set.rows, path)
-        return measure_distance(target, eval_set.rows, path) if path.exists() else None
+        if request["is_reference"]:
+            write_distributions(target, whole.rows, path)
+        return measure_distance(target, whole.rows, path) if path.exists() else None
 
     measure, total = partial(measure_speed, target, eval_set), partial(score, target, eval_set)
     return measure, lambda progress: total(progress=progress), compare
@@ -102,18 +88,6 @@ def _device_peak_bytes() -> int | None:
     """Highest allocated memory of the CUDA device, None where none is used."""
     torch = sys.modules.get("torch")
     return torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else None
-
-
-def _claim_stdout() -> TextIO:
-    """Stdout for our lines alone: whatever a library prints goes to stderr instead."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return channel
-
-
-def _send(channel: TextIO, value: Mapping[str, Any]) -> None:
-    channel.write(json.dumps(value) + "\n")
-    channel.flush()
 
 
 if __name__ == "__main__":

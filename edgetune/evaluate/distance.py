@@ -17,7 +17,9 @@ from edgetune.evaluate.rows import EvalRow
 from edgetune.files import atomic_file
 
 MOST_VALUES = 1 << 24
-"""Probabilities in the file: 64 MiB, some 4,000 tokens of a vocabulary of 4,096 or 130 of one of 128,256."""
+"""Probabilities in the file: 64 MiB, some 130 tokens of a vocabulary of 128,256."""
+MOST_TOKENS = 2048
+"""Tokens in the file, as many as the values allow: more would tell little more and cost each target its time."""
 
 
 class Distributions(Protocol):
@@ -40,12 +42,12 @@ class Distance:
 
 
 def write_distributions(target: Distributions, rows: Sequence[EvalRow], path: Path) -> None:
-    """Write the target's log-probabilities (tokens, vocabulary) for as many rows as MOST_VALUES allow."""
-    found, size = [], 0
+    """Write the target's log-probabilities (tokens, vocabulary) for as many rows as the bounds above allow."""
+    found, size, tokens = [], 0, 0
     for logits in target.trained_logits(rows):
         found.append(_log_softmax(logits))
-        size += logits.size
-        if size + logits.size > MOST_VALUES:
+        size, tokens = size + logits.size, tokens + len(logits)
+        if size + logits.size > MOST_VALUES or tokens >= MOST_TOKENS:
             break
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.concatenate(found) if found else np.zeros((0, 1), np.float32))

@@ -5,20 +5,15 @@ Each target is measured in a fresh process, so that its peak memory is its own a
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgetune import errors
+from edgetune.child_process import ask
 from edgetune.evaluate.distance import Distance
 from edgetune.evaluate.labeller import LabelScore, Latency
 from edgetune.evaluate.metrics import FieldScore
@@ -30,8 +25,8 @@ from edgetune.report.measure import disk_bytes
 
 Progress = Callable[[Mapping[str, Any]], None]
 Kind = Literal["base", "tuned", "merged", "bundle"]
-CHILD = ["-P", "-m", "edgetune.evaluate.child"]
-"""What Python runs to measure one target; -P: no module of the current folder stands in for a library."""
+CHILD = ["-m", "edgetune.evaluate.child"]
+"""What Python runs to measure one target."""
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Files of a Hugging Face folder that a model needs; cards and scripts beside them are not shipped."""
 
@@ -54,6 +49,11 @@ class Target:
         """Folders one would ship: base; base and adapter; merged folder; bundle."""
         return (Path(self.model.base), self.path) if self.kind == "tuned" and self.model else (self.path,)
 
+    @property
+    def shipped_suffixes(self) -> tuple[str, ...] | None:
+        """Of the files in these folders that are shipped; None: all."""
+        return None if self.kind == "bundle" else MODEL_SUFFIXES
+
 
 @dataclass(frozen=True)
 class Result:
@@ -73,6 +73,8 @@ class Result:
     wall_s: float
     distance: Distance | None = None
     """From the fine-tune, where its distributions were at hand."""
+    device_scoring_peak_bytes: int | None = None
+    """As `device_peak_bytes`, batched scoring included."""
 
 
 def evaluate(
@@ -81,25 +83,41 @@ def evaluate(
     out: Path,
     *,
     distributions: Path | None = None,
+    is_reference: bool | None = None,
+    most_rows: int | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Measure one target on an eval set file; writes out/<name>.json (with provenance) and out/<name>-answers.jsonl.
 
-    `distributions`: a file to which the tuned target writes what it finds likely, and with which others are compared.
+    `distributions`: a file to which the reference, by default a tuned target, writes what it finds likely, and with
+    which others are compared. `most_rows`: of a decoder as many, at even distances, are scored; None: all.
 
     Raises what the target's process raised (ModelError, BundleError, CheckError), OutOfMemoryError if it was killed.
     """
     started = time.perf_counter()
-    measured = _measure_apart(target, eval_set, distributions, progress)
+    request = {
+        "kind": target.kind,
+        "name": target.name,
+        "path": str(target.path),
+        "model": dataclasses.asdict(target.model) if target.model else None,
+        "eval_set": str(eval_set),
+        "task": target.task,
+        "distributions": str(distributions.resolve()) if distributions else None,
+        "most_rows": most_rows,
+        "is_reference": target.kind == "tuned" if is_reference is None else is_reference,
+    }
+    cure = "close other programs, or lower evaluate.max_rows"
+    measured = ask(CHILD, request, name=str(target.path), cure=cure, progress=_named(progress, target.name))
     answers = measured.pop("answers")
     result = Result(
         target=target,
         score=_score(measured["score"]),
         speed=_speed(measured["speed"]),
-        disk_bytes=disk_bytes(*target.shipped, suffixes=None if target.kind == "bundle" else MODEL_SUFFIXES),
+        disk_bytes=disk_bytes(*target.shipped, suffixes=target.shipped_suffixes),
         peak_bytes=measured["peak_bytes"],
         device_peak_bytes=measured["device_peak_bytes"],
         scoring_peak_bytes=measured["scoring_peak_bytes"],
+        device_scoring_peak_bytes=measured["device_scoring_peak_bytes"],
         wall_s=time.perf_counter() - started,
         distance=_distance(measured["distance"]),
     )
@@ -121,7 +139,11 @@ def read_result(values: Mapping[str, Any]) -> Result:
     """The result in what `result_values` gave. Raises KeyError or TypeError for anything else."""
     target = dict(values["target"])
     model = ModelTable(**target["model"]) if target["model"] else None
-    facts = {field.name: values[field.name] for field in dataclasses.fields(Result) if field.name != "distance"}
+    facts = {
+        field.name: values[field.name]
+        for field in dataclasses.fields(Result)
+        if field.default is dataclasses.MISSING or field.name in values
+    }
     facts |= {
         "target": Target(**{**target, "path": Path(target["path"]), "model": model}),
         "score": _score(values["score"]),
@@ -160,74 +182,6 @@ def _fields(values: Mapping[str, Any]) -> FieldScore:
     return FieldScore(**{**values, "f1_interval": tuple(values["f1_interval"])})
 
 
-def _measure_apart(
-    target: Target, eval_set: Path, distributions: Path | None, progress: Progress | None
-) -> dict[str, Any]:
-    """What the child process measured. Its stderr is kept for the report of a bug."""
-    request = {
-        "kind": target.kind,
-        "name": target.name,
-        "path": str(target.path),
-        "model": dataclasses.asdict(target.model) if target.model else None,
-        "eval_set": str(eval_set),
-        "task": target.task,
-        "distributions": str(distributions.resolve()) if distributions else None,
-    }
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        child = subprocess.Popen(
-            [sys.executable, *CHILD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=_environment(),
-            text=True,
-            encoding="utf-8",
-        )
-        try:
-            outcome = _listen(child, request, target.name, progress)
-        finally:
-            if child.poll() is None:
-                child.terminate()
-            child.wait()
-        if outcome is not None:
-            return outcome
-        log.seek(0)
-        raise _death(target, child.returncode, log.read())
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with this very edgetune first on the path."""
-    package = str(Path(errors.__file__).parent.parent)
-    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, "ORT_DISABLE_TELEMETRY": "1"}
-
-
-def _listen(
-    child: subprocess.Popen[str], request: Mapping[str, Any], name: str, progress: Progress | None
-) -> dict[str, Any] | None:
-    """Send the request, pass events on, wait for the end; the result, None if the process died without a word."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    with contextlib.suppress(BrokenPipeError), child.stdin:  # it may be dead already: its exit code tells
-        child.stdin.write(json.dumps(request))
-    outcome = None
-    with child.stdout:
-        for line in child.stdout:
-            said = json.loads(line)
-            if "event" in said and progress:
-                progress({**said["event"], "stage": f"evaluate {name}"})
-            elif "error" in said:
-                child.wait()
-                raise getattr(errors, said["error"])(said["message"], cure=said["cure"])
-            outcome = said.get("result", outcome)
-    child.wait()
-    return outcome
-
-
-def _death(target: Target, code: int, log: str) -> Exception:
-    if code == -9:
-        return errors.OutOfMemoryError(
-            f"{target.path}: its process was killed while it was measured, most likely for lack of memory",
-            cure="close other programs, or lower evaluate.max_rows",
-        )
-    return RuntimeError(f"measuring {target.name} ended with code {code}\n{log[-4000:]}")
+def _named(progress: Progress | None, name: str) -> Progress | None:
+    """Progress that says which target it is about."""
+    return progress and (lambda event: progress({**event, "stage": f"evaluate {name}"}))

@@ -17,6 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from edgetune.evaluate.evaluate import Result
+from edgetune.evaluate.rows import even_places
 from edgetune.quant.survival import Gain, gain_kept
 
 
@@ -27,7 +28,10 @@ class Entry:
     stage: str
     name: str
     score: float | None
+    """Of all rows; of a stage that was measured on some of them, the fine-tune's and what they differ by on those
+    (the difference estimator, Cochran, Sampling Techniques, 1977, section 7.2), as its loss is."""
     interval: tuple[float, float] | None
+    """None for a stage that was measured on some rows."""
     loss: float
     kl: float | None
     """Nats a token from the fine-tune's distributions, see evaluate.distance."""
@@ -37,6 +41,8 @@ class Entry:
     """Share of rows with the fine-tune's answer, letter by letter."""
     first_difference: float | None
     """Of the answers that differ: median place of the first differing token, from 0."""
+    rows: int
+    """Rows it was measured on: graphs that are built for the ledger alone, on some of them."""
     disk_bytes: int
     gain_kept: float | None
     """Of the score (of the loss where there is no score)."""
@@ -63,17 +69,17 @@ def gains(base: str | None, stage: str, results: Path, *, confidence: float, sam
     A classifier has no base to compare with, for its head is made in training: its gain is over calling every text the
     commonest label.
     """
-    tuned, shipped = _answers(results, "tuned"), _answers(results, stage)
+    shipped = _answers(results, stage)
+    tuned = _of_rows(_answers(results, "tuned"), shipped)
     settings: dict[str, Any] = {"confidence": confidence, "samples": samples}
     score = None
     if tuned[0]["correct"] is not None:
-        before = [float(row["correct"]) for row in _answers(results, base)] if base else _chance(tuned)
-        score = gain_kept(
-            before, [float(r["correct"]) for r in tuned], [float(r["correct"]) for r in shipped], **settings
-        )
+        before = _points(_of_rows(_answers(results, base), shipped)) if base else _chance(tuned)
+        score = gain_kept(before, _points(tuned), _points(shipped), **settings)
     if base is None:
         return Kept(score, None)
-    nats = [[row["loss_sum"] for row in rows] for rows in (_answers(results, base), tuned, shipped)]
+    first = _of_rows(_answers(results, base), shipped)
+    nats = [[row["loss_sum"] for row in rows] for rows in (first, tuned, shipped)]
     counts = [row["trained_tokens"] for row in tuned]
     return Kept(score, gain_kept(*nats, counts=counts, is_loss=True, **settings))
 
@@ -87,23 +93,25 @@ def make_entries(
     entries = []
     for name, result in results:
         stage, found = result.target.name, _answers(folder, result.target.name)
-        pairs = [(_text(one), _text(other)) for one, other in zip(tuned, found, strict=True)]
+        pairs = [(_text(one), _text(other)) for one, other in zip(_of_rows(tuned, found), found, strict=True)]
         compared = [pair for pair in pairs if None not in pair]
         kept = None
         if stage not in ("base", "tuned"):
             kept = gains(base, stage, folder, confidence=result.score.confidence, samples=100)
         shown = kept and (kept.score or kept.loss)
+        is_part = len(found) < len(tuned)
         entries.append(
             Entry(
                 stage=stage,
                 name=name,
-                score=result.score.score,
-                interval=result.score.interval,
-                loss=result.score.loss,
+                score=_estimate(kept.score, _mean(tuned)) if kept and is_part else result.score.score,
+                interval=None if is_part else result.score.interval,
+                loss=_estimate(kept.loss, _loss(tuned)) if kept and is_part else result.score.loss,
                 kl=result.distance.kl if result.distance else None,
                 same_next_token=result.distance.agreement if result.distance else None,
                 same_answers=_share(one == other for one, other in compared) if compared else None,
                 first_difference=_first_difference(compared, tokenizer),
+                rows=result.score.rows,
                 disk_bytes=result.disk_bytes,
                 gain_kept=shown.kept if shown else None,
             )
@@ -118,7 +126,7 @@ def to_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 def plain(entries: Sequence[Entry]) -> str:
     """The ledger as aligned text, for a terminal."""
-    lines = [["step", "score", "loss", "KL to the fine-tune", "same next token", "same answers", "on disk"]]
+    lines = [["step", "score", "loss", "KL to the fine-tune", "same next token", "same answers", "rows", "on disk"]]
     for entry in entries:
         lines.append(
             [
@@ -128,6 +136,7 @@ def plain(entries: Sequence[Entry]) -> str:
                 "-" if entry.kl is None else f"{entry.kl:.5f}",
                 _percent(entry.same_next_token),
                 _percent(entry.same_answers),
+                f"{entry.rows:,}",
                 f"{entry.disk_bytes / 1024**2:,.1f} MiB",
             ]
         )
@@ -144,6 +153,29 @@ def plain(entries: Sequence[Entry]) -> str:
 def _answers(folder: Path, stage: str) -> list[dict[str, Any]]:
     text = (folder / f"{stage}-answers.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def _of_rows(answers: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a target's answers those to the rows of `others`, who answered all rows or some at even distances."""
+    return [answers[index] for index in even_places(len(answers), len(others))]
+
+
+def _points(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """1 for each right answer, 0 for each wrong one."""
+    return [float(row["correct"]) for row in rows]
+
+
+def _estimate(gain: Gain | None, whole: float | None) -> Any:
+    """The mean over all rows, of which `gain` knows some: the fine-tune's over `whole`, and what they differ by."""
+    return None if gain is None or whole is None else whole + gain.shipped - gain.tuned
+
+
+def _mean(tuned: Sequence[Mapping[str, Any]]) -> float | None:
+    return None if tuned[0]["correct"] is None else statistics.mean(_points(tuned))
+
+
+def _loss(tuned: Sequence[Mapping[str, Any]]) -> float:
+    return float(sum(row["loss_sum"] for row in tuned) / max(1, sum(row["trained_tokens"] for row in tuned)))
 
 
 def _chance(rows: Sequence[Mapping[str, Any]]) -> float:

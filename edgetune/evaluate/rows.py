@@ -78,11 +78,22 @@ class EvalSet:
         """SHA-256 of everything, hex."""
         return hash_values(self)
 
+    def evenly(self, most: int | None) -> EvalSet:
+        """The set with at most so many of its rows, at even distances; None: with all."""
+        if most is None or most >= len(self.rows):
+            return self
+        return dataclasses.replace(self, rows=tuple(self.rows[index] for index in even_places(len(self.rows), most)))
+
     @property
     def left_out(self) -> str:
         """What became of rows that cannot be scored, for a user; "" if there are none."""
         count = self.dropped_too_long
         return f"{count} rows longer than the context were left out" if count else ""
+
+
+def even_places(count: int, most: int) -> list[int]:
+    """`most` of the numbers below `count`, at even distances from 0 on."""
+    return [index * count // most for index in range(most)]
 
 
 def make_eval_set(

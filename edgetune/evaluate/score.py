@@ -25,6 +25,7 @@ from edgetune.evaluate.metrics import (
 )
 from edgetune.evaluate.rows import EvalRow, EvalSet, Limits
 
+LEAST_PROMPTS = 3
 Progress = Callable[[Mapping[str, Any]], None]
 OnDone = Callable[[int], object]
 """Hears how many rows are finished."""
@@ -111,17 +112,24 @@ def score(target: Answerer, eval_set: EvalSet, *, progress: Progress | None = No
     return _total(eval_set, answers, time.perf_counter() - started), answers
 
 
-def measure_speed(target: Answerer, eval_set: EvalSet, *, prompts: int = 8, new_tokens: int = 64) -> Speed | None:
+def measure_speed(
+    target: Answerer, eval_set: EvalSet, *, prompts: int = 8, new_tokens: int = 64, enough_s: float = 2.0
+) -> Speed | None:
     """Decoding speed of one prompt at a time over the first rows, after one of them as warm-up.
 
-    None if no row has a prompt or every answer ends at once.
+    After `enough_s` of decoding no further prompt is begun, but three are taken at least. None if no row has a prompt
+    or every answer ends at once.
     """
     rows = [row for row in eval_set.rows if row.prompt_ids][:prompts]
     limits = eval_set.limits
     limits = dataclasses.replace(limits, max_new_tokens=min(new_tokens, limits.max_new_tokens))
     for row in rows[:1]:
         target.decode_speed(row, limits=limits)
-    runs = [target.decode_speed(row, limits=limits) for row in rows]
+    runs: list[tuple[int, float]] = []
+    for row in rows:
+        if len(runs) >= LEAST_PROMPTS and sum(seconds for _, seconds in runs) >= enough_s:
+            break
+        runs.append(target.decode_speed(row, limits=limits))
     rates = [tokens / seconds for tokens, seconds in runs if tokens and seconds > 0]
     if not rates:
         return None

@@ -16,6 +16,7 @@ from edgetune.evaluate.rows import EvalRow, Limits
 from edgetune.lora import adapter
 from edgetune.model import base
 from edgetune.model.device import compute_dtype, device, held_dtype
+from edgetune.model.nf4 import hold_unpacked
 from edgetune.recipe import ModelTable
 
 _LOGIT_VALUES = 64_000_000
@@ -53,7 +54,11 @@ class TorchAnswerer:
         limits: Limits,
         on_done: Callable[[int], object] | None = None,
     ) -> list[str]:
-        """Greedy answers; batches of prompts of like length, longest first so that memory shows its peak at once."""
+        """Greedy answers; batches of prompts of like length, longest first so that memory shows its peak at once.
+
+        From here on a small model on a CPU holds the weights that it multiplies with, see `nf4.hold_unpacked`.
+        """
+        hold_unpacked(self.model)
         order = sorted(range(len(rows)), key=lambda index: -len(rows[index].prompt_ids))
         texts = [""] * len(rows)
         done = 0

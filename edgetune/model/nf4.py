@@ -6,12 +6,16 @@ Source: QLoRA, arXiv:2305.14314, section 3.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from edgetune.model.quiet import silence_bitsandbytes
 
 BLOCK_SIZE = 64
+MOST_UNPACKED_BYTES = 1 << 30
+"""What `hold_unpacked` may take: a base of up to 500 million weights in bfloat16."""
 
 
 def as_trained(weight: Tensor, *, double_quantization: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -35,6 +39,44 @@ def quantized_linears(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
     }
+
+
+def hold_unpacked(model: nn.Module, *, most_bytes: int = MOST_UNPACKED_BYTES) -> bool:
+    """Replace, in place, a model's 4-bit layers on a CPU by plain ones with the weights that they multiply with.
+
+    For many answers: a 4-bit layer brings its weight back at each call, which for a token of a small model is most of
+    the work. The numbers stay the same. Whether it was done: not on a GPU, and not where the weights would take more
+    than `most_bytes`.
+    """
+    layers = {name: module for name, module in model.named_modules() if _is_packed(module)}
+    size_bytes = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers.values())
+    if size_bytes > most_bytes or any(layer.weight.device.type != "cpu" for layer in layers.values()):
+        return False
+    for name, layer in layers.items():
+        model.set_submodule(name, UnpackedLinear(layer))
+    return bool(layers)
+
+
+class UnpackedLinear(nn.Module):
+    """A 4-bit layer for inference that holds the weight, in the type it computes in, which it would bring back."""
+
+    def __init__(self, layer: Any) -> None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(layer.compute_dtype)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.to(layer.compute_dtype), False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out) in x's type, as bitsandbytes' Linear4bit does it."""
+        return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+
+
+def _is_packed(module: nn.Module) -> Any:
+    """Whether a module is a 4-bit layer that knows the type it computes in."""
+    return getattr(module, "compute_dtype", None) is not None and hasattr(module.weight, "quant_state")
 
 
 def hold_layout(model: nn.Module) -> None:

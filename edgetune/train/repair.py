@@ -39,7 +39,7 @@ Target = Literal["labels", "teacher", "both"]
 """What repair learns: the rows' own answers, the unquantised model's distributions, or the mean of the two losses."""
 
 EVALUATIONS = 4
-MOST_EVAL_ROWS = 400
+MOST_EVAL_ROWS = 200
 WARMUP_RATIO, LEAST_SHARE = 0.05, 0.05
 BETAS = (0.9, 0.99)
 

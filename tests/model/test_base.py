@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from edgetune.errors import ModelError
+from edgetune.lora.adapter import attach
 from edgetune.model import base as base_module
 from edgetune.model.base import (
     check_base,
@@ -21,9 +22,9 @@ from edgetune.model.base import (
     load_tokenizer,
     resolve_base,
 )
-from edgetune.model.nf4 import as_trained, quantized_linears
+from edgetune.model.nf4 import as_trained, hold_unpacked, quantized_linears
 from edgetune.model.weights import find_tensors, read_tensor
-from edgetune.recipe import ExportTable, ModelTable
+from edgetune.recipe import ExportTable, LoraTable, ModelTable
 
 
 @pytest.fixture
@@ -281,6 +282,35 @@ def test_a_4_bit_base_computes_the_same_in_eval_and_training_mode_and_keeps_its_
         evaluated = model.eval()(ids).logits
     assert torch.equal(trained, evaluated)
     assert torch.equal(before, gradient())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_an_unpacked_base_computes_the_same_bit_for_bit(tiny_base: Path, dtype: str, with_adapter: bool) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    model = load_base(ModelTable(str(tiny_base), compute_dtype=dtype))
+    if with_adapter:
+        model = attach(model, LoraTable())
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zero at the start
+                torch.nn.init.normal_(parameter, std=0.1)
+    model.eval()
+    ids = torch.arange(24).view(2, 12)
+    asked = (ids, ids[:, :1])  # one token alone goes another way in bitsandbytes
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        packed = [model(one).logits for one in asked]
+        assert hold_unpacked(model)
+        assert not any(isinstance(module, Linear4bit) for module in model.modules())
+        assert all(torch.equal(model(one).logits, logits) for one, logits in zip(asked, packed, strict=True))
+
+
+def test_a_base_too_large_to_unpack_stays_packed(tiny_base: Path) -> None:
+    model = load_base(ModelTable(str(tiny_base), compute_dtype="bfloat16"))
+    weights = sum(layer.in_features * layer.out_features for layer in linear4bits(model).values())
+    assert not hold_unpacked(model, most_bytes=2 * weights - 1)
+    assert linear4bits(model)
+    assert hold_unpacked(model, most_bytes=2 * weights)
 
 
 def test_loading_is_silent_in_a_fresh_process(tiny_base: Path) -> None:
