@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from patience import LONG_S
 
 REPOSITORY = Path(__file__).parent.parent
 RUNTIME = sorted(path.stem for path in (REPOSITORY / "edgetune/runtime").glob("[a-z]*.py"))
 DEVICE = {"numpy", "onnxruntime", "onnxruntime_genai", "tokenizers"}
 ABSENT = ("torch", "transformers", "peft", "accelerate", "jinja2", "bitsandbytes", "datasets", "safetensors", "onnx")
 LOADED = "import json, sys; print(json.dumps(sorted(sys.modules)))"
+HELP = """
+import sys
+sys.argv = ["edgetune", "--help"]
+from edgetune.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert end.code in (None, 0), end.code
+"""
+MOST_ADDED_MODULES = 70
+"""Beside click's own, 55 when this was written. One careless import brings: http.client 30, asyncio 51, numpy 95."""
 WITHOUT_TRAINING = f"""
 import importlib.abc, sys
 
@@ -30,7 +41,7 @@ sys.meta_path.insert(0, Absent())
 def python(code: str, *arguments: object) -> str:
     """stdout of a fresh interpreter with warnings as errors."""
     command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=LONG_S, check=False)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
@@ -42,24 +53,8 @@ def third_party(code: str) -> set[str]:
     return packages - sys.stdlib_module_names - {"edgetune", "__mp_main__"}
 
 
-def start_s(*arguments: str) -> float:
-    """Seconds from the start to the end of an interpreter."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], capture_output=True, cwd=REPOSITORY, check=True)
-    return time.perf_counter() - start
-
-
 def test_help_loads_only_the_standard_library_click_and_edgetune() -> None:
-    code = """
-import sys
-sys.argv = ["edgetune", "--help"]
-from edgetune.cli import main
-try:
-    main()
-except SystemExit as end:
-    assert end.code in (None, 0), end.code
-"""
-    assert third_party(code) <= {"click", "colorama"}
+    assert third_party(HELP) <= {"click", "colorama"}
 
 
 def test_every_verbs_help_is_as_light() -> None:
@@ -72,12 +67,12 @@ for verb in main.commands:
     assert third_party(code) <= {"click", "colorama"}
 
 
-def test_help_answers_in_150_ms() -> None:
-    """The best of ten, with the interpreter's start; on a machine too busy for that, 2.5 times click's own start."""
-    best_s = min(start_s("-m", "edgetune", "--help") for _ in range(10))
-    if best_s >= 0.15:
-        click_s = min(start_s("-c", "import click") for _ in range(10))
-        assert best_s < 2.5 * click_s, f"{best_s:.3f} s, importing click {click_s:.3f} s"
+def test_help_loads_few_modules() -> None:
+    """What its time goes into; the time itself is measured by benchmarks/start.py."""
+    code = f"import click\n{LOADED}"
+    clicks, ours = (set(json.loads(python(text).splitlines()[-1])) for text in (code, HELP + LOADED))
+    added = ours - clicks
+    assert len(added) <= MOST_ADDED_MODULES, sorted(added)
 
 
 @pytest.mark.parametrize("module", RUNTIME)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pty
 import select
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from patience import LONG_S
 
 from edgetune.cli import main
 from edgetune.runtime.decoder import Decoder
@@ -78,7 +78,11 @@ def terminal(tiny_bundle: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]
     """A chat on a pseudo-terminal, and our end of it."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "edgetune", "chat", str(tiny_bundle), *SHORT]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:  # a shell's job in the background ignores Ctrl-C, and so would what it starts
+        process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     yield process, ours
     process.kill()
     process.communicate()
@@ -91,8 +95,8 @@ def test_ctrl_c_ends_without_a_traceback(terminal: tuple[subprocess.Popen[bytes]
     _wait_for(ours, b"> ")
     os.write(ours, b"turn on\n")
     _wait_for(ours, b"> ")
-    _interrupt(process)
-    _, error = process.communicate(timeout=30)
+    error = _interrupt(process)
+    process.communicate(timeout=LONG_S)
     assert process.returncode == 130
     assert b"/exit or Ctrl-D ends it" in error
     assert b"interrupted" in error
@@ -103,21 +107,28 @@ def test_ctrl_d_ends_with_exit_code_0(terminal: tuple[subprocess.Popen[bytes], i
     process, ours = terminal
     _wait_for(ours, b"> ")
     os.write(ours, b"\x04")
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=LONG_S) == 0
 
 
-def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    """Ctrl-C, again if need be: between its prompt and its waiting for a key, readline does not notice a signal."""
-    for _ in range(10):
+def _interrupt(process: subprocess.Popen[bytes]) -> bytes:
+    """Ctrl-C until it is noticed, and all of stderr: readline misses it between its prompt and its wait for a key."""
+    assert process.stderr is not None
+    error = b""
+    for _ in range(LONG_S):
         process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=3)
-            return
+        while select.select([process.stderr], [], [], 1.0)[0]:
+            piece = os.read(process.stderr.fileno(), 4096)
+            if not piece:  # it has ended
+                return error
+            error += piece
+            if b"interrupted" in error:
+                return error + process.stderr.read()
+    pytest.fail(f"Ctrl-C was not noticed: {error!r}")
 
 
 def _wait_for(terminal: int, text: bytes) -> None:
     """Read a terminal until it shows `text`."""
-    seen, end_s = b"", time.monotonic() + 30
+    seen, end_s = b"", time.monotonic() + LONG_S
     while text not in seen:
         if time.monotonic() > end_s:
             pytest.fail(f"the terminal showed {seen!r}, not {text!r}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from patience import LONG_S
 
 from edgetune.cli import main
 from edgetune.runtime.bundle import open_bundle, write_manifest
@@ -148,6 +149,6 @@ def test_the_other_kind_of_bundle_is_refused_with_the_verb_that_runs_it(word_bun
 
 def test_a_reader_that_stops_listening_is_no_error(word_bundle: Path) -> None:
     command = f"yes card | {sys.executable} -m edgetune classify {word_bundle} | head -n 1"
-    finished = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=True)
+    finished = subprocess.run(["bash", "-c", command], capture_output=True, timeout=LONG_S, check=True)
     assert finished.stdout == b"card\t0.9993\tcard\n"
     assert finished.stderr.replace(b"yes: standard output: Broken pipe\n", b"") == b""

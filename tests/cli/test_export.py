@@ -17,7 +17,7 @@ from edgetune.export.quantize import quantize_decoder
 from edgetune.export.survival import layer_changes
 from edgetune.export.weights import GraphWeights, same_bytes
 from edgetune.model.weights import find_tensors
-from edgetune.recipe import DataTable, Method, ModelTable, Recipe, load_recipe
+from edgetune.recipe import DataTable, ExportTable, Method, ModelTable, Recipe, load_recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import open_bundle
 
@@ -25,7 +25,8 @@ from edgetune.runtime.bundle import open_bundle
 @pytest.fixture
 def run_dir(tiny_base: Path, tiny_rows: Path, tmp_path: Path) -> RunDir:
     run_dir = RunDir(tmp_path / "run").create()
-    recipe = Recipe(ModelTable(base=str(tiny_base)), DataTable(train=str(tiny_rows), eval_fraction=0.3))
+    data, table = DataTable(train=str(tiny_rows), eval_fraction=0.3), ExportTable(repair_steps=4)
+    recipe = Recipe(ModelTable(base=str(tiny_base)), data, export=table)
     run_dir.recipe.write_text(recipe.to_toml(), encoding="utf-8")
     run_dir.merged.symlink_to(tiny_base, target_is_directory=True)
     return run_dir
@@ -125,7 +126,7 @@ def test_a_merged_folder_outside_any_run_is_exported_with_rows_of_ones_own(
     asked = invoke(tiny_base, "-o", out)
     assert (asked.exit_code, out.exists()) == (2, False)
     assert "give rows with --data" in asked.stderr
-    result = invoke(tiny_base, "--data", tiny_rows, "-o", out)
+    result = invoke(tiny_base, "--data", tiny_rows, "-o", out, "--set", "export.repair_steps=4")
     assert result.exit_code == 0, result.stderr
     assert open_bundle(out).verified["passed"] is True
     again = invoke(tiny_base, "--data", tiny_rows, "-o", out)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import LONG_S
 
 import edgetune
 from edgetune.cli.extras import missing_extra
@@ -27,7 +28,7 @@ def _run(arguments, blocked, *, cwd):
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LONG_S,
         check=False,
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(Path(edgetune.__file__).parent.parent)},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from patience import LONG_S
 
 from edgetune.cli import main
 from edgetune.runtime.decoder import Decoder
@@ -106,7 +107,7 @@ def test_a_missing_runtime_library_is_exit_code_3(tiny_bundle: Path, monkeypatch
 
 def test_a_reader_that_stops_listening_is_no_error(tiny_bundle: Path) -> None:
     command = f"{sys.executable} -m edgetune generate {tiny_bundle} 'turn on' --max-new-tokens 200 | head -c 1"
-    finished = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=True)
+    finished = subprocess.run(["bash", "-c", command], capture_output=True, timeout=LONG_S, check=True)
     assert finished.stderr == b""
     assert len(finished.stdout) == 1
 
@@ -115,7 +116,7 @@ def test_a_reader_that_never_listened_is_no_error(tiny_bundle: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "edgetune", "generate", str(tiny_bundle), "turn on"]
-    finished = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    finished = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=LONG_S, check=False)
     os.close(writer)
     assert (finished.returncode, finished.stderr) == (0, b"")
 
@@ -123,5 +124,5 @@ def test_a_reader_that_never_listened_is_no_error(tiny_bundle: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell's way to close stdin")
 def test_a_closed_stdin_reads_as_empty(tiny_bundle: Path) -> None:
     command = f"{sys.executable} -m edgetune generate {tiny_bundle} <&-"
-    finished = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+    finished = subprocess.run(["bash", "-c", command], capture_output=True, timeout=LONG_S, check=False)
     assert (finished.returncode, finished.stderr) == (2, b"edgetune: the prompt is empty\n")

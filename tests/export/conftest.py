@@ -179,7 +179,11 @@ def exported(
 
 @pytest.fixture(scope="session")
 def flipping() -> Callable[..., Any]:
-    """A function that gives a bundle the threshold at which most answers are "unknown" from it or from torch alone."""
+    """A function that gives a bundle a threshold between its own and torch's confidence of a text, and that text.
+
+    It is the text of which they differ most, and the threshold is in the middle: far, beside the rounding of any
+    processor, from where both would say the same.
+    """
     import dataclasses
 
     import numpy as np
@@ -188,7 +192,7 @@ def flipping() -> Callable[..., Any]:
     from edgetune.runtime.bundle import Bundle
     from edgetune.runtime.classifier import Classifier, confidences, probabilities
 
-    def give(bundle: Bundle, classifier: Any, tokenizer: Any, texts: list[str]) -> Bundle:
+    def give(bundle: Bundle, classifier: Any, tokenizer: Any, texts: list[str]) -> tuple[Bundle, str]:
         batch = tokenizer(texts, padding=True, truncation=True, max_length=40, return_tensors="pt")
         with torch.no_grad():
             merged = classifier(batch["input_ids"], batch["attention_mask"]).numpy()
@@ -196,9 +200,9 @@ def flipping() -> Callable[..., Any]:
             confidences(probabilities(logits, temperature=1.0, multi_label=False), multi_label=False)
             for logits in (Classifier(bundle).logits(texts), merged)
         )
-        threshold = max(mine, key=lambda least: np.sum((mine < least) != (its < least)))
-        return dataclasses.replace(
-            bundle, classifier=dataclasses.replace(bundle.classifier_format, threshold=float(threshold))
-        )
+        widest = int(np.abs(mine - its).argmax())
+        threshold = float((mine[widest] + its[widest]) / 2)
+        format_ = dataclasses.replace(bundle.classifier_format, threshold=threshold)
+        return dataclasses.replace(bundle, classifier=format_), texts[widest]
 
     return give

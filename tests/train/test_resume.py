@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import LONG_S
 
 from edgetune.errors import RunError, Stopped
 from edgetune.run_dir import RunDir
@@ -151,7 +152,7 @@ with listen_for_stop() as request:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(30)
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == -signal.SIGTERM
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=LONG_S).returncode == -signal.SIGTERM
 
 
 def test_listening_outside_the_main_thread_leaves_signals_alone():
