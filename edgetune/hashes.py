@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+CARD = "README.md"
+"""A folder's card: it tells of the folder, may be edited, and is no part of what the folder is."""
+
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hex."""
@@ -15,10 +18,14 @@ def hash_file(path: Path) -> str:
 
 
 def hash_tree(folder: Path, *, without: str | None = None) -> str:
-    """SHA-256 over the relative names and bytes of all files under a folder, hex; files called `without` left out."""
+    """SHA-256 over the relative names and bytes of all files under a folder, hex.
+
+    Files called `without` are left out, and the folder's card.
+    """
     digest = hashlib.sha256()
     for path in sorted(item for item in folder.rglob("*") if item.is_file() and item.name != without):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + hash_file(path).encode() + b"\0")
+        if path != folder / CARD:
+            digest.update(str(path.relative_to(folder)).encode() + b"\0" + hash_file(path).encode() + b"\0")
     return digest.hexdigest()
 
 

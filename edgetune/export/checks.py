@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgetune.model.base import first_line
+from edgetune.errors import first_line
 from edgetune.model.quiet import quiet
 
 

@@ -19,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetune.errors import HardwareError, ModelError
+from edgetune.errors import HardwareError, ModelError, first_line
 from edgetune.export.decoder import Precision
 from edgetune.export.operators import ATTENTION, GridEmbedding, GridLinear, register_attention
 from edgetune.export.silence import silenced
-from edgetune.model.base import first_line
 from edgetune.model.classifier import Classifier, drop_unused_pooler
-from edgetune.quant.calibrate import input_moments
+from edgetune.quant.calibrate import error_spread, input_moments
 from edgetune.quant.grid import QuantizedMatrix, dequantize
 from edgetune.quant.methods import round_weight
 from edgetune.recipe import CALIBRATED, Method
@@ -111,7 +110,7 @@ def put_on_grid(
 
     if batches and method in CALIBRATED:
         for name, moments in input_moments(linears, run):
-            matrices[name] = round_weight(linears[name].weight, method, moments, **settings)
+            matrices[name] = round_weight(linears[name].weight, method, error_spread(moments), **settings)
     for name, module in copied.named_modules():
         is_table = type(module) is nn.Embedding and module.num_embeddings >= LEAST_ROWS
         if is_table or (name in linears and name not in matrices):

@@ -65,21 +65,26 @@ def export(
     Raises CheckError, which names the checks that failed; ModelError for an architecture that cannot be exported,
     before any work; RunError without a merged model, or with a bundle in place and no `force`.
     """
-    if not (run_dir.merged / "config.json").is_file():
-        raise RunError(f"{run_dir.merged}: no merged model", cure="make it first: edgetune merge")
-    is_classifier = (run_dir.merged / SPEC).is_file()
-    if not is_classifier:
-        check_architecture(run_dir.merged)
-    out = out or run_dir.bundle
-    if out.exists() and not force:
-        raise RunError(f"{out}: there is something already", cure="replace it with --force")
+    out = refuse_early(run_dir, out, force=force)
     if out == run_dir.bundle and run_dir.run_json.exists():
         run_dir.forget("export")  # what the pipeline knows of the bundle ends here
-    if is_classifier:
+    if (run_dir.merged / SPEC).is_file():
         return export_classifier(run_dir.merged, out, recipe, progress=progress)
     prompts = prompts_of(islice(chain(examples(recipe, "eval"), examples(recipe, "train")), MOST_PROMPTS))
     rows = training_rows(run_dir.merged, recipe, run_dir.cache) if recipe.export.needs_rows else None
     return export_folder(run_dir.merged, out, recipe, prompts=prompts, rows=rows, progress=progress)
+
+
+def refuse_early(run_dir: RunDir, out: Path | None, *, force: bool) -> Path:
+    """Where the run's bundle is to be. Raises, before any work, what `export` says of model, architecture and place."""
+    if not (run_dir.merged / "config.json").is_file():
+        raise RunError(f"{run_dir.merged}: no merged model", cure=f"make it first: edgetune merge {run_dir.path}")
+    if not (run_dir.merged / SPEC).is_file():
+        check_architecture(run_dir.merged)
+    out = out or run_dir.bundle
+    if out.exists() and not force:
+        raise RunError(f"{out}: there is something already", cure="replace it with --force")
+    return out
 
 
 def training_rows(merged: Path, recipe: Recipe, cache: Path) -> Rows:
@@ -160,7 +165,8 @@ def put_in_place(
     refuse_to_replace(failed, *sources, what="bundle that failed", is_one=_is_failed_bundle)
     with atomic_folder(out) as folder:
         bundle, verification = make(folder)
-        bundle = write_manifest(dataclasses.replace(bundle, verified=verification.to_json()))
+        verified = {**verification.to_json(), "gain_kept": None}  # `run` and `verify` measure it
+        bundle = write_manifest(dataclasses.replace(bundle, verified=verified))
         if not verification.passed:
             shutil.rmtree(failed, ignore_errors=True)
             shutil.copytree(folder, failed)

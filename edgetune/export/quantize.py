@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from edgetune.errors import ModelError, RecipeError
 from edgetune.export.architecture import EMBEDDING_TENSOR, HEAD_TENSOR
+from edgetune.export.bundle import grid_of
 from edgetune.export.fold import fold_decoder
 from edgetune.export.moments import Rows, layer_moments
 from edgetune.hashes import hash_tree
 from edgetune.model.weights import Place, find_tensors, read_tensor
+from edgetune.quant.calibrate import error_spread
 from edgetune.quant.folder import QuantizedFolder, write_quantized
 from edgetune.quant.grid import QuantizedMatrix
 from edgetune.quant.methods import round_weight
@@ -105,18 +108,17 @@ def round_all(merged: Path, grid: Grid) -> dict[str, QuantizedMatrix]:
 def calibrate(merged: Path, grids: Sequence[Grid], recipe: Recipe, rows: Rows) -> list[dict[str, QuantizedMatrix]]:
     """For each grid the layers' matrices, rounded for what they are given on training rows (GPTQ).
 
-    The model runs once over [export] calibration_rows of the rows, however many grids there are; memory holds one layer
-    of it, the moments of some, and the matrices.
+    The model runs once over [export] calibration_rows of the rows, however many grids there are; what matrices of one
+    input share is worked out once. Memory holds one layer of it, the moments of some, and the matrices.
     """
     places = find_tensors(merged)
     layers = [name for name in bits_of(places, grids[0]) if name.startswith("model.layers.")]
+    groups = {group[0]: group for group in (joined_with(name, layers) for name in layers)}
     found: list[dict[str, QuantizedMatrix]] = [{} for _ in grids]
-    for name, moments in layer_moments(merged, layers, recipe, rows):
-        weight = read_tensor(places[name])
-        for grid, matrices in zip(grids, found, strict=True):
-            matrices[name] = round_weight(
-                weight, "gptq", moments, bits=grid.bits, block_size=grid.block_size, symmetric=grid.symmetric
-            )
+    for first, moments in layer_moments(merged, groups, recipe, rows):
+        spread = error_spread(moments)
+        for name, (grid, matrices) in product(groups[first], zip(grids, found, strict=True)):
+            matrices[name] = round_one(places[name], grid.bits, grid, "gptq", spread)
     return found
 
 
@@ -143,6 +145,13 @@ def bits_of(places: Mapping[str, Place], grid: Grid, int8_layers: Sequence[str] 
     return found
 
 
+def check_int8_layers(base: Path, recipe: Recipe) -> None:
+    """Raises ModelError for a name in [export] int8_layers that no matrix of the base has."""
+    grid = grid_of(recipe.export)
+    if recipe.export.int8_layers and grid is not None:
+        bits_of(find_tensors(base), grid, recipe.export.int8_layers)
+
+
 def joined_with(name: str, names: Iterable[str]) -> list[str]:
     """The matrices that share a product with this one in the graph, itself among them."""
     block, _, projection = name.removesuffix(".weight").rpartition(".")
@@ -150,6 +159,9 @@ def joined_with(name: str, names: Iterable[str]) -> list[str]:
     return [f"{block}.{one}.weight" for one in group if f"{block}.{one}.weight" in names]
 
 
-def round_one(place: Place, bits: int, grid: Grid, method: Method = "search") -> QuantizedMatrix:
-    """A matrix of the checkpoint, rounded to the nearest on the grid, its scales chosen by a method."""
-    return round_weight(read_tensor(place), method, bits=bits, block_size=grid.block_size, symmetric=grid.symmetric)
+def round_one(
+    place: Place, bits: int, grid: Grid, method: Method = "search", spread: Tensor | None = None
+) -> QuantizedMatrix:
+    """A matrix of the checkpoint on the grid by a method, `spread` as in quant.methods.round_weight."""
+    settings: dict[str, Any] = {"bits": bits, "block_size": grid.block_size, "symmetric": grid.symmetric}
+    return round_weight(read_tensor(place), method, spread, **settings)

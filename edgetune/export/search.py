@@ -99,8 +99,9 @@ def search(recipe: Recipe, run_dir: RunDir, measure: Measure, *, progress: Progr
 
     `measure` tells what a bundle folder scores and costs.
 
-    Writes results/search.json. Memory: one layer of the model, and the integers of ten candidates. Raises RunError
-    where nothing fits [budget] device_memory and min_tokens_per_s, with what came nearest.
+    Writes results/search.json. Memory: the integers of every calibrated grid (ten) and of every matrix rounded
+    otherwise, about 0.6 bytes a weight and grid, and the model once on one of them. Raises RunError where nothing fits
+    [budget] device_memory and min_tokens_per_s, with what came nearest.
     """
     rows = training_rows(run_dir.merged, recipe, run_dir.cache)
     sweep = _Sweep(run_dir.merged, recipe, rows, progress or (lambda _: None))
@@ -131,7 +132,7 @@ class _Sweep:
         self.calibrated = dict(zip(self.grids, found, strict=True)) if found else {}
 
     def points(self) -> Iterator[Point]:
-        """The grid of settings first, then int8 layers on the smallest good one."""
+        """The grid of settings first, then int8 layers on the smallest of those with an 8-bit head."""
         plain = []
         for calibrated in (True, False) if self.calibrated else (False,):
             for (size, symmetric), head in ((pair, bits) for pair in self.grids for bits in (8, 4)):
@@ -213,10 +214,10 @@ def mark_front(points: Sequence[Point]) -> list[Point]:
 def _measured(
     recipe: Recipe, run_dir: RunDir, front: Sequence[Point], sweep: _Sweep, measure: Measure
 ) -> dict[Point, Point]:
-    """The smallest MOST_BUILT points of the front with what their bundles measure."""
+    """Points of the front with what their bundles measure: MOST_BUILT of them, evenly by size, both ends among them."""
     is_chat = not any(isinstance(prompt, str) for prompt in prompts_of(islice(examples(recipe, "train"), 8)))
     found = {}
-    for point in sorted(front, key=lambda point: point.size_bytes)[:MOST_BUILT]:
+    for point in evenly(sorted(front, key=lambda point: point.size_bytes), MOST_BUILT):
         sweep.tell({"stage": "search", "message": f"measuring as a bundle: {point.name}"})
         changed = dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, **point.settings))
         with tempfile.TemporaryDirectory(prefix=".search.", dir=run_dir.path) as folder:
@@ -226,6 +227,13 @@ def _measured(
             build_bundle(run_dir.merged, built, changed, is_chat=is_chat, quantized=quantized)
             found[point] = dataclasses.replace(point, **dataclasses.asdict(measure(built)))
     return found
+
+
+def evenly(points: Sequence[Point], most: int) -> list[Point]:
+    """At most so many of the points, evenly from the first to the last."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(number * (len(points) - 1) / (most - 1))] for number in range(most)]
 
 
 def choose(points: Sequence[Point], recipe: Recipe) -> tuple[Point, str]:

@@ -22,11 +22,6 @@ from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import GRAPH, Bundle, open_bundle, write_manifest
 
-CURES = (
-    "more repair (--set export.repair_steps=400), smaller blocks (--set export.block_size=16), the other base "
-    '(--set export.merge_base="original"), or --set export.precision="int8"'
-)
-
 
 def judge(recipe: Recipe, run_dir: RunDir, base: Path, results: Path, *, is_accepted: bool) -> dict[str, Any]:
     """The verdict on a run's bundle, from the answers of base, fine-tune and bundle in `results`.
@@ -37,8 +32,8 @@ def judge(recipe: Recipe, run_dir: RunDir, base: Path, results: Path, *, is_acce
     table = recipe.evaluate
     names = None if recipe.is_classifier else "base"
     kept = gains(names, "bundle", results, confidence=table.confidence, samples=table.bootstrap_samples)
-    least, floor = kept.least(), recipe.export.min_gain_kept
-    kept_enough = least is None or least >= floor
+    floor = recipe.export.min_gain_kept
+    kept_enough = kept.holds(floor)
     layers: list[LayerChange] = []
     if not recipe.is_classifier:
         merge_base = read_record(run_dir.merged).get("merge_base", "trained")
@@ -51,7 +46,7 @@ def judge(recipe: Recipe, run_dir: RunDir, base: Path, results: Path, *, is_acce
         "accepted": is_accepted and not kept_enough,
         "passed": kept_enough or is_accepted,
         "verdict": verdict(kept, floor),
-        "cure": f"try {CURES}",
+        "cure": f"try {cures(recipe)}",
     }
     write_json(
         results / "survival.json",
@@ -70,11 +65,31 @@ def verdict(kept: Kept, floor: float) -> str:
         if gain is None:
             continue
         if gain.kept is None or gain.interval is None:
-            parts.append(f"fine-tuning gained nothing in {name} that could be lost")
+            parts.append(
+                f"in {name} these rows show no gain of fine-tuning of which a share could be told"
+                + (", and the bundle is worse than base and fine-tune" if gain.is_worse else "")
+            )
             continue
         low, high = gain.interval
         parts.append(f"{gain.kept:.1%} of the gain in {name} kept ({low:.1%} to {high:.1%})")
-    return f"{', '.join(parts)}; at least {floor:.1%} is asked for"
+    rows = next(gain.rows for gain in (kept.score, kept.loss) if gain is not None)
+    return f"{', '.join(parts)}, on {rows:,} rows; at least {floor:.1%} is asked for"
+
+
+def cures(recipe: Recipe) -> str:
+    """What may keep more of the gain, as keys of `edgetune run RECIPE --set`; what the recipe has is left out."""
+    table, tries = recipe.export, []
+    if table.precision in ("int2", "int4"):
+        if not recipe.is_classifier:
+            tries.append(f"export.repair_steps={max(4 * table.repair_steps, 200)}")
+        if table.block_size > 16 and table.precision == "int4":
+            tries.append("export.block_size=16")
+        tries.append('export.precision="int8"')
+    elif table.precision != "fp32":
+        tries.append('export.precision="fp32"')
+    if table.merge_base != "auto":
+        tries.append('export.merge_base="auto"')
+    return f"edgetune run RECIPE --set {' or --set '.join(tries)}" if tries else "edgetune run RECIPE with more rows"
 
 
 def layer_changes(bundle: Bundle, merged: Path, base: Mapping[str, Tensor]) -> Iterator[LayerChange]:
@@ -90,7 +105,7 @@ def layer_changes(bundle: Bundle, merged: Path, base: Mapping[str, Tensor]) -> I
     graph = GraphWeights(bundle.path / GRAPH, source.places)
     for node in graph.nodes:
         if node.op_type != "MatMulNBits":
-            continue  # an embedding, or a head that is one: no adapter changes those
+            continue  # the embedding: what an adapter changes of it is not low-rank, and rare
         before, after = join(base, node.sources), source.read(node.sources)
         if not before.float().equal(after.float()):
             yield layer_change(node.name, before, after, graph.matrix(node))

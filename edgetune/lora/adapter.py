@@ -7,28 +7,31 @@ In the flow: loaded base -> PeftModel -> training -> runs/x/adapter/. edgetune.j
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgetune import __version__
-from edgetune.errors import ModelError
+from edgetune.errors import ModelError, first_line
 from edgetune.files import atomic_folder, write_json
 from edgetune.lora.read import AGAIN, RECORD, read_adapter
-from edgetune.model.base import ENCODERS, first_line, hash_base, resolve_base
+from edgetune.model.base import ENCODERS, hash_base, resolve_base
 from edgetune.model.device import compute_dtype
+from edgetune.model.embedding import end_modules
 from edgetune.model.quiet import quiet
 from edgetune.recipe import LoraTable, ModelTable
 
 
-def attach(model: Any, table: LoraTable, *, gradient_checkpointing: bool = False) -> Any:
+def attach(model: Any, table: LoraTable, *, gradient_checkpointing: bool = False, will_drop: bool = False) -> Any:
     """The base with a trainable adapter, a PeftModel: new by r, alpha and targets, or the one in `init_from`.
 
     Adapter weights are float32, all else is frozen; A is drawn from torch's generator, B is zero. With
-    `train_embeddings` embedding and output head are trained whole, in float32, as one where they are tied.
-    Raises ModelError if no linear fits target_modules or the adapter in init_from belongs to another base.
+    `train_embeddings` embedding and output head are trained whole, in float32, as one where they are tied. `will_drop`:
+    dropout may come while it trains, so checkpointing has to draw again what was drawn.
+    Raises ModelError if no linear fits target_modules, the adapter in init_from belongs to another base, or an adapter
+    would change an embedding or head that is quantised.
     """
     if table.init_from is not None:
         model = _load(model, Path(table.init_from).expanduser(), is_trainable=True)
@@ -36,7 +39,8 @@ def attach(model: Any, table: LoraTable, *, gradient_checkpointing: bool = False
         model = _attach_new(model, table)
     if gradient_checkpointing:
         with quiet():
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            how = {"use_reentrant": False, "preserve_rng_state": will_drop or _draws(model)}
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     return model
 
 
@@ -54,6 +58,7 @@ def save(model: Any, folder: Path, table: ModelTable, *, beside: Callable[[Path]
         "base_sha256": hash_base(path),
         "quantization": table.quantization,
         "double_quantization": table.double_quantization,
+        "embedding_quantization": table.embedding_quantization,
         "compute_dtype": str(compute_dtype(table.compute_dtype, model.device)).removeprefix("torch."),
     }
     for config in model.peft_config.values():
@@ -79,11 +84,27 @@ def check_adapter(folder: Path, base: Path) -> None:
     read_adapter(folder, base)
 
 
+def _draws(model: Any) -> bool:
+    """Whether a layer draws random numbers while it trains, which its recomputation must draw again."""
+    shares = (part.p if isinstance(part, torch.nn.Dropout) else _attention_dropout(part) for part in model.modules())
+    return any(shares)
+
+
+def _attention_dropout(module: torch.nn.Module) -> float:
+    share = getattr(module, "attention_dropout", 0.0)
+    return share if isinstance(share, float) else 0.0
+
+
 def _attach_new(model: Any, table: LoraTable) -> Any:
+    targets = table.target_modules
+    if table.train_embeddings:
+        _refuse_quantized_ends(model, end_modules(model), "lora.train_embeddings")
+    if not isinstance(targets, str):
+        wanted = [name for name in end_modules(model) if any(f".{name}".endswith(f".{item}") for item in targets)]
+        _refuse_quantized_ends(model, wanted, "lora.target_modules")
     with quiet():
         from peft import LoraConfig, TaskType, get_peft_model
 
-        targets = table.target_modules
         config = LoraConfig(
             task_type=TaskType.FEATURE_EXTRACTION if model.config.model_type in ENCODERS else TaskType.CAUSAL_LM,
             r=table.r,
@@ -107,6 +128,8 @@ def _attach_new(model: Any, table: LoraTable) -> Any:
 
 def _load(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     adapter = read_adapter(folder, Path(model.config._name_or_path))
+    changed = {name.removesuffix(".weight") for name in (*adapter.pairs, *adapter.replaced)}
+    _refuse_quantized_ends(model, [name for name in end_modules(model) if name in changed], str(folder))
     with quiet(), warnings.catch_warnings():
         from peft import PeftModel
 
@@ -122,6 +145,15 @@ def _load(model: Any, folder: Path, *, is_trainable: bool) -> Any:
         if f"{name}.weight" in adapter.replaced:  # once more: PEFT has cut it to the type of the base
             part.weight.data.copy_(adapter.replaced[f"{name}.weight"])
     return loaded
+
+
+def _refuse_quantized_ends(model: Any, names: Iterable[str], who: str) -> None:
+    """Raises ModelError if `who` is to change an embedding or head, by its path, whose vectors are quantised."""
+    for name in names:
+        if hasattr(model.get_submodule(name), "vectors"):
+            raise ModelError(
+                f"{who}: changes {name}, which model.embedding_quantization freezes", cure="leave one of the two out"
+            )
 
 
 def is_tied(model: Any) -> bool:

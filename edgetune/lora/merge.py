@@ -24,6 +24,7 @@ from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, r
 from edgetune.model.base import check_base, empty_model, hash_base, is_encoder, model_tensors, read_config
 from edgetune.model.classifier import HEAD, SPEC
 from edgetune.model.device import compute_dtype, device
+from edgetune.model.embedding import Kind, embedding_as_trained, end_modules
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.model.nf4 import as_trained, quantized_linears
 from edgetune.model.weights import INDEX, SINGLE, Place, Writer, hash_files, read_tensor
@@ -95,8 +96,9 @@ def merge(
 ) -> MergeResult:
     """Write `out`, a Hugging Face folder with the adapter folded into its base (a folder), replacing what is there.
 
-    "trained" puts each weight in the type it had in training, and the linears that training held in NF4 on that same
-    grid, as the adapter's edgetune.json says (without one: NF4, double quantisation, bfloat16). dtype: see
+    "trained" puts each weight in the type it had in training, and the linears that training held in NF4, embedding and
+    head that it held in 8 or 4 bits, on those same grids, as the adapter's edgetune.json says (without one: NF4, double
+    quantisation, bfloat16). dtype: see
     `merged_dtype`. Memory: a few times the largest tensor. Raises ModelError for an adapter of another base or a base
     that is itself a merge, RunError for a full disk.
     """
@@ -143,7 +145,7 @@ def _write_model(
     model = empty_model(base)
     places = _untied(read, model, model_tensors(base))
     dtype = dtype or merged_dtype(sum(torch.Size(place.shape).numel() for place in places.values()))
-    held = _held_in_training(read, model) if merge_base == "trained" else _Held(None, frozenset())
+    held = _held_in_training(read, model) if merge_base == "trained" else _Held(None)
     with atomic_folder(out) as temporary:
         _write_weights(temporary, read, places, dtype=dtype, held=held, progress=progress)
         _copy_files(base, read.folder, temporary)
@@ -154,20 +156,30 @@ def _write_model(
 
 @dataclass(frozen=True)
 class _Held:
-    """How training held the base: in which type (None: as in the file), and which tensors in NF4."""
+    """How training held the base: in which type (None: as in the file), and which tensors on which grid."""
 
     dtype: torch.dtype | None
-    quantized: frozenset[str]
+    quantized: frozenset[str] = frozenset()
+    """In NF4."""
     is_double: bool = True
+    ends: frozenset[str] = frozenset()
+    """Embedding and output head, where they were quantised."""
+    ends_kind: Kind = "int8"
 
 
 def _held_in_training(adapter: Adapter, model: Any) -> _Held:
     record = adapter.record
     dtype = compute_dtype(record.get("compute_dtype", "bfloat16"), device())
-    if record.get("quantization", "nf4") == "none":
-        return _Held(dtype, frozenset())
-    quantized = frozenset(f"{name}.weight" for name in quantized_linears(model))
-    return _Held(dtype, quantized, is_double=record.get("double_quantization", True))
+    linears = quantized_linears(model) if record.get("quantization", "nf4") == "nf4" else {}
+    ends_kind = record.get("embedding_quantization", "none")
+    ends = end_modules(model) if ends_kind != "none" else {}
+    return _Held(
+        dtype,
+        frozenset(f"{name}.weight" for name in linears),
+        is_double=record.get("double_quantization", True),
+        ends=frozenset(f"{name}.weight" for name in ends),
+        ends_kind=ends_kind,
+    )
 
 
 class BaseTensors(Mapping[str, Tensor]):
@@ -178,7 +190,7 @@ class BaseTensors(Mapping[str, Tensor]):
         self._adapter = dataclasses.replace(read_adapter(adapter, base), pairs={}, replaced={})
         self._places = model_tensors(base)
         is_trained = merge_base == "trained"
-        self._held = _held_in_training(self._adapter, empty_model(base)) if is_trained else _Held(None, frozenset())
+        self._held = _held_in_training(self._adapter, empty_model(base)) if is_trained else _Held(None)
 
     def __getitem__(self, name: str) -> Tensor:
         return _fold(name, read_tensor(self._places[name]), self._adapter, self._held)
@@ -222,6 +234,8 @@ def _fold(name: str, weight: Tensor, adapter: Adapter, held: _Held) -> Tensor:
     if held.dtype is not None and weight.is_floating_point():
         if name in held.quantized:
             weight = as_trained(weight, double_quantization=held.is_double, dtype=held.dtype, device=device())
+        elif name in held.ends:
+            weight = embedding_as_trained(weight, held.ends_kind, dtype=held.dtype, device=device())
         else:
             weight = weight.to(held.dtype)
     pair = adapter.pairs.get(name)

@@ -21,7 +21,7 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 RECORD = "edgetune.json"
 AGAIN = "save or copy the adapter again"
-HELD = ("base", "revision", "quantization", "double_quantization", "compute_dtype")
+HELD = ("base", "revision", "quantization", "double_quantization", "embedding_quantization", "compute_dtype")
 """Keys of edgetune.json that say how training held the base, in the words of [model]."""
 PREFIX = "base_model.model."
 FAMILY = re.compile(r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.weight)?$")

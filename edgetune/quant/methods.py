@@ -14,21 +14,22 @@ from edgetune.recipe import Method
 
 
 class Rounder(Protocol):
-    """A weight (N, K), and the moments (K, K) of its inputs where they are known, to the grid."""
+    """A weight (N, K), and the error spread (K, K) of its inputs where it is known, to the grid."""
 
     def __call__(
-        self, weight: Tensor, moments: Tensor | None, *, bits: int, block_size: int, symmetric: bool
+        self, weight: Tensor, spread: Tensor | None, *, bits: int, block_size: int, symmetric: bool
     ) -> QuantizedMatrix: ...
 
 
 def round_weight(
-    weight: Tensor, method: Method, moments: Tensor | None = None, *, bits: int, block_size: int, symmetric: bool
+    weight: Tensor, method: Method, spread: Tensor | None = None, *, bits: int, block_size: int, symmetric: bool
 ) -> QuantizedMatrix:
-    """The weight (N, K) on the grid by a method; without `moments`, those that need them search instead.
+    """The weight (N, K) on the grid by a method; without `spread`, those that need it search instead.
 
-    moments (K, K): the sum of x x^T over the layer's inputs. Raises ModelError for a weight with NaN or infinity.
+    spread (K, K): `calibrate.error_spread` of the moments of the layer's inputs. Raises ModelError for a weight with
+    NaN or infinity.
     """
-    return ROUNDERS[method](weight, moments, bits=bits, block_size=block_size, symmetric=symmetric)
+    return ROUNDERS[method](weight, spread, bits=bits, block_size=block_size, symmetric=symmetric)
 
 
 def _alone(
@@ -39,12 +40,12 @@ def _alone(
 
 
 def _for_inputs(
-    weight: Tensor, moments: Tensor | None, *, bits: int, block_size: int, symmetric: bool
+    weight: Tensor, spread: Tensor | None, *, bits: int, block_size: int, symmetric: bool
 ) -> QuantizedMatrix:
     """GPTQ."""
-    if moments is None:
+    if spread is None:
         return quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric)
-    return quantize_calibrated(weight, moments, bits=bits, block_size=block_size, symmetric=symmetric)
+    return quantize_calibrated(weight, spread, bits=bits, block_size=block_size, symmetric=symmetric)
 
 
 ROUNDERS: dict[Method, Rounder] = {

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetune.quant.grid import QuantizedMatrix, dequantize, quantize
-from edgetune.quant.repair import round_inputs
+from edgetune.quant.repair import rounded_inputs
 
 RANK = 16
 
@@ -34,7 +34,7 @@ class OnGridLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rounds_inputs:
-            x = x + (round_inputs(x.detach(), self.block_size) - x).detach()
+            x = rounded_inputs(x, self.block_size)
         weight = self._changed()
         rounded = dequantize(self._on_grid(weight)).to(weight.device)
         return F.linear(x, weight + (rounded - weight).detach(), self.bias)

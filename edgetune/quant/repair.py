@@ -41,7 +41,7 @@ class RepairableLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rounds_inputs:
-            x = x + (round_inputs(x.detach(), self.matrix.block_size) - x).detach()
+            x = rounded_inputs(x, self.matrix.block_size)
         scales = self.scales * (1 + self.change)
         scales = scales + (storable(scales) - scales).detach()
         y = _GridProduct.apply(x, scales, self.packed, self.zeros, self.matrix)
@@ -99,10 +99,21 @@ def round_inputs(x: Tensor, block_size: int) -> Tensor:
     return rounded.flatten(-2)[..., : x.shape[-1]]
 
 
+def rounded_inputs(x: Tensor, block_size: int) -> Tensor:
+    """`round_inputs` with a gradient: that of x itself, as if nothing were rounded (arXiv:1308.3432)."""
+    return x + (round_inputs(x.detach(), block_size) - x).detach()
+
+
+def round_inputs_of(module: nn.Module, block_size: int) -> None:
+    """Let a module round its input as the kernels of accuracy level 4 do: for a head, which keeps its float weight."""
+    module.register_forward_pre_hook(lambda _, inputs: (rounded_inputs(inputs[0], block_size), *inputs[1:]))
+
+
 def make_repairable(model: nn.Module, matrices: Mapping[str, QuantizedMatrix], *, rounds_inputs: bool) -> None:
     """Replace, in place, each nn.Linear whose weight `matrices` holds by name, and free all vectors for training.
 
-    Other modules with a weight in `matrices` (embeddings, a tied head) hold the grid's numbers, frozen.
+    Other modules with a weight in `matrices` (embeddings, a tied head) hold the grid's numbers, frozen; with
+    `rounds_inputs` the head rounds its inputs too.
     """
     model.requires_grad_(False)
     head = model.get_output_embeddings()  # type: ignore[operator]
@@ -113,6 +124,8 @@ def make_repairable(model: nn.Module, matrices: Mapping[str, QuantizedMatrix], *
             model.set_submodule(path, RepairableLinear(matrix, module.bias, rounds_inputs=rounds_inputs))
         else:
             module.weight = nn.Parameter(dequantize(matrix), requires_grad=False)
+    if rounds_inputs and matrices:
+        round_inputs_of(head, next(iter(matrices.values())).block_size)
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.requires_grad_(True)
@@ -126,7 +139,7 @@ def repairable_layers(model: nn.Module) -> dict[str, RepairableLinear]:
 
 
 def repaired(model: nn.Module) -> tuple[dict[str, QuantizedMatrix], dict[str, Tensor]]:
-    """What a model holds after repair: the matrices, and all vectors float32, each by its tensor's name."""
+    """Copies of what a model holds after repair: the matrices, and all vectors float32, each by its tensor's name."""
     matrices = {name: layer.repaired() for name, layer in repairable_layers(model).items()}
-    vectors = {name: value.detach().float().cpu() for name, value in model.named_parameters() if value.dim() == 1}
-    return matrices, vectors
+    vectors = {name: value.detach() for name, value in model.named_parameters() if value.dim() == 1}
+    return matrices, {name: value.to("cpu", torch.float32, copy=True) for name, value in vectors.items()}

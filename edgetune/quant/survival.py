@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgetune.evaluate.resample import Bootstrap
 from edgetune.quant.grid import QuantizedMatrix, dequantize, quantize, unpack
-
-LEAST_GAIN = 1e-9
-"""Less than that between base and fine-tune is no gain of which a share could be kept."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +23,19 @@ class Gain:
     """Gain kept: (bundle - base) / (fine-tune - base), of a mean over rows; 1.0 when nothing was lost."""
 
     kept: float | None
-    """None where the fine-tune is no better than the base: there is nothing to keep."""
+    """None where these rows do not show that the fine-tune is better than the base: no share can be told."""
     interval: tuple[float, float] | None
+    is_worse: bool
+    """Whether these rows show that the bundle is worse than both base and fine-tune."""
     base: float
     tuned: float
     shipped: float
     rows: int
     confidence: float
+
+    def holds(self, floor: float) -> bool:
+        """Whether a bundle may pass: the gain kept is at least `floor`; without one, the bundle is not worse."""
+        return not self.is_worse if self.kept is None else self.kept >= floor
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON-able values."""
@@ -45,39 +49,35 @@ def gain_kept(
     *,
     counts: Sequence[float] | None = None,
     is_loss: bool = False,
-    samples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap | None = None,
 ) -> Gain:
     """The gain kept over the same rows, with a paired bootstrap interval: rows are drawn once for all three.
 
     base, tuned, shipped (rows,): each row's score, or its summed nats with `counts` its trained tokens. A number for
-    `base` is its mean, known without rows. Resamples in which the fine-tune gained nothing are left out. Raises
-    ValueError for sequences of different lengths.
+    `base` is its mean, known without rows. Raises ValueError for sequences of different lengths.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
     """
-    sign = -1.0 if is_loss else 1.0
+    draw, sign = bootstrap or Bootstrap(), -1.0 if is_loss else 1.0
     weights = np.ones(len(tuned)) if counts is None else np.asarray(counts, np.float64)
     first = np.full(len(tuned), base) * weights if isinstance(base, float | int) else np.asarray(base, np.float64)
-    sums = np.stack([first, np.asarray(tuned, np.float64), np.asarray(shipped, np.float64)])
-    if sums.shape[1] != len(weights) or not len(weights):
-        raise ValueError(f"{sums.shape[1]} rows and {len(weights)} counts: need as many of both, and at least one")
-    means = sums.sum(1) / weights.sum()
-    drawn = np.random.default_rng(seed).multinomial(len(weights), np.full(len(weights), 1 / len(weights)), samples)
-    resampled = (drawn @ sums.T) / np.maximum(drawn @ weights, 1e-12)[:, None] * sign
-    gained = resampled[:, 1] - resampled[:, 0]
-    ratios = (resampled[:, 2] - resampled[:, 0])[gained > LEAST_GAIN] / gained[gained > LEAST_GAIN]
-    gain, left = sign * (means[1] - means[0]), sign * (means[2] - means[0])
-    has_gained = gain > LEAST_GAIN and len(ratios) > samples / 2
-    tail = (1 - confidence) / 2
+    values = np.stack([first, np.asarray(tuned, np.float64), np.asarray(shipped, np.float64), weights], axis=1)
+    if not len(values):
+        raise ValueError("no rows")
+    means = values[:, :3].sum(0) / weights.sum()
+    sums = draw.sums(values)
+    resampled = sums[:, :3] / np.maximum(sums[:, 3:], 1e-12) * sign
+    gained, left = resampled[:, 1] - resampled[:, 0], resampled[:, 2] - resampled[:, 0]
+    has_gained = draw.interval(gained)[0] > 0
+    lost = resampled[:, 2] - resampled[:, :2].min(1)
     return Gain(
-        kept=float(left / gain) if has_gained else None,
-        interval=tuple(float(x) for x in np.quantile(ratios, [tail, 1 - tail])) if has_gained else None,  # type: ignore[arg-type]
+        kept=float((means[2] - means[0]) / (means[1] - means[0])) if has_gained else None,
+        interval=draw.interval(left[gained > 0] / gained[gained > 0]) if has_gained else None,
+        is_worse=draw.interval(lost)[1] < 0,
         base=float(means[0]),
         tuned=float(means[1]),
         shipped=float(means[2]),
-        rows=len(weights),
-        confidence=confidence,
+        rows=len(values),
+        confidence=draw.confidence,
     )
 
 
@@ -111,4 +111,5 @@ def layer_change(name: str, base: Tensor, merged: Tensor, shipped: QuantizedMatr
 
 
 def _codes(matrix: QuantizedMatrix) -> Tensor:
-    return unpack(matrix.packed, matrix.bits, matrix.block_size)
+    """(N, K), without those of the padding."""
+    return unpack(matrix.packed, matrix.bits, matrix.block_size).flatten(1)[:, : matrix.in_features]

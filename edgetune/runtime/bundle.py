@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from edgetune.errors import BundleError, shown
 from edgetune.files import read_json, write_json
-from edgetune.hashes import hash_file
+from edgetune.hashes import CARD, hash_file
 from edgetune.recipe import check_table
 
 FORMAT_VERSION = 1
@@ -120,7 +120,7 @@ class Bundle:
     """Longest text, prompt and answer together, in tokens."""
     task: Task = "causal-lm"
     files: Mapping[str, FileRecord] = field(default_factory=dict)
-    """Relative name, with /, -> record; every file but edgetune.json."""
+    """Relative name, with /, -> record; every file but edgetune.json and the card."""
     adapters: Mapping[str, AdapterRecord] = field(default_factory=dict)
     """Of a decoder whose graph is the base, with inputs for an adapter: name -> record. Files: `adapter_file`."""
     adapter: str | None = None
@@ -206,7 +206,7 @@ def _measure(folder: Path) -> dict[str, FileRecord]:
     files = {}
     for path in sorted(item for item in folder.rglob("*") if item.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name != MANIFEST:
+        if name not in (MANIFEST, CARD):
             files[name] = FileRecord(path.stat().st_size, hash_file(path))
     return files
 

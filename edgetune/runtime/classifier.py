@@ -75,6 +75,11 @@ class Classifier:
             raise PromptError(f"top_k is {top_k}, must be at least 1")
         return self.answer(self.logits(texts), top_k=top_k)
 
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text is, special ones included, cut at the longest that the graph takes."""
+        with tokenizing(self.bundle):
+            return len(self._tokenizer.encode(text).ids)
+
     def answer(self, logits: np.ndarray, *, top_k: int = 1) -> list[Classification]:
         """What logits (N, labels) mean, whoever made them: N answers at the bundle's temperature and threshold."""
         rows = probabilities(logits, temperature=self.format.temperature, multi_label=self.format.multi_label)

@@ -126,6 +126,29 @@ class Decoder:
             search["temperature"] = temperature
         return self._run(ids, min(max_new_tokens, room), search)
 
+    def token_seconds(self, ids: Sequence[int], *, new_tokens: int) -> list[float]:
+        """Seconds that each new token takes, for measuring: no end token ends the answer, no text is made of it.
+
+        The first one has the allocation of the cache and the prefill in it. Raises PromptError, BundleError.
+        """
+        if len(ids) + new_tokens > self.bundle.context_length:
+            raise PromptError(
+                f"{len(ids)} tokens and {new_tokens} new ones, the context holds {self.bundle.context_length}"
+            )
+        length = len(ids) + new_tokens
+        search = {"do_sample": False, "min_length": length}
+        seconds = []
+        start_s = time.perf_counter()
+        generator = self._ask(lambda: self._generator(max_length=length, search=search))
+        self._ask(lambda: generator.append_tokens(list(ids)))
+        for _ in range(new_tokens):
+            self._ask(generator.generate_next_token)
+            generator.get_next_tokens()
+            end_s = time.perf_counter()
+            seconds.append(end_s - start_s)
+            start_s = end_s
+        return seconds
+
     def token_ids(self, prompt: Prompt) -> list[int]:
         """The ids that a prompt is to the model. Text becomes a user message where the bundle has a chat template."""
         if isinstance(prompt, str):
@@ -200,9 +223,8 @@ class Decoder:
         params = og.GeneratorParams(self._model)
         # The cache is allocated for max_length at once, so it is this answer's length, not the context's. The rest
         # switches off what a genai_config.json may ask for on top of temperature and top_p.
-        params.set_search_options(
-            max_length=max_length, min_length=0, num_beams=1, top_k=0, repetition_penalty=1.0, **search
-        )
+        fixed = {"min_length": 0, "num_beams": 1, "top_k": 0, "repetition_penalty": 1.0}
+        params.set_search_options(max_length=max_length, **{**fixed, **search})
         generator = og.Generator(self._model, params)
         if self.bundle.adapter is not None:
             generator.set_active_adapter(self._adapters, self.bundle.adapter)

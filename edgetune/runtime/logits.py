@@ -72,7 +72,7 @@ class Logits:
             feeds = {"input_ids": tokens[None, start:end], "attention_mask": np.ones((1, end), np.int64), **cache}
             logits, *kept = self._run(self._outputs_in_order(), feeds)
             cache = dict(zip(cache, kept, strict=True))
-            losses.append(_negative_log_likelihood(logits[0].astype(np.float32), tokens[start + 1 : end + 1]))
+            losses.append(negative_log_likelihood(logits[0].astype(np.float32), tokens[start + 1 : end + 1]))
             rows = max(16, CHUNK_LOGITS // logits.shape[-1])
             start = end
         return np.concatenate(losses) if losses else np.zeros(0, np.float32)
@@ -107,7 +107,7 @@ class Logits:
         return ["logits", *(name.replace(_KEYS_AND_VALUES, "present.") for name in names)]
 
 
-def _negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """logits (T, V) float32, targets (T,) -> (T,) float32 nats: logsumexp(logits) - logits[target]."""
     highest = logits.max(axis=-1, keepdims=True)
     sums = np.exp(logits - highest).sum(axis=-1, dtype=np.float64)

@@ -162,11 +162,11 @@ def usable_cores() -> int | None:
     """
     if not hasattr(os, "sched_getaffinity"):
         return None
-    siblings = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
-    return max(1, min(len(siblings), _quota_cores()))
+    cores = {siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, min(len(cores), _quota_cores()))
 
 
-def _siblings(cpu: int) -> str:
+def siblings(cpu: int) -> str:
     """The hyper-threads that share a core with `cpu`, as the system writes them; `cpu` alone where it does not say."""
     with contextlib.suppress(OSError):
         return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()

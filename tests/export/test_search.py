@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from edgetune.cli import main
 from edgetune.errors import ModelError, RunError
 from edgetune.export.quantize import bits_of, joined_with
-from edgetune.export.search import Point, choose, mark_front
+from edgetune.export.search import Point, choose, evenly, mark_front
 from edgetune.model.weights import find_tensors
 from edgetune.recipe import BudgetTable, DataTable, ModelTable, Recipe
 from edgetune.runtime.bundle import Grid
@@ -127,6 +127,26 @@ def test_a_run_is_swept_and_its_best_bundle_exported(tiny_base, tiny_rows, tmp_p
         name: chosen[name] for name in ("block_size", "symmetric", "head_bits")
     }
     assert Path("runs/tiny/results/search.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("count", "kept"), [(3, [0, 1, 2]), (5, [0, 1, 2, 3, 4]), (9, [0, 2, 4, 6, 8])])
+def test_of_a_long_front_both_ends_are_measured(count: int, kept: list[int]) -> None:
+    front = [a_point(1.0, size) for size in range(count)]
+    assert [point.size_bytes for point in evenly(front, 5)] == kept
+
+
+def test_what_would_stop_the_export_stops_the_search_first(tiny_base, tiny_rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("edgetune.search_run.search", lambda *_, **__: pytest.fail("swept all the same"))
+    run = Path("runs/tiny")
+    run.mkdir(parents=True)
+    (run / "recipe.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
+    done = CliRunner().invoke(main, ["export", str(run), "--search"])
+    assert (done.exit_code, "no merged model; make it first: edgetune merge runs/tiny" in done.stderr) == (2, True)
+    (run / "merged").symlink_to(tiny_base, target_is_directory=True)
+    (run / "bundle").mkdir()
+    done = CliRunner().invoke(main, ["export", str(run), "--search"])
+    assert (done.exit_code, "there is something already; replace it with --force" in done.stderr) == (2, True)
 
 
 def test_a_folder_without_a_recipe_cannot_be_searched(tiny_base) -> None:

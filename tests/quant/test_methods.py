@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edgetune.quant.awq import channel_scales, for_columns
+from edgetune.quant.calibrate import error_spread
 from edgetune.quant.grid import dequantize, quantize
 from edgetune.quant.methods import ROUNDERS, round_weight
 from edgetune.recipe import CALIBRATED, Method
@@ -33,9 +34,9 @@ def test_methods_that_know_the_inputs_change_outputs_less_than_those_that_do_not
     grid = {"bits": bits, "block_size": 32, "symmetric": symmetric}
     weight = torch.randn(96, 172, generator=torch.Generator().manual_seed(1))
     inputs, unseen = uneven(3000, 172, seed=2).split(2000)
-    moments = inputs.T @ inputs
+    spread = error_spread(inputs.T @ inputs)
     errors = {
-        method: output_error(unseen, weight, dequantize(round_weight(weight, method, moments, **grid)))
+        method: output_error(unseen, weight, dequantize(round_weight(weight, method, spread, **grid)))
         for method in ROUNDERS
     }
     least = 1.0 if bits == 2 else 0.9

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edgetune.quant.grid import dequantize, quantize
+from edgetune.quant.grid import QuantizedMatrix, dequantize, quantize
 from edgetune.quant.repair import RepairableLinear, make_repairable, repairable_layers, repaired, round_inputs
 from edgetune.quant.scales import storable
 
@@ -71,6 +71,13 @@ def test_inputs_are_rounded_to_127_steps_a_block() -> None:
     assert round_inputs(torch.zeros(2, 32), 32).equal(torch.zeros(2, 32))
 
 
+def test_a_layer_that_rounds_inputs_multiplies_with_the_rounded_ones() -> None:
+    layer = a_layer(rounds_inputs=True)
+    x = torch.randn(3, 72)
+    torch.testing.assert_close(layer(x), F.linear(round_inputs(x, 32), dequantize(layer.matrix), layer.bias))
+    assert (layer(x) - F.linear(x, dequantize(layer.matrix), layer.bias)).abs().max() > 1e-3
+
+
 def test_rounded_inputs_let_gradients_through() -> None:
     layer = a_layer(rounds_inputs=True)
     x = torch.randn(2, 72, requires_grad=True)
@@ -84,24 +91,49 @@ class _Tiny(torch.nn.Module):
         self.embed = torch.nn.Embedding(8, 32)
         self.norm = torch.nn.LayerNorm(32)
         self.linear = torch.nn.Linear(32, 16)
+        self.float = torch.nn.Linear(32, 4)
         self.head = torch.nn.Linear(32, 8, bias=False)
 
     def get_output_embeddings(self) -> torch.nn.Module:
         return self.head
 
 
+def matrices_of(model: torch.nn.Module) -> dict[str, QuantizedMatrix]:
+    bits = {"embed.weight": 8, "linear.weight": 4, "head.weight": 8}
+    return {name: quantize(model.get_parameter(name), bits=count, block_size=32) for name, count in bits.items()}
+
+
 def test_only_scales_norms_and_biases_are_trained() -> None:
     model = _Tiny()
-    names = ("embed.weight", "linear.weight", "head.weight")
-    matrices = {
-        name: quantize(model.get_parameter(name), bits=8 if name != "linear.weight" else 4, block_size=32)
-        for name in names
-    }
+    matrices = matrices_of(model)
     make_repairable(model, matrices, rounds_inputs=False)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained == {"norm.weight", "norm.bias", "linear.bias", "linear.change"}
+    assert trained == {"norm.weight", "norm.bias", "linear.bias", "linear.change", "float.bias"}
     assert list(repairable_layers(model)) == ["linear.weight"]
     assert model.head.weight.equal(dequantize(matrices["head.weight"]))
     found, vectors = repaired(model)
     assert set(found) == {"linear.weight"}
-    assert set(vectors) == {"norm.weight", "norm.bias", "linear.bias"}
+    assert set(vectors) == {"norm.weight", "norm.bias", "linear.bias", "float.bias"}
+
+
+@pytest.mark.parametrize("rounds_inputs", [False, True])
+def test_the_head_rounds_its_inputs_where_the_layers_do(rounds_inputs: bool) -> None:
+    model = _Tiny()
+    matrices = matrices_of(model)
+    make_repairable(model, matrices, rounds_inputs=rounds_inputs)
+    x = torch.randn(3, 32)
+    given = round_inputs(x, 32) if rounds_inputs else x
+    torch.testing.assert_close(model.head(x), F.linear(given, dequantize(matrices["head.weight"])))
+
+
+def test_what_was_taken_out_of_a_model_stays_as_it_was_while_the_model_is_trained_on() -> None:
+    model = _Tiny()
+    make_repairable(model, matrices_of(model), rounds_inputs=False)
+    matrices, vectors = repaired(model)
+    before = {name: value.clone() for name, value in vectors.items()}
+    scales = matrices["linear.weight"].scales.clone()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1.0
+    assert all(vectors[name].equal(value) for name, value in before.items())
+    assert matrices["linear.weight"].scales.equal(scales)

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from edgetune.quant.grid import quantize
+from edgetune.quant.grid import dequantize, quantize
 from edgetune.quant.survival import gain_kept, layer_change
 
 
 def test_all_of_the_gain_is_kept_by_equal_answers() -> None:
-    found = gain_kept([0, 0, 0, 1], [1, 1, 0, 1], [1, 1, 0, 1])
+    found = gain_kept([0] * 9 + [1], [1] * 8 + [0, 1], [1] * 8 + [0, 1])
     assert found.kept == 1.0
     assert found.interval == (1.0, 1.0)
 
@@ -26,12 +26,12 @@ def test_half_of_the_gain_is_kept_where_half_of_the_new_answers_are_lost() -> No
 
 
 def test_a_bundle_worse_than_the_base_keeps_less_than_nothing() -> None:
-    assert gain_kept([1, 0], [1, 1], [0, 0]).kept == -1.0
+    assert gain_kept([1, 0] * 10, [1] * 20, [0] * 20).kept == -1.0
 
 
 def test_losses_are_weighed_by_tokens_and_lower_is_better() -> None:
     """Means: base (30 + 1) / 4, fine-tune (10 + 1) / 4, bundle (20 + 1) / 4 nats a token."""
-    found = gain_kept([30.0, 1.0], [10.0, 1.0], [20.0, 1.0], counts=[3, 1], is_loss=True)
+    found = gain_kept([30.0, 1.0] * 10, [10.0, 1.0] * 10, [20.0, 1.0] * 10, counts=[3, 1] * 10, is_loss=True)
     assert found.kept == pytest.approx(0.5)
     assert found.base == pytest.approx(31 / 4)
 
@@ -47,7 +47,7 @@ def test_the_base_may_be_one_known_number() -> None:
 
 
 def test_rows_must_belong_together() -> None:
-    with pytest.raises(ValueError, match="2 rows and 3 counts"):
+    with pytest.raises(ValueError, match="same shape"):
         gain_kept([0, 0], [1, 1], [1, 1], counts=[1, 1, 1])
 
 
@@ -74,3 +74,59 @@ def test_a_layer_rounded_from_the_base_has_nothing_of_the_change() -> None:
 def test_a_layer_that_was_not_to_change_has_no_correlation() -> None:
     base, _ = _weights()
     assert math.isnan(layer_change("a", base, base, quantize(base, bits=4, block_size=32)).correlation)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_layer_whose_numbers_are_known_has_the_change_that_one_works_out_by_hand(symmetric: bool) -> None:
+    """Steps of 1/8 on blocks of 16, of which each holds -1 and 7/8: every weight is a number of the grid.
+
+    The fine-tune moves four of the 48 weights by a step. Shipped, two of them arrive, one went two steps, one none, and
+    one that was to stay went a step: intended (1, 1, 1, 1, 0), realised (1, 1, 2, 0, 1), in steps.
+    """
+    step = 1 / 8
+    base = (torch.arange(48) % 16 - 8).float().mul(step)[None]
+    merged, shipped = base.clone(), base.clone()
+    merged[0, [1, 3, 17, 35]] += step
+    shipped[0, [1, 3, 17, 21]] += torch.tensor([1, 1, 2, 1]) * step
+    grid = {"bits": 4, "block_size": 16, "symmetric": symmetric}
+    matrix = quantize(shipped, **grid)
+    assert dequantize(matrix).equal(shipped)
+    found = layer_change("a", base, merged, matrix)
+    assert found.codes_changed == pytest.approx(4 / 48)
+    assert found.correlation == pytest.approx(4 / math.sqrt(4 * 7))
+    assert found.norm_ratio == pytest.approx(math.sqrt(7 / 4))
+
+
+def test_rows_are_drawn_once_for_base_fine_tune_and_bundle() -> None:
+    """Each row gains 2 and keeps 1, though the rows differ by far more than that."""
+    base = [float(10 * row) for row in range(40)]
+    found = gain_kept(base, [value + 2 for value in base], [value + 1 for value in base])
+    assert found.kept == pytest.approx(0.5)
+    assert found.interval == pytest.approx((0.5, 0.5))
+
+
+def test_a_bundle_that_may_be_as_good_is_not_called_worse() -> None:
+    found = gain_kept([1, 0] * 50, [1, 0] * 50, [0, 0] + [1, 0] * 49)
+    assert found.kept is None
+    assert not found.is_worse
+    assert found.holds(0.97)
+
+
+def test_a_gain_that_the_rows_do_not_show_is_no_share() -> None:
+    """One row in 500: a lost row would be all of the gain."""
+    found = gain_kept([0] * 500, [1] + [0] * 499, [0] * 500)
+    assert found.kept is None
+    assert found.holds(0.97)
+
+
+def test_without_a_gain_a_bundle_that_is_worse_does_not_hold() -> None:
+    found = gain_kept([1, 0] * 50, [1, 0] * 50, [0] * 100)
+    assert found.kept is None
+    assert found.is_worse
+    assert not found.holds(0.0)
+
+
+def test_a_gain_holds_from_the_floor_on() -> None:
+    found = gain_kept([0] * 40, [1] * 20 + [0] * 20, [1] * 10 + [0] * 30)
+    assert found.holds(0.5)
+    assert not found.holds(0.51)

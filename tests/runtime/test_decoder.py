@@ -197,3 +197,11 @@ def test_a_damaged_model_prints_nothing_of_its_own(
         Decoder(bundle).generate(PROMPT, max_new_tokens=4)
     assert capfd.readouterr() == ("", "")
     assert len(caught.value.message) < 500
+
+
+def test_tokens_are_timed_to_the_end_of_the_context_whatever_the_model_says(tiny_bundle: Path) -> None:
+    decoder = Decoder(tiny_bundle)
+    assert len(decoder.token_seconds([5] * 500, new_tokens=12)) == 12
+    assert all(seconds > 0 for seconds in decoder.token_seconds([5], new_tokens=3))
+    with pytest.raises(PromptError, match="the context holds 512"):
+        decoder.token_seconds([5] * 500, new_tokens=13)

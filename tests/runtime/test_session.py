@@ -13,14 +13,14 @@ from edgetune.runtime import session
 
 def test_two_hyper_threads_are_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(session, "_siblings", lambda cpu: f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}")
+    monkeypatch.setattr(session, "siblings", lambda cpu: f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}")
     monkeypatch.setattr(session, "_quota_cores", lambda: 8)
     assert session.usable_cores() == 2
 
 
 def test_a_quota_below_the_cores_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-    monkeypatch.setattr(session, "_siblings", str)
+    monkeypatch.setattr(session, "siblings", str)
     monkeypatch.setattr(session, "_quota_cores", lambda: 3)
     assert session.usable_cores() == 3
 
