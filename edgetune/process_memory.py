@@ -24,10 +24,14 @@ def resident_bytes() -> int:
     return _usage_bytes() if now is None else now
 
 
-def reset_peak_resident() -> None:
-    """Start measuring the peak anew. Not Linux, or a container that forbids it: it stays that of the whole life."""
+def reset_peak_resident() -> bool:
+    """Start measuring the peak anew; whether that worked. Not Linux, or a container that forbids it: it stays that of
+    the whole life.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        return True
+    return False
 
 
 def _status_bytes(key: str) -> int | None:

@@ -16,10 +16,11 @@ from typing import Any, Literal
 
 import torch
 
-from edgetune.errors import EdgeTuneError, ModelError, OutOfMemoryError, shown
+from edgetune.errors import EdgeTuneError, ModelError, OutOfMemoryError, first_line, shown
 from edgetune.files import read_json
 from edgetune.model.device import compute_dtype
 from edgetune.model.device import device as default_device
+from edgetune.model.embedding import fill_ends, with_quantized_ends
 from edgetune.model.heap import give_back_freed
 from edgetune.model.nf4 import hold_layout
 from edgetune.model.quiet import quiet, silence_bitsandbytes
@@ -130,7 +131,8 @@ def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:
     classification the bare encoder.
 
     quantization "nf4": every linear but the output head in bitsandbytes NF4 (64 weights a block); all else in the
-    compute type. "none": everything in the compute type. Raises ModelError, or OutOfMemoryError.
+    compute type. "none": everything in the compute type. embedding_quantization: see model/embedding.py. Raises
+    ModelError, or OutOfMemoryError.
     """
     path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
     check_base(path, trust_remote_code=table.trust_remote_code, task=table.task)
@@ -147,8 +149,14 @@ def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:
             bnb_4bit_use_double_quant=table.double_quantization,
             bnb_4bit_compute_dtype=dtype,
         )
-    model = _load(path, dtype, device, trust_remote_code=table.trust_remote_code, **options)
-    if options:
+    kind = None
+    if table.embedding_quantization != "none":
+        plain = type(empty_model(path, trust_remote_code=table.trust_remote_code))
+        kind = with_quantized_ends(plain, table.embedding_quantization, dtype)
+    model = _load(path, dtype, device, kind=kind, trust_remote_code=table.trust_remote_code, **options)
+    if kind:
+        fill_ends(model, find_tensors(path))
+    if table.quantization == "nf4":
         hold_layout(model)
         _let_go_of_file(model)
     return model
@@ -197,12 +205,6 @@ def empty_model(path: Path, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{path / 'config.json'}: no model can be made from it: {first_line(error)}") from None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, with the next one where it ends in a colon; or its kind."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[: 1 + lines[0].endswith(":")])
-
-
 def _auto_class(path: Path) -> Any:
     """transformers' class for a folder: the bare model of an encoder, a decoder with its head."""
     import transformers
@@ -210,10 +212,19 @@ def _auto_class(path: Path) -> Any:
     return transformers.AutoModel if is_encoder(path) else transformers.AutoModelForCausalLM
 
 
-def _load(path: Path, dtype: torch.dtype, device: torch.device, *, trust_remote_code: bool, **options: Any) -> Any:
+def _load(
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    trust_remote_code: bool,
+    kind: Any = None,
+    **options: Any,
+) -> Any:
+    """The model of a folder, frozen, in eval mode; `kind` is its class, where that is not transformers' choice."""
     try:
         with quiet():
-            model, info = _auto_class(path).from_pretrained(
+            model, info = (kind or _auto_class(path)).from_pretrained(
                 path,
                 dtype=dtype,
                 device_map={"": device},

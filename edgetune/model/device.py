@@ -11,8 +11,8 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def device() -> torch.device:
-    """The device that models are put on: the first CUDA device where there is one, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """The device that models are put on: the CUDA device in use where there is one (alone, the first), else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def compute_dtype(name: DtypeName, on: torch.device) -> torch.dtype:
@@ -32,6 +32,7 @@ def held_dtype(model: Any) -> torch.dtype:
     """The type in which the frozen parts of a transformers model, adapted or not, are held."""
     embedding = model.get_input_embeddings()
     frozen = getattr(embedding, "original_module", embedding)  # where PEFT trains a copy of it
+    frozen = getattr(frozen, "plain", frozen)  # where its vectors are quantised
     dtype = frozen.weight.dtype
     assert isinstance(dtype, torch.dtype)
     return dtype

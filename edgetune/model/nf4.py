@@ -6,6 +6,8 @@ Source: QLoRA, arXiv:2305.14314, section 3.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,6 +33,52 @@ def as_trained(weight: Tensor, *, double_quantization: bool, dtype: torch.dtype,
         weight.to(device, dtype), blocksize=BLOCK_SIZE, compress_statistics=double_quantization, quant_type="nf4"
     )
     return dequantize_4bit(codes, state).cpu()
+
+
+def dequantize(codes: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in) in `dtype` of a 4-bit layer's packed codes and its bitsandbytes QuantState."""
+    kernels = _kernels(dtype, state.quant_type)
+    if kernels is not None and codes.device.type == "cuda" and torch.cuda.current_device() == codes.device.index:
+        return _by_kernels(codes, state, dtype, *kernels)
+    absmax = state.absmax
+    if state.nested:
+        absmax = torch.ops.bitsandbytes.dequantize_blockwise(
+            absmax, state.state2.absmax, state.state2.code, state.state2.blocksize, torch.float32
+        )
+        absmax = absmax + state.offset
+    return torch.ops.bitsandbytes.dequantize_4bit(codes, absmax, state.blocksize, state.quant_type, state.shape, dtype)
+
+
+@cache
+def _kernels(dtype: torch.dtype, quant_type: str) -> tuple[Callable[..., None], Callable[..., None]] | None:
+    """bitsandbytes' CUDA functions for scales and codes, where its library has them and says what they take."""
+    name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return None
+    from bitsandbytes.cextension import lib
+
+    try:
+        found = lib.cdequantize_blockwise_fp32, getattr(lib, f"cdequantize_blockwise_{name}_{quant_type}")
+    except (AttributeError, RuntimeError):
+        return None
+    # Without declared types a pointer would pass as a C int, as in versions before 0.50.
+    return found if all(function.argtypes and len(function.argtypes) == 7 for function in found) else None
+
+
+def _by_kernels(
+    codes: Tensor, state: Any, dtype: torch.dtype, of_scales: Callable[..., None], of_codes: Callable[..., None]
+) -> Tensor:
+    """The same without torch's dispatcher, for a step on a fast GPU waits for Python more than for the GPU."""
+    stream = torch._C._cuda_getCurrentRawStream(codes.device.index)
+    absmax, second = state.absmax, state.state2
+    if state.nested:
+        codes_of_scales, absmax = absmax, torch.empty(absmax.shape, dtype=torch.float32, device=codes.device)
+        pointers = (t.data_ptr() for t in (second.code, codes_of_scales, second.absmax, absmax))
+        of_scales(*pointers, second.blocksize, absmax.numel(), stream)
+        absmax += state.offset
+    weight = torch.empty(state.shape, dtype=dtype, device=codes.device)
+    of_codes(*(None, codes.data_ptr(), absmax.data_ptr(), weight.data_ptr(), state.blocksize, weight.numel(), stream))
+    return weight
 
 
 def quantized_linears(model: nn.Module) -> dict[str, nn.Module]:

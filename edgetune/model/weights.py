@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -104,6 +104,13 @@ def read_header(path: Path) -> dict[str, Place]:
     if end != file_bytes:
         raise _corrupted(path, f"it has {file_bytes:,} bytes, its header speaks of {end:,}")
     return places
+
+
+def read_rows(place: Place, start: int, count: int) -> Tensor:
+    """Some rows (count, ...) of one tensor, from `start` on, as `read_tensor` gives all of them."""
+    row_bytes = place.size_bytes // place.shape[0] if place.shape[0] else 0
+    shape = (count, *place.shape[1:])
+    return read_tensor(replace(place, shape=shape, start=place.start + start * row_bytes, size_bytes=count * row_bytes))
 
 
 def read_tensor(place: Place) -> Tensor:

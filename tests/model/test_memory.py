@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from edgetune.errors import ModelError
 from edgetune.lora.adapter import attach
@@ -61,15 +62,29 @@ def test_parts_add_up_and_follow_the_recipe(tiny_base: Path) -> None:
     def parts(**options: Any) -> dict[str, int]:
         planned = estimate(recipe_of(tiny_base, **options))
         assert sum(planned.parts.values()) == planned.peak_bytes
-        return planned.parts
+        assert max(planned.other.values()) <= max(planned.parts.get(name, 0) for name in ("largest block", "logits"))
+        return planned.parts | planned.other
 
     plain = parts()
     assert parts(r=32)["adapter"] == 2 * plain["adapter"]
     assert parts(optimizer="adamw_8bit")["optimizer"] == plain["optimizer"] // 4
-    assert parts(batch_size=8)["activations"] == 2 * plain["activations"]
-    assert parts(gradient_checkpointing=True)["activations"] < plain["activations"]
+    assert parts(batch_size=8)["saved activations"] == 2 * plain["saved activations"]
+    assert parts(dropout=0.1)["saved activations"] > plain["saved activations"]
+    checkpointed = parts(gradient_checkpointing=True)
+    assert checkpointed["saved activations"] < plain["saved activations"]
+    assert checkpointed["largest block"] > plain["largest block"]
+    assert parts(fused_loss=False)["logits"] > 1.5 * plain["logits"]
     assert parts(quantization="none")["base, linears"] > 3 * plain["base, linears"]
     assert parts(compute_dtype="float32")["base, the rest"] >= plain["base, the rest"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantised_embeddings_are_counted_as_the_live_ones(tiny_base: Path, kind: Any) -> None:
+    model = load_base(ModelTable(str(tiny_base), embedding_quantization=kind))
+    live = {buffer.data_ptr(): buffer.nbytes for buffer in model.get_output_embeddings().vectors.buffers()}
+    planned, plain = (estimate(recipe_of(tiny_base, embedding_quantization=how)) for how in (kind, "none"))
+    assert planned.parts["base, embeddings"] == sum(live.values()) < plain.parts["base, embeddings"]
+    assert planned.base_parameters == plain.base_parameters
 
 
 @pytest.mark.parametrize("head", ["cosine", "linear"])
@@ -83,13 +98,27 @@ def test_the_head_of_a_classifier_is_counted_as_the_real_one(tiny_encoder: Path,
     assert planned.parts["head"] == 4 * weights
     assert planned.parts["gradients"] - without.parts["gradients"] == 4 * weights
     assert planned.parts["optimizer"] - without.parts["optimizer"] == 8 * weights
-    assert planned.parts["logits"] >= recipe.train.batch_size * count * 4 * 4
+    assert (planned.parts | planned.other)["logits"] >= recipe.train.batch_size * count * 4 * 4
 
 
 def test_only_trained_tokens_have_logits(tiny_base: Path) -> None:
-    whole = estimate(recipe_of(tiny_base), trained_share=1.0).parts["logits"]
-    assert estimate(recipe_of(tiny_base), trained_share=0.25).parts["logits"] == whole // 4
-    assert estimate(recipe_of(tiny_base, loss_on="all"), trained_share=0.25).parts["logits"] == whole
+    def logits(share: float, **options: Any) -> int:
+        planned = estimate(recipe_of(tiny_base, fused_loss=False, **options), trained_share=share)
+        return (planned.parts | planned.other)["logits"]
+
+    assert logits(0.25) == logits(1.0) // 4
+    assert logits(0.25, loss_on="all") == logits(1.0)
+
+
+def test_a_gpu_that_is_not_here_can_be_planned_for(tiny_base: Path) -> None:
+    recipe = recipe_of(tiny_base, gradient_checkpointing=True)
+    on_gpu = estimate(recipe, on="cuda")
+    assert "CUDA context" in on_gpu.parts
+    offloaded = estimate(recipe_of(tiny_base, gradient_checkpointing=True, offload_activations=True), on="cuda")
+    layers = AutoConfig.from_pretrained(tiny_base).num_hidden_layers
+    tokens, hidden = 4 * recipe.data.max_seq_len, AutoConfig.from_pretrained(tiny_base).hidden_size
+    saved = on_gpu.parts["saved activations"] - offloaded.parts["saved activations"]
+    assert saved == (layers - 2) * tokens * hidden * 2
 
 
 def test_a_config_that_makes_no_model_is_refused(tmp_path: Path) -> None:

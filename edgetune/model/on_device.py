@@ -1,0 +1,84 @@
+"""What a recipe's bundle will be on the device, from config.json alone: bytes, peak memory, tokens a second.
+
+The constants are fitted to bundles of 6 M and 125 M parameters, benchmarks/results/decode.json and decode_nano.json;
+of those the estimates are within 15 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from edgetune.model.base import empty_model, resolve_base
+from edgetune.model.nf4 import quantized_linears
+from edgetune.recipe import ExportTable, Recipe
+
+RUNTIME_BYTES = 74 * 1024**2
+"""Resident memory of Python with onnxruntime-genai and a bundle of no weights."""
+COPIES = 1.55
+"""Bytes in memory of a byte of weights: kernels keep some of them in an order of their own."""
+BANDWIDTH_SHARE = 0.42
+"""Of the memory's bandwidth, what decoding reaches."""
+LAYER_S = 7e-6
+"""Seconds of a layer and token beside reading its weights."""
+CACHE_TOKENS = 256
+"""Tokens that the cache of keys and values is counted for."""
+FLOAT_BYTES = {"fp16": 2, "fp32": 4}
+BITS = {"int2": 2, "int4": 4, "int8": 8}
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """An estimate of a bundle."""
+
+    bundle_bytes: int
+    peak_bytes: int
+    """Resident memory of a process that answers; a decoder's with CACHE_TOKENS tokens."""
+    read_bytes: int
+    """Weights read for each token."""
+    layers: int
+
+    def tokens_per_s(self, bandwidth_bytes_per_s: float) -> float:
+        """Decoding speed, batch 1, of a device that reads its memory so fast."""
+        return 1 / (self.read_bytes / (BANDWIDTH_SHARE * bandwidth_bytes_per_s) + self.layers * LAYER_S)
+
+
+def expect_on_device(recipe: Recipe) -> OnDevice:
+    """The bundle of a recipe. Raises ModelError."""
+    table = recipe.model
+    path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    model = empty_model(path, trust_remote_code=table.trust_remote_code)
+    config, export = model.config.get_text_config(), recipe.export
+    head_bits = BITS.get(export.precision, 8) if recipe.is_classifier else export.head_bits
+    linears = [module.weight.shape for module in quantized_linears(model).values()]
+    ends = list(_ends(model))
+    in_layers = sum(_matrix_bytes(shape, export, BITS.get(export.precision, 8)) for shape in linears)
+    in_ends = [_matrix_bytes(shape, export, max(head_bits, BITS.get(export.precision, 0))) for shape in ends]
+    counted = sum(rows * columns for rows, columns in [*linears, *ends])
+    vectors = 4 * (sum(parameter.numel() for parameter in model.parameters()) - counted)
+    # A word's vector is one row of the embedding; the head, and a tied embedding as one, is read whole.
+    read = in_layers + vectors + (0 if recipe.is_classifier else in_ends[-1])
+    weights = in_layers + sum(in_ends) + vectors
+    texts = sum(file.stat().st_size for file in path.glob("tokenizer*.json"))
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    cache = 0 if recipe.is_classifier else 2 * 4 * CACHE_TOKENS * width * config.num_hidden_layers
+    peak = RUNTIME_BYTES + round(COPIES * weights) + cache
+    return OnDevice(weights + texts, peak, read, config.num_hidden_layers)
+
+
+def _ends(model: Any) -> Iterable[tuple[int, int]]:
+    """Shapes of embedding and output head, one where they are tied; the head last."""
+    ends = [end.weight for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    return (tuple(weight.shape) for weight in {id(weight): weight for weight in ends}.values())
+
+
+def _matrix_bytes(shape: tuple[int, int], export: ExportTable, bits: int) -> int:
+    """Codes, float32 scales and zero points of a matrix on the grid of [export], or its floats."""
+    rows, columns = shape
+    if export.precision in FLOAT_BYTES:
+        return rows * columns * FLOAT_BYTES[export.precision]
+    blocks = -(-columns // export.block_size)
+    zero_points = 0 if export.symmetric else -(-blocks * bits // 8)
+    return rows * (blocks * (export.block_size * bits // 8 + 4) + zero_points)
