@@ -6,6 +6,7 @@ epoch, so that a position in a run is two numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,24 @@ def micro_batches(
     if generator is not None:
         rows = [rows[place] for place in generator.permutation(len(rows))]
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+def cut(micro_batches: Sequence[Any], pieces: int) -> list[Any]:
+    """Each micro-batch, a list of rows, cut into so many pieces or as many as it has rows."""
+    sizes = [math.ceil(len(rows) / pieces) for rows in micro_batches]
+    return [
+        rows[at : at + size]
+        for rows, size in zip(micro_batches, sizes, strict=True)
+        for at in range(0, len(rows), size)
+    ]
+
+
+def share(micro_batches: Sequence[Any], rank: int, count: int) -> list[Any]:
+    """What one of `count` processes trains on of the micro-batches of a step: together they have each row once.
+
+    Micro-batches are cut only where that many processes could not have equally many.
+    """
+    return cut(micro_batches, count // math.gcd(len(micro_batches), count))[rank::count]
 
 
 def sample_lengths(tokens: Any) -> np.ndarray:

@@ -7,13 +7,14 @@ checkpoints/step-00000040/ holds adapter.safetensors (float32), optimizer.pt (pl
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import random
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from safetensors.torch import save as safetensors_bytes
 from edgetune.errors import RunError
 from edgetune.files import atomic_folder, read_json, write_json
 from edgetune.run_dir import RunDir
+from edgetune.train.divergence import Divergence
+from edgetune.train.overfitting import Overfitting
+from edgetune.train.plateau import Plateau
 
 KEPT = 2
 """Checkpoints that stay; the one before the newest serves if the newest is damaged."""
@@ -53,10 +57,30 @@ class State:
     """Seconds in the loop, evaluations and checkpoints included, over all starts."""
     is_over: bool = False
     """Early stopping has ended it."""
+    pieces: int = 1
+    """Into how many a micro-batch is cut, since memory ran out; 1: it never has."""
+    plateau: Plateau = field(default_factory=Plateau)
+    divergence: Divergence = field(default_factory=Divergence)
+    overfitting: Overfitting = field(default_factory=Overfitting)
+
+    @property
+    def rate_share(self) -> float:
+        """What is left of the schedule's learning rate."""
+        return self.plateau.share * self.divergence.share
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> State:
+        """A state as dataclasses.asdict gave it."""
+        plateau = Plateau(**values.get("plateau", {}))
+        divergence = Divergence.from_json(values.get("divergence", {}))
+        overfitting = Overfitting.from_json(values.get("overfitting", {}))
+        return cls(**{**values, "plateau": plateau, "divergence": divergence, "overfitting": overfitting})
 
 
 def save(run_dir: RunDir, state: State, model: Any, optimizer: Any, *, inputs: str, scaler: Any = None) -> Path:
-    """Write a checkpoint after state.step, then drop all but the newest two; its folder. Raises RunError.
+    """Write a checkpoint after state.step, then drop all but the newest two and a sound one; its folder.
+
+    Raises RunError.
 
     `inputs` is a hash of what the run is made from. `scaler` is the gradient scaler of float16, if any.
     """
@@ -72,8 +96,10 @@ def save(run_dir: RunDir, state: State, model: Any, optimizer: Any, *, inputs: s
             shutil.copytree(run_dir.adapter, temporary / "best")
         record = {"inputs": inputs, "state": dataclasses.asdict(state), "generators": _generators()}
         write_json(temporary / "state.json", record)
+    kept = sound(run_dir, state)
     for old in find(run_dir)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old != kept:
+            shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
@@ -82,14 +108,36 @@ def find(run_dir: RunDir) -> list[Path]:
     return sorted(run_dir.checkpoints.glob("step-*"), reverse=True)
 
 
-def restore(
-    run_dir: RunDir, model: Any, optimizer: Any, *, inputs: str, scaler: Any = None
-) -> tuple[State, Path] | None:
-    """Put the newest readable checkpoint into model, optimizer and random generators; its state and folder.
+def sound(run_dir: RunDir, state: State) -> Path | None:
+    """The newest checkpoint that no divergence has touched; None if there is none yet."""
+    return next((folder for folder in find(run_dir) if _step(folder) <= state.divergence.sound_step), None)
 
-    None without one. Raises RunError if it was made from other inputs or if no checkpoint there can be read.
+
+def forget_after(run_dir: RunDir, step: int) -> None:
+    """Remove the checkpoints past `step`, newest first."""
+    for folder in find(run_dir):
+        if _step(folder) > step:
+            shutil.rmtree(folder)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it was read, tensors on the CPU."""
+
+    folder: Path
+    state: State
+    weights: Mapping[str, torch.Tensor]
+    parts: Mapping[str, Any]
+    """Of optimizer, scaler and torch's generators."""
+    generators: Mapping[str, Any]
+
+
+def newest(run_dir: RunDir, *, inputs: str, until: int | None = None) -> Checkpoint | None:
+    """The newest readable checkpoint; None without one. `until`: the newest of those that are not past this step.
+
+    Raises RunError if it was made from other inputs or if no checkpoint there can be read.
     """
-    folders = find(run_dir)
+    folders = [folder for folder in find(run_dir) if until is None or _step(folder) <= until]
     problems = []
     for folder in folders:
         try:
@@ -99,15 +147,46 @@ def restore(
             continue
         if record["inputs"] != inputs:
             raise changed_inputs(run_dir)
-        _put(model, weights)
-        optimizer.load_state_dict(parts["optimizer"])
-        if scaler is not None:
-            scaler.load_state_dict(parts["scaler"])
-        _set_generators(record["generators"], parts["torch"])
-        return record["state"], folder
+        return Checkpoint(folder, record["state"], weights, parts, record["generators"])
     if problems:
         raise RunError(problems[0], cure="start the run anew with --force")
     return None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a checkpoint holds beside its state, in host memory."""
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None
+    generators: dict[str, Any]
+    torch_states: list[torch.Tensor]
+
+
+def remember(model: Any, optimizer: Any, scaler: Any = None) -> Memory:
+    """A copy of the trained weights and generators, and of an optimizer that has made no step."""
+    weights = {name: value.clone() for name, value in _trained(model).items()}
+    scale = None if scaler is None else scaler.state_dict()
+    return Memory(weights, copy.deepcopy(optimizer.state_dict()), scale, _generators(), _torch_generators())
+
+
+def put_back(memory: Memory, model: Any, optimizer: Any, scaler: Any = None) -> None:
+    """Model, optimizer and random generators as they were."""
+    _put(model, memory.weights)
+    optimizer.load_state_dict(memory.optimizer)
+    if scaler is not None:
+        scaler.load_state_dict(memory.scaler)
+    _set_generators(memory.generators, memory.torch_states)
+
+
+def restore(found: Checkpoint, model: Any, optimizer: Any, *, scaler: Any = None) -> None:
+    """Put a checkpoint into model, optimizer and random generators."""
+    _put(model, found.weights)
+    optimizer.load_state_dict(found.parts["optimizer"])
+    if scaler is not None:
+        scaler.load_state_dict(found.parts["scaler"])
+    _set_generators(found.generators, found.parts["torch"])
 
 
 def restore_best(run_dir: RunDir, folder: Path | None) -> None:
@@ -137,11 +216,19 @@ def sweep(run_dir: RunDir) -> None:
                 rest.unlink(missing_ok=True)
 
 
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
     """state.json with its State, the adapter's weights, and optimizer.pt. Raises RunError that names a damaged file."""
     with _reading(folder / "state.json") as file:
         record = read_json(file)
-        record = {"inputs": record["inputs"], "state": State(**record["state"]), "generators": record["generators"]}
+        record = {
+            "inputs": record["inputs"],
+            "state": State.from_json(record["state"]),
+            "generators": record["generators"],
+        }
     with _reading(folder / "adapter.safetensors") as file:
         weights = load_file(file)
     with _reading(folder / "optimizer.pt") as file:
@@ -180,8 +267,8 @@ def _put(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def _torch_generators() -> list[torch.Tensor]:
-    """States of torch's generators: the CPU's, then one for each CUDA device."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
+    """States of torch's generators: the CPU's, then, where there is one, that of the CUDA device in use."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else ())]
 
 
 def _generators() -> dict[str, Any]:
@@ -201,4 +288,4 @@ def _set_generators(generators: Mapping[str, Any], torch_states: list[torch.Tens
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(torch_states[0])
     if torch.cuda.is_available() and len(torch_states) > 1:
-        torch.cuda.set_rng_state_all(torch_states[1:])
+        torch.cuda.set_rng_state(torch_states[1])

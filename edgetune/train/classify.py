@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgetune.data.labelled import LabelledTokens, PreparedLabels
+from edgetune.data.labelled import LabelledTokens, PreparedLabels, head_gone_on_from
 from edgetune.lora.adapter import save
-from edgetune.model.classifier import Classifier, ClassifierSpec, imprint, save_head
+from edgetune.model.classifier import Classifier, ClassifierSpec, imprint, load_head, save_head
 from edgetune.recipe import Recipe
 from edgetune.train.loss import autocast, without_dropout
 
@@ -75,9 +76,14 @@ class Classification:
         )
 
     def complete(self, model: Any) -> Classifier:
-        """The encoder with a head; a cosine head starts at the mean direction of each label's training texts."""
+        """The encoder with a head: that of lora.init_from where it has the same labels, else a new one.
+
+        A new cosine head starts at the mean direction of each label's training texts.
+        """
         classifier = Classifier(model, self.spec)
-        if self.recipe.classify.head == "cosine" and not self.recipe.classify.multi_label:
+        if folder := head_gone_on_from(self.recipe, self.prepared.labels):
+            load_head(classifier, folder)
+        elif self.recipe.classify.head == "cosine" and not self.recipe.classify.multi_label:
             with torch.no_grad(), without_dropout(classifier), autocast(classifier):
                 batches = (batch.to(classifier.device) for batch in self._batches(self.prepared.train))
                 embedded = ((classifier.embed(b.input_ids, b.attention_mask), b.targets) for b in batches)
@@ -88,7 +94,7 @@ class Classification:
         """Texts of like length together, in an order that follows from seed and epoch."""
         table = self.recipe.train
         generator = np.random.default_rng([table.seed, number])
-        return bucketed(self.prepared.train.lengths, batch_size=table.batch_size, generator=generator)
+        return bucketed(self.prepared.train.lengths, batch_size=self.recipe.batch_size, generator=generator)
 
     def collate(self, rows: Sequence[int]) -> LabelledBatch:
         """Texts padded to the longest of them."""
@@ -111,11 +117,11 @@ class Classification:
         return (losses if weights is None else weights[batch.targets] * losses).sum(), batch.trained
 
     @torch.no_grad()
-    def evaluate(self, model: Any) -> tuple[float, int]:
-        """The training's loss over the eval rows, dropout off."""
+    def evaluate(self, model: Any, part: slice = slice(None)) -> tuple[float, int]:
+        """The training's loss over the eval rows, or `part` of their batches; dropout off."""
         total, count = 0.0, 0
         with without_dropout(model), autocast(model):
-            for batch in self._batches(self.prepared.eval):
+            for batch in islice(self._batches(self.prepared.eval), part.start, part.stop, part.step):
                 summed, texts = self.loss_sum(model, batch.to(model.device))
                 total += float(summed)
                 count += texts

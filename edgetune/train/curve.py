@@ -13,7 +13,10 @@ SMOOTHED_STEPS = 10
 
 
 def draw_curve(events: Path, out: Path, *, title: str) -> None:
-    """Training loss (each step, and its moving average) and eval loss over steps, as a PNG. Raises RunError."""
+    """Training loss (each step, and its moving average) and eval loss over steps, as a PNG. Raises RunError.
+
+    A dotted line stands where the learning rate was lowered, with what it became.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -24,6 +27,12 @@ def draw_curve(events: Path, out: Path, *, title: str) -> None:
     figure = Figure(figsize=(7.0, 4.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    for event in seen:
+        if "cut_to" in event:
+            axes.axvline(event["step"], color="tab:gray", linestyle=":", linewidth=1.0)
+            place = (event["step"], 1.0)
+            text = f" {event['cut_to']:.1e}"
+            axes.annotate(text, place, xycoords=axes.get_xaxis_transform(), va="top", fontsize=7, color="tab:gray")
     if training:
         steps, losses = zip(*training, strict=True)
         axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)

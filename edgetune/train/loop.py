@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,34 @@ from typing import Any
 import torch
 
 from edgetune.data.read import content_hashes, is_hub_id, splits
-from edgetune.errors import OutOfMemoryError, RunError, Stopped
+from edgetune.errors import OutOfMemoryError, Stopped
 from edgetune.files import read_json, write_json, write_text
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import hash_base, resolve_base
-from edgetune.model.memory import peak_memory_bytes, reset_peak
+from edgetune.model.heap import lean_heap
+from edgetune.model.memory import give_back_memory, is_out_of_memory, peak_memory_bytes, reset_peak
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir, claim
-from edgetune.train import checkpoint, events
-from edgetune.train.checkpoint import State
+from edgetune.train import checkpoint, events, processes
+from edgetune.train.batches import cut, share
+from edgetune.train.checkpoint import Memory, State
 from edgetune.train.curve import draw_curve
+from edgetune.train.divergence import Diverged
+from edgetune.train.liger import liger_kernels
 from edgetune.train.loss import autocast
+from edgetune.train.restart import begin_events, go_back, remember
 from edgetune.train.schedule import learning_rate_share
 from edgetune.train.setup import Parts, set_up
 from edgetune.train.stop import StopRequest, listen_for_stop
 from edgetune.train.task import stream
+from edgetune.train.watch import (
+    follow_plateau,
+    hold_against_overfitting,
+    note_start,
+    watch_for_divergence,
+    watch_for_overfitting,
+)
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -55,35 +66,58 @@ class TrainResult:
     tokens_per_s: float
     """Tokens read per second of training steps."""
     peak_bytes: int
+    """Of the process that took most."""
     train_s: float
     """Seconds in training steps."""
     wall_s: float
     """Seconds in the loop, evaluations and checkpoints included, over all starts."""
     learning_rate: float
     stopped_early: bool
+    batch_size: int | None = None
+    """Sequences in a micro-batch at the end: fewer than the recipe's where memory ran out."""
+    rate_cuts: int = 0
+    """How often schedule = "plateau" lowered the learning rate."""
+    restarts: list[dict[str, Any]] = field(default_factory=list)
+    """Each divergence.Restart after which the training went on at a lower learning rate."""
+    overfitting: list[dict[str, Any]] = field(default_factory=list)
+    """Each overfitting.Finding."""
+    processes: int = 1
+    """How many trained together, at the end."""
 
 
-def train(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None) -> TrainResult:
+def train(
+    recipe: Recipe, run_dir: RunDir, *, base: Any = None, force: bool = False, progress: Progress | None = None
+) -> TrainResult:
     """Train the recipe's adapter in its run folder; goes on from a checkpoint there, returns at once if finished.
+
+    `base`: the recipe's base, where it is loaded already (model.lend.lent takes the adapter off it afterwards).
+    `force` first empties the folder of an older run. Several processes, started by a launcher, all call this.
 
     Raises Stopped after SIGINT or SIGTERM (a checkpoint was saved), RunError for a folder of another recipe or a full
     disk, DataError for data without a trainable token, HardwareError for an optimizer this machine cannot run.
     """
-    notify = progress or _say_nothing
-    claim(run_dir, recipe.to_toml())
-    inputs = find_inputs(recipe, run_dir)
-    if finished := _read_result(run_dir, inputs):
-        notify({"stage": "train", "message": f"up to date: {run_dir.adapter}"})
-        return finished
-    reset_peak()
-    try:
-        return _train(recipe, run_dir, inputs, notify)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(error) from None
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise _out_of_memory(error) from None
+    with processes.together():
+        notify = progress if progress and processes.is_main() else _say_nothing
+        asked = processes.main_does(lambda: _claim(recipe, run_dir, force=force))
+        inputs = _hash_inputs(recipe, asked)
+        processes.same_everywhere(
+            inputs,
+            what="another recipe, base or data",
+            cure="give every machine the same files, or a disk that they share",
+        )
+        if finished := processes.main_does(lambda: _read_result(run_dir, inputs)):
+            notify({"stage": "train", "message": f"up to date: {run_dir.adapter}"})
+            return finished
+        reset_peak()
+        try:
+            result = _train(recipe, run_dir, inputs, base, notify)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _out_of_memory(error) from None
+        if not processes.is_main():
+            give_back_memory()  # the main one goes on and may need it
+        return result
 
 
 def find_inputs(recipe: Recipe, run_dir: RunDir) -> str:
@@ -91,12 +125,23 @@ def find_inputs(recipe: Recipe, run_dir: RunDir) -> str:
 
     Raises DataError if the data is not there.
     """
+    return _hash_inputs(recipe, run_dir.read()["asked"])
+
+
+def _claim(recipe: Recipe, run_dir: RunDir, *, force: bool) -> dict[str, Any]:
+    """The recipe as its run folder, claimed, keeps it."""
+    claim(run_dir, recipe.to_toml(), force=force)
+    asked: dict[str, Any] = run_dir.read()["asked"]
+    return asked
+
+
+def _hash_inputs(recipe: Recipe, asked: Mapping[str, Any]) -> str:
     base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
     local = [name for name in (recipe.data.train, recipe.data.eval) if name and not is_hub_id(name)]
     contents = [content_hashes(name, split) for name in local for split in splits(name) or (None,)]
     adapter = Path(recipe.lora.init_from).expanduser() if recipe.lora.init_from else None
     adapter_hash = hash_tree(adapter) if adapter and adapter.is_dir() else None
-    return hash_values(run_dir.read()["asked"], hash_base(base), contents, adapter_hash)
+    return hash_values(asked, hash_base(base), contents, adapter_hash)
 
 
 def _read_result(run_dir: RunDir, inputs: str) -> TrainResult | None:
@@ -109,28 +154,50 @@ def _read_result(run_dir: RunDir, inputs: str) -> TrainResult | None:
     if not run_dir.is_current("train", inputs):
         raise checkpoint.changed_inputs(run_dir)
     values = read_json(run_dir.results / "train.json")
-    return TrainResult(**{item.name: values[item.name] for item in dataclasses.fields(TrainResult)})
+    known = {item.name for item in dataclasses.fields(TrainResult)}
+    return TrainResult(**{name: value for name, value in values.items() if name in known})
 
 
-def _train(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Progress) -> TrainResult:
-    parts = set_up(recipe, run_dir, inputs, notify)
-    if not parts.is_main:
-        notify = _say_nothing
-    if parts.is_main:
-        checkpoint.sweep(run_dir)
-        write_text(run_dir.recipe, parts.recipe.to_toml())
-    found = checkpoint.restore(run_dir, parts.model, parts.optimizer, inputs=parts.inputs, scaler=parts.scaler)
-    state, best = found or (State(), None)
+def _train(recipe: Recipe, run_dir: RunDir, inputs: str, base: Any, notify: Progress) -> TrainResult:
+    parts = set_up(recipe, run_dir, inputs, notify, base=base)
+    processes.copy_from_main(parts.trained)
+    start = remember(parts)
+    found = processes.main_does(lambda: _find_checkpoint(parts, run_dir))
     if found:
-        notify({"stage": "train", "message": f"goes on after step {state.step} of {parts.steps}"})
-    if parts.is_main:
-        checkpoint.restore_best(run_dir, best)
-        events.forget_after(run_dir, state.step)
-    with listen_for_stop() as request:
-        _run_steps(parts, run_dir, state, notify, request)
-    if parts.is_main:
-        return _finish(parts, run_dir, state, inputs)
-    return _result(parts, state)
+        checkpoint.restore(found, parts.model, parts.optimizer, scaler=parts.scaler)
+        notify({"stage": "train", "message": f"goes on after step {found.state.step} of {parts.steps}"})
+    state = found.state if found else State()
+    hold_against_overfitting(parts, state)
+    with (
+        listen_for_stop() as request,
+        liger_kernels(parts.model, parts.recipe.train.use_liger_kernel),
+        lean_heap(parts.recipe.gradient_checkpointing),
+    ):
+        state = _run_with_restarts(parts, run_dir, state, start, notify, request)
+    peak_bytes = max(processes.gathered(peak_memory_bytes()))
+    return processes.main_does(lambda: _finish(parts, run_dir, state, inputs, peak_bytes))
+
+
+def _find_checkpoint(parts: Parts, run_dir: RunDir) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from, the run folder being as it was then."""
+    checkpoint.sweep(run_dir)
+    write_text(run_dir.recipe, parts.recipe.to_toml())
+    found = checkpoint.newest(run_dir, inputs=parts.inputs)
+    checkpoint.restore_best(run_dir, found.folder if found else None)
+    begin_events(run_dir, found.state if found else State())
+    return found
+
+
+def _run_with_restarts(
+    parts: Parts, run_dir: RunDir, state: State, start: Memory | None, notify: Progress, request: StopRequest
+) -> State:
+    """All steps; after a divergence from the last sound place on, at a lower learning rate. The state at the end."""
+    while True:
+        try:
+            _run_steps(parts, run_dir, state, notify, request)
+            return state
+        except Diverged as diverged:
+            state = go_back(parts, run_dir, state, start, diverged, notify)
 
 
 def _run_steps(parts: Parts, run_dir: RunDir, state: State, notify: Progress, request: StopRequest) -> None:
@@ -140,16 +207,19 @@ def _run_steps(parts: Parts, run_dir: RunDir, state: State, notify: Progress, re
     while state.step < parts.steps and not state.is_over:
         start_s = time.perf_counter()
         step = state.step + 1
-        learning_rate = parts.learning_rate * learning_rate_share(
+        learning_rate = parts.learning_rate * state.rate_share
+        learning_rate *= learning_rate_share(
             step,
             parts.steps,
             schedule=table.schedule,
             warmup_ratio=table.warmup_ratio,
             least=table.min_learning_rate_ratio,
         )
-        micro_batches = _next_micro_batches(parts, micro, state, step)
-        loss, trained, read = _make_step(parts, micro_batches, learning_rate, step)
+        micro_batches = next_micro_batches(parts, micro, state, step)
+        processes.draw_apart(table.seed, step)
+        loss, trained, read = make_step(parts, run_dir, state, micro_batches, learning_rate, notify)
         state.step = step
+        note_start(state, loss)
         state.tokens += read
         state.trained_tokens += trained
         state.train_loss += (loss - state.train_loss) * trained / (state.train_loss_tokens + trained)
@@ -162,13 +232,14 @@ def _run_steps(parts: Parts, run_dir: RunDir, state: State, notify: Progress, re
         if step % parts.eval_steps == 0 or is_last:
             _evaluate(parts, run_dir, state, notify)
         state.wall_s += time.perf_counter() - start_s
-        is_stopping = _is_stopping(parts, request)
+        signal_number = max(processes.gathered(request.signal_number or 0))  # it may reach them in different steps
+        is_stopping = signal_number != 0
         if parts.is_main and (step % parts.checkpoint_steps == 0 or is_last or state.is_over or is_stopping):
             checkpoint.save(run_dir, state, parts.model, parts.optimizer, inputs=parts.inputs, scaler=parts.scaler)
         if is_stopping and not (is_last or state.is_over):
             raise Stopped(
                 f"stopped after step {step} of {parts.steps}; everything is saved in {run_dir.path}",
-                signal_number=request.signal_number or signal.SIGTERM,
+                signal_number=signal_number,
                 cure="the same command goes on from there",
             )
 
@@ -177,16 +248,7 @@ def _say_nothing(event: Mapping[str, Any]) -> None:
     """Progress of a process that nobody watches."""
 
 
-def _is_stopping(parts: Parts, request: StopRequest) -> bool:
-    """Whether a signal came; all processes agree, though it may have reached them in different steps."""
-    is_asked = request.signal_number is not None
-    if parts.accelerator.num_processes == 1:
-        return is_asked
-    asked = torch.tensor(int(is_asked), device=parts.model.device)
-    return bool(parts.accelerator.reduce(asked, "sum"))
-
-
-def _next_micro_batches(parts: Parts, micro: Iterator[tuple[int, int, Any]], state: State, step: int) -> list[Any]:
+def next_micro_batches(parts: Parts, micro: Iterator[tuple[int, int, Any]], state: State, step: int) -> list[Any]:
     """The micro-batches of one optimizer step, all processes together; moves the state's place in the data on."""
     left = parts.micro_batches - (step - 1) * parts.micro_batches_a_step
     taken = list(islice(micro, min(parts.micro_batches_a_step, left)))
@@ -194,35 +256,41 @@ def _next_micro_batches(parts: Parts, micro: Iterator[tuple[int, int, Any]], sta
     return [rows for _, _, rows in taken]
 
 
-def _make_step(parts: Parts, micro_batches: list[Any], learning_rate: float, step: int) -> tuple[float, int, int]:
+def make_step(
+    parts: Parts, run_dir: RunDir, state: State, micro_batches: list[Any], learning_rate: float, notify: Progress
+) -> tuple[float, int, int]:
     """One optimizer step over micro-batches: mean loss (nats), trained tokens (or texts), tokens read.
 
     Each micro-batch's summed loss is divided by the trained tokens of the whole step, on all processes, so that the
-    gradient is that of one batch of them all, however unequal they are.
+    gradient is that of one batch of them all, however unequal they are, and however they are cut.
     """
-    accelerator, device = parts.accelerator, parts.model.device
-    mine = micro_batches[accelerator.process_index :: accelerator.num_processes]
-    batches = [parts.task.collate(rows) for rows in mine]
-    counts = [[batch.trained, batch.read] for batch in batches]
-    sums = accelerator.reduce(torch.tensor(counts or [[0, 0]], device=device).sum(0), "sum")
-    trained, read = int(sums[0]), int(sums[1])
-    total = torch.zeros((), device=device)
-    for batch in batches:
-        with autocast(parts.model):
-            loss, _ = parts.task.loss_sum(parts.model, batch.to(device))
-        loss = loss / max(trained, 1)
-        accelerator.backward(loss)
-        total += loss.detach()
-    if accelerator.num_processes > 1:
-        total = accelerator.reduce(total, "sum")
-        _sum_gradients(parts)
-    mean = float(total)
+    step = state.step + 1
+    mine = share(micro_batches, processes.rank(), processes.count())
+    batches = [parts.task.collate(rows) for rows in cut(mine, state.pieces)]
+    counts = processes.gathered((sum(batch.trained for batch in batches), sum(batch.read for batch in batches)))
+    trained, read = (sum(numbers) for numbers in zip(*counts, strict=True))
+    total = None
+    while total is None:
+        try:
+            total = _add_gradients(parts, batches, trained)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or state.pieces >= max(map(len, mine)):
+                raise
+        if total is None:  # only here, without the exception, what it held is free
+            state.pieces *= 2
+            parts.optimizer.zero_grad(set_to_none=True)
+            give_back_memory()
+            batches = [parts.task.collate(rows) for rows in cut(mine, state.pieces)]
+            _report_smaller(parts, run_dir, state, step, notify)
+    totals, pieces = zip(*processes.gathered((float(total), state.pieces)), strict=True)
+    if max(pieces) > state.pieces:  # in another process
+        state.pieces = max(pieces)
+        _report_smaller(parts, run_dir, state, step, notify)
+    _sum_gradients(parts)
+    mean = sum(totals)
     if not math.isfinite(mean):
-        raise RunError(
-            f"step {step}: the loss is {mean}; the adapter has diverged",
-            cure="lower train.learning_rate, or look at the data of this step; the last checkpoint is sound",
-        )
-    accelerator.clip_grad_norm_(parts.trained, parts.recipe.train.max_grad_norm)
+        raise Diverged(step, f"the loss is {mean}")
+    parts.accelerator.clip_grad_norm_(parts.trained, parts.recipe.train.max_grad_norm)
     for group in parts.optimizer.param_groups:
         group["lr"] = learning_rate * group["share"]
     parts.optimizer.step()
@@ -230,23 +298,52 @@ def _make_step(parts: Parts, micro_batches: list[Any], learning_rate: float, ste
     return mean, trained, read
 
 
+def _add_gradients(parts: Parts, batches: list[Any], trained: int) -> torch.Tensor:
+    """Forward and backward pass of this process's batches: their share of the step's mean loss."""
+    total = torch.zeros((), device=parts.model.device)
+    for batch in batches:
+        with autocast(parts.model):
+            loss, _ = parts.task.loss_sum(parts.model, batch.to(parts.model.device))
+        loss = loss / max(trained, 1)
+        parts.accelerator.backward(loss)
+        total += loss.detach()
+    return total
+
+
+def _report_smaller(parts: Parts, run_dir: RunDir, state: State, step: int, notify: Progress) -> None:
+    """Memory ran out: micro-batches are smaller from this step on."""
+    size = _rows_at_once(parts, state)
+    text = f"step {step}: out of memory; goes on with {size} in a micro-batch, each step as large as before"
+    notify({"stage": events.STAGE, "message": text})
+    if parts.is_main:
+        run_dir.append_event({"stage": events.STAGE, "step": step, "batch_size": size})
+
+
+def _rows_at_once(parts: Parts, state: State) -> int:
+    return math.ceil(parts.recipe.batch_size / state.pieces)
+
+
 def _sum_gradients(parts: Parts) -> None:
-    """Gradients summed over processes; the adapter is small, so no wrapper and no buckets."""
+    """Gradients summed over processes; the adapter is small, so that no wrapper has to hide the exchange."""
+    if processes.count() == 1:
+        return
     for parameter in parts.trained:
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        parameter.grad = parts.accelerator.reduce(gradient, "sum")
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    processes.sum_tensors([parameter.grad for parameter in parts.trained if parameter.grad is not None])
 
 
 def _evaluate(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> None:
     """Eval loss after a step; keeps the adapter if it is the best so far, and counts towards early stopping."""
     train_loss, state.train_loss_tokens = state.train_loss, 0
-    total, count = parts.task.evaluate(parts.model)
+    sums = processes.gathered(parts.task.evaluate(parts.model, slice(processes.rank(), None, processes.count())))
+    total, count = (sum(numbers) for numbers in zip(*sums, strict=True))
     if count == 0:
         _keep_adapter(parts, run_dir)
         return
     state.eval_loss = total / count
     if not math.isfinite(state.eval_loss):
-        raise RunError(f"step {state.step}: the eval loss is {state.eval_loss}", cure="lower train.learning_rate")
+        raise Diverged(state.step, f"the eval loss is {state.eval_loss}")
     event = {"step": state.step, "eval_loss": state.eval_loss, "train_loss": train_loss}
     _report(parts, run_dir, state, event, notify)
     if state.best_loss is None or state.eval_loss < state.best_loss:
@@ -256,6 +353,9 @@ def _evaluate(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> 
         state.evaluations_since_best += 1
         patience = parts.recipe.train.early_stopping_patience
         state.is_over = patience is not None and state.evaluations_since_best >= patience
+    watch_for_divergence(state, train_loss)
+    watch_for_overfitting(parts, run_dir, state, train_loss, notify)
+    follow_plateau(parts, run_dir, state, notify)
 
 
 def _keep_adapter(parts: Parts, run_dir: RunDir) -> None:
@@ -278,6 +378,7 @@ def _report(parts: Parts, run_dir: RunDir, state: State, event: Mapping[str, Any
             "steps": parts.steps,
             "loss": state.train_loss,
             "eval_loss": state.eval_loss,
+            "tokens": state.tokens,
             "memory_bytes": peak_memory_bytes(),
             "left_s": spent_s / state.step * steps_left,
             **event,
@@ -285,9 +386,9 @@ def _report(parts: Parts, run_dir: RunDir, state: State, event: Mapping[str, Any
     )
 
 
-def _finish(parts: Parts, run_dir: RunDir, state: State, inputs: str) -> TrainResult:
+def _finish(parts: Parts, run_dir: RunDir, state: State, inputs: str, peak_bytes: int) -> TrainResult:
     """Result, picture and record; only then do the checkpoints go. Dying in between, all this is done again."""
-    result = _result(parts, state)
+    result = _result(parts, state, peak_bytes)
     draw_curve(run_dir.events, run_dir.loss_curve, title=parts.recipe.name)
     data = dataclasses.asdict(parts.task.prepared.report)
     facts = {"device": str(parts.model.device), "dtype": parts.dtype, "data": data}
@@ -295,12 +396,13 @@ def _finish(parts: Parts, run_dir: RunDir, state: State, inputs: str) -> TrainRe
     run_dir.results.mkdir(exist_ok=True)
     write_json(run_dir.results / "train.json", record)
     run_dir.finish("train", inputs, steps=result.steps, eval_loss=result.eval_loss)
-    parts.accelerator.end_training()
+    for tracker in parts.accelerator.trackers:  # not end_training, which ends the process group too
+        tracker.finish()
     shutil.rmtree(run_dir.checkpoints, ignore_errors=True)
     return result
 
 
-def _result(parts: Parts, state: State) -> TrainResult:
+def _result(parts: Parts, state: State, peak_bytes: int) -> TrainResult:
     return TrainResult(
         steps=state.step,
         train_loss=state.train_loss,
@@ -309,16 +411,21 @@ def _result(parts: Parts, state: State) -> TrainResult:
         tokens=state.tokens,
         trained_tokens=state.trained_tokens,
         tokens_per_s=state.tokens / max(state.train_s, 1e-9),
-        peak_bytes=peak_memory_bytes(),
+        peak_bytes=peak_bytes,
         train_s=state.train_s,
         wall_s=state.wall_s,
         learning_rate=parts.learning_rate,
         stopped_early=state.is_over,
+        batch_size=_rows_at_once(parts, state),
+        rate_cuts=state.plateau.cuts,
+        restarts=[dataclasses.asdict(restart) for restart in state.divergence.restarts],
+        overfitting=[dataclasses.asdict(finding) for finding in state.overfitting.findings],
+        processes=processes.count(),
     )
 
 
 def _out_of_memory(error: BaseException) -> OutOfMemoryError:
     return OutOfMemoryError(
         f"training ran out of memory: {str(error).splitlines()[0] if str(error) else 'no more memory'}",
-        cure="lower train.batch_size or data.max_seq_len, or set train.gradient_checkpointing = true",
+        cure="`edgetune plan RECIPE --fit NEW` writes a recipe that fits; or lower data.max_seq_len",
     )

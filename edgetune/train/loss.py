@@ -1,6 +1,7 @@
 """The loss: cross entropy in float32 over trained positions only; nothing else reaches the output head.
 
-In the flow: packed batch -> decoder body -> hidden states at trained positions -> head in chunks -> (sum, count).
+In the flow: packed batch -> decoder body -> hidden states at trained positions -> head in chunks -> (sum, count). A
+frozen head is fused with the loss (head_loss.py); one that is trained, or has an adapter, is checkpointed in chunks.
 Sum and count stay apart so that gradient accumulation can weigh by tokens. Architectures that segments.py does not know
 are called whole, sample by sample in padded rows: slower, and right for every causal model.
 """
@@ -20,25 +21,29 @@ from edgetune.model.classifier import Classifier
 from edgetune.model.device import held_dtype
 from edgetune.train import segments
 from edgetune.train.batches import collate_rows, micro_batches
+from edgetune.train.head_loss import can_fuse, chunk_tokens, fill_up, fused_cross_entropy, head_weight, logit_map
 
-CHUNK_TOKENS = 4096
-"""Positions whose logits exist at one time."""
 IGNORED = -100
 
 
-def loss_sum(model: Any, batch: Any) -> tuple[Tensor, int]:
+def loss_sum(model: Any, batch: Any, *, is_fused: bool = True) -> tuple[Tensor, int]:
     """Summed cross entropy (nats, float32 scalar with gradient) of a packed batch, and how many tokens it sums over.
 
     `batch` has input_ids, labels, position_ids, segment_ids, each (B, T); labels are not shifted, -100 is not trained,
-    segment 0 is padding.
+    segment 0 is padding. Not fused, the logits of all trained positions exist at once.
     """
     causal_lm = find_base(model)
     if causal_lm.config._attn_implementation != segments.NAME:
         return _loss_of_rows(causal_lm, batch)
     states, targets = trained_states(causal_lm, batch)
+    head = causal_lm.get_output_embeddings()
+    if not is_fused:
+        return _head_loss(causal_lm, fill_up(states), fill_up(targets, IGNORED)), len(targets)
+    if can_fuse(head):
+        return fused_cross_entropy(states, head_weight(head), targets, logit_map(causal_lm.config)), len(targets)
     total = torch.zeros((), device=states.device)
-    for rows, wanted in chunks(states, targets):
-        if len(targets) > CHUNK_TOKENS and torch.is_grad_enabled():
+    for rows, wanted in chunks(causal_lm, states, targets):
+        if len(wanted) < len(targets) and torch.is_grad_enabled():
             total = total + checkpoint(_head_loss, causal_lm, rows, wanted, use_reentrant=False)
         else:
             total = total + _head_loss(causal_lm, rows, wanted)
@@ -63,11 +68,11 @@ def trained_states(causal_lm: Any, batch: Any) -> tuple[Tensor, Tensor]:
     return output.last_hidden_state[0].index_select(0, trained), targets[trained]
 
 
-def chunks(states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """States (n, hidden) and targets (n,) in parts of at most CHUNK_TOKENS, sizes on a grid, filled up with IGNORED."""
-    for rows, wanted in zip(states.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
-        spare = segments.round_up(len(wanted)) - len(wanted)
-        yield F.pad(rows, (0, 0, 0, spare)), F.pad(wanted, (0, spare), value=IGNORED)
+def chunks(causal_lm: Any, states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """States (n, hidden) and targets (n,) in parts whose logits are small, sizes on a grid, filled up with IGNORED."""
+    size = chunk_tokens(causal_lm.config.get_text_config().vocab_size)
+    for rows, wanted in zip(states.split(size), targets.split(size), strict=True):
+        yield fill_up(rows), fill_up(wanted, IGNORED)
 
 
 def _flatten(batch: Any) -> tuple[Tensor, Tensor, segments.Segments]:
@@ -79,14 +84,17 @@ def _flatten(batch: Any) -> tuple[Tensor, Tensor, segments.Segments]:
 
 
 @torch.no_grad()
-def evaluate_loss(model: Any, tokens: Any, *, pad_id: int, max_seq_len: int, batch_size: int = 8) -> tuple[float, int]:
-    """Summed loss (nats) and number of trained tokens over all rows of `tokens`; dropout off.
+def evaluate_loss(
+    model: Any, tokens: Any, *, pad_id: int, max_seq_len: int, batch_size: int = 8, part: slice = slice(None)
+) -> tuple[float, int]:
+    """Summed loss (nats) and number of trained tokens over all rows of `tokens`, or `part` of their micro-batches;
+    dropout off.
 
     `tokens` is any sequence of encoded rows (input_ids, labels). The model keeps its mode.
     """
     total, count = 0.0, 0
     with without_dropout(model), autocast(model):
-        for rows in micro_batches(tokens, max_seq_len=max_seq_len, batch_size=batch_size):
+        for rows in micro_batches(tokens, max_seq_len=max_seq_len, batch_size=batch_size)[part]:
             summed, number = loss_sum(model, collate_rows(tokens, rows, pad_id=pad_id).to(model.device))
             total += float(summed)
             count += number
@@ -148,13 +156,11 @@ def _lengths(segment_ids: Tensor) -> Tensor:
 
 def head_logits(causal_lm: Any, hidden: Tensor) -> Tensor:
     """(n, hidden) states -> float32 logits (n, vocabulary), after what the architecture does to them."""
-    config = causal_lm.config
+    mapped = logit_map(causal_lm.config)
     logits = causal_lm.get_output_embeddings()(hidden).float()
-    if scale := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / scale
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-        logits = torch.tanh(logits / cap) * cap
-    return logits
+    if mapped.scale != 1.0:
+        logits = logits / mapped.scale
+    return logits if mapped.cap is None else torch.tanh(logits / mapped.cap) * mapped.cap
 
 
 def _head_loss(causal_lm: Any, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from edgetune.data.prepare import Prepared
 from edgetune.model.base import load_merged
 from edgetune.quant.grid import QuantizedMatrix, dequantize, quantize
 from edgetune.quant.on_grid import on_grid_matrices, put_linears_on_grid
+from edgetune.quant.repair import round_inputs_of
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import Grid
 from edgetune.train.loss import use_segments
@@ -60,12 +61,15 @@ def train_on_grid(
     for module in (model.get_input_embeddings(), head):
         rounded = quantize(module.weight, bits=grid.head_bits, block_size=grid.block_size, symmetric=grid.symmetric)
         module.weight = nn.Parameter(dequantize(rounded).to(module.weight.device), requires_grad=False)
+    rounds_inputs = grid.accuracy_level == 4
+    if rounds_inputs:
+        round_inputs_of(head, grid.block_size)
     put_linears_on_grid(
         model,
         {name: count for name, count in bits.items() if name.startswith("model.layers.")},
         block_size=grid.block_size,
         symmetric=grid.symmetric,
-        rounds_inputs=grid.accuracy_level == 4,
+        rounds_inputs=rounds_inputs,
     )
     use_segments(model)
     schedule = Schedule("on_grid", recipe.export.on_grid_steps, recipe.export.on_grid_learning_rate)

@@ -24,11 +24,12 @@ def make_optimizer(
     if the model's device has no such optimizer.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups: dict[tuple[float, float], list[Any]] = {}
+    groups: dict[tuple[float, float, bool], list[Any]] = {}
     for name, parameter in trained:
         decay = table.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((decay, head_share if name.startswith("head.") else 1.0), []).append(parameter)
-    made = [{"params": part, "weight_decay": decay, "share": share} for (decay, share), part in groups.items()]
+        is_spared = parameter.ndim < 2 and table.on_overfitting == "weight_decay"  # apart, for decay may come later
+        groups.setdefault((decay, head_share if name.startswith("head.") else 1.0, is_spared), []).append(parameter)
+    made = [{"params": part, "weight_decay": decay, "share": share} for (decay, share, _), part in groups.items()]
     return OPTIMIZERS[table.optimizer](made, learning_rate, trained[0][1].device)
 
 

@@ -185,7 +185,7 @@ class _Rows:
     def epoch(self, number: int) -> list[Any]:
         """All micro-batches of an epoch."""
         data, table = self.recipe.data, self.recipe.train
-        return Order(data.max_seq_len, table.batch_size, data.packing, table.seed).epoch(self.rows.train, number)
+        return Order(data.max_seq_len, self.recipe.batch_size, data.packing, table.seed).epoch(self.rows.train, number)
 
 
 def _teacher(merged: Path, device: torch.device) -> Any:
@@ -217,11 +217,11 @@ def _loss_sum(model: Any, teacher: Any, batch: Any, target: Target) -> Tensor:
     """The repair loss summed over the trained tokens of a batch: float32 scalar with gradient."""
     states, targets = trained_states(model, batch)
     if teacher is None:
-        parts = ((rows, wanted, None) for rows, wanted in chunks(states, targets))
+        parts = ((rows, wanted, None) for rows, wanted in chunks(model, states, targets))
     else:
         with torch.no_grad():
             truth, _ = trained_states(teacher, batch)
-        pairs = zip(chunks(states, targets), chunks(truth, targets), strict=True)
+        pairs = zip(chunks(model, states, targets), chunks(teacher, truth, targets), strict=True)
         parts = ((rows, wanted, true) for (rows, wanted), (true, _) in pairs)
     total = torch.zeros((), device=states.device)
     for rows, wanted, true in parts:
@@ -250,6 +250,6 @@ def eval_loss(model: Any, rows: Prepared, recipe: Recipe, pad_id: int) -> float:
         chosen.first(MOST_EVAL_ROWS),
         pad_id=pad_id,
         max_seq_len=recipe.data.max_seq_len,
-        batch_size=recipe.train.batch_size,
+        batch_size=recipe.batch_size,
     )
     return total / max(count, 1)

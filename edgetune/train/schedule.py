@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from edgetune.model.base import ENCODERS
 
-Schedule = Literal["constant", "linear", "cosine"]
+Schedule = Literal["constant", "linear", "cosine", "plateau"]
 
 
 def auto_learning_rate(config: Any) -> float:
@@ -26,12 +26,12 @@ def learning_rate_share(step: int, steps: int, *, schedule: Schedule, warmup_rat
     """Share of the learning rate with which optimizer step `step` (1..steps) is made, in (0, 1].
 
     Linear warm-up over the first warmup_ratio of the steps; then constant, or from 1 to `least` at the last step in a
-    straight line or along half a cosine.
+    straight line or along half a cosine. What "plateau" cuts follows from the eval loss: plateau.py has it.
     """
     warmup = math.ceil(warmup_ratio * steps)
     if step <= warmup:
         return step / warmup
-    if schedule == "constant":
+    if schedule in ("constant", "plateau"):
         return 1.0
     done = (step - warmup) / max(steps - warmup, 1)
     remaining = 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))

@@ -60,11 +60,15 @@ class Segments:
     """(slots,) int64: the flat token of every slot, all buckets one after another."""
     scatter: Tensor
     """(N,) int64: the slot of every flat token."""
+    ends: Tensor
+    """(S + 1,) int32: 0, then where each sample ends; the pads up to `size` are one more sample."""
+    longest: int
+    """Tokens of the longest of these."""
 
     def to(self, device: torch.device) -> Segments:
         """The same on another device."""
         buckets = tuple(Bucket(item.tokens.to(device), item.is_real.to(device)) for item in self.buckets)
-        return Segments(buckets, self.gather.to(device), self.scatter.to(device))
+        return Segments(buckets, self.gather.to(device), self.scatter.to(device), self.ends.to(device), self.longest)
 
 
 def round_up(count: int, steps: int = 8) -> int:
@@ -73,8 +77,13 @@ def round_up(count: int, steps: int = 8) -> int:
     On a CPU, oneDNN compiles a bfloat16 product for each new shape and keeps it: 2 MiB and milliseconds each. Sizes on
     a grid keep the shapes few.
     """
-    step = max(1, 2 ** (max(count - 1, 1).bit_length() - 1) // steps)
+    step = grid_step(count, steps)
     return -(-count // step) * step
+
+
+def grid_step(count: int, steps: int = 8) -> int:
+    """How far apart the grid's numbers are around a count."""
+    return max(1, 2 ** (max(count - 1, 1).bit_length() - 1) // steps)
 
 
 def find_segments(lengths: Tensor) -> Segments:
@@ -92,7 +101,16 @@ def find_segments(lengths: Tensor) -> Segments:
         scatter[tokens[is_real]] = filled + is_real.reshape(-1).nonzero()[:, 0]
         buckets.append(Bucket(tokens, is_real))
         filled += tokens.numel()
-    return Segments(tuple(buckets), torch.cat([bucket.tokens.reshape(-1) for bucket in buckets]), scatter)
+    gather = torch.cat([bucket.tokens.reshape(-1) for bucket in buckets])
+    return Segments(tuple(buckets), gather, scatter, *_ends(lengths))
+
+
+def _ends(lengths: Tensor) -> tuple[Tensor, int]:
+    """`ends` and `longest` of samples with these lengths, the pads that fill up the batch among them."""
+    total = int(lengths.sum())
+    spare = round_up(total) - total
+    filled = F.pad(lengths, (0, 1), value=spare) if spare else lengths
+    return F.pad(filled.cumsum(0), (1, 0)).to(torch.int32), int(filled.max())
 
 
 def _width(length: int) -> int:
@@ -116,9 +134,13 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within segments; the signature of transformers' attention functions.
 
-    query (1, H, size, D), key and value (1, K, size, D) with K dividing H -> (1, size, H, D), zero at the pads.
+    query (1, H, size, D), key and value (1, K, size, D) with K dividing H -> (1, size, H, D); at the pads, which
+    nothing looks at, whatever is finite.
     """
     assert attention_mask is None
+    if softcap is None and can_flash(query.device, query.dtype, query.shape[-1]):
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return _flash(q, k, v, segments, scale=scaling, dropout=dropout, window=sliding_window)[None], None
     repeats = query.shape[1] // key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     real, gather, scatter = len(segments.scatter), segments.gather, segments.scatter
@@ -135,6 +157,39 @@ def segment_attention(
     flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     moved = _Move.apply(flat, scatter, gather, True)
     return F.pad(moved, (0, 0, 0, 0, 0, query.shape[2] - real))[None], None
+
+
+@lru_cache(maxsize=8)
+def can_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether torch's FlashAttention runs there: NVIDIA from Ampere on, 16-bit types, heads of up to 256 values."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or width > 256 or width % 8:
+        return False
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _flash(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    *,
+    scale: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    """Causal attention of flat samples: q (size, H, D), k and v (size, K, D) -> (size, H, D).
+
+    torch.nn.attention.varlen offers the same kernel since torch 2.10, but no dropout; this is what it calls, and older
+    versions have it too. Source: FlashAttention-2, arXiv:2307.08691.
+    """
+    left = None if window is None or window >= segments.longest else window - 1
+    attended: Tensor = torch.ops.aten._flash_attention_forward(
+        *(q, k, v, segments.ends, segments.ends, segments.longest, segments.longest, dropout, True, False),
+        scale=scale,
+        window_size_left=left,
+        window_size_right=None if left is None else 0,
+    )[0]
+    return attended
 
 
 def _attend(

@@ -16,14 +16,19 @@ from edgetune.data.labelled import prepare_labelled
 from edgetune.data.prepare import prepare
 from edgetune.hashes import hash_values
 from edgetune.lora.adapter import attach
-from edgetune.model.base import load_base, load_tokenizer, resolve_base, text_limit
+from edgetune.model.base import load_base, load_tokenizer, read_config, resolve_base, text_limit
 from edgetune.model.classifier import check_pooling, drop_unused_pooler
 from edgetune.model.device import held_dtype
+from edgetune.model.memory import limit_gpu_memory
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
+from edgetune.train import processes
+from edgetune.train.auto import settled
 from edgetune.train.classify import Classification
 from edgetune.train.fused import fuse
+from edgetune.train.liger import check_liger
 from edgetune.train.loss import find_base
+from edgetune.train.offload import offload_checkpoints
 from edgetune.train.optimizer import make_optimizer
 from edgetune.train.schedule import auto_learning_rate
 from edgetune.train.task import Generation, Task
@@ -51,7 +56,7 @@ class Parts:
     """Hash of recipe, base and tokenised data: a checkpoint of other inputs is refused."""
     steps: int
     micro_batches: int
-    """Of the whole run, on all processes."""
+    """Of the whole run, of all processes together."""
     micro_batches_a_step: int
     learning_rate: float
     eval_steps: int
@@ -61,33 +66,40 @@ class Parts:
     @property
     def is_main(self) -> bool:
         """Whether this process writes the run folder."""
-        return bool(self.accelerator.is_main_process)
+        return processes.is_main()
 
 
-def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mapping[str, Any]], None]) -> Parts:
+def set_up(
+    recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mapping[str, Any]], None], *, base: Any = None
+) -> Parts:
     """Parts of the recipe's training; the same recipe and seed give the same parts. `inputs` is the hash of its files.
 
-    Raises what data, model and lora raise.
+    `base`: the recipe's base, where it is loaded already. Raises what data, model and lora raise.
     """
     check_trackers(recipe.train.trackers)
     path = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    check_liger(recipe.train.use_liger_kernel, read_config(path)["model_type"])
     if recipe.is_classifier:
         check_pooling(path, recipe.classify.pooling)
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
     accelerator = _accelerator(recipe, run_dir)
-    with accelerator.main_process_first():
-        task = _make_task(recipe, tokenizer, path, run_dir)
-    rows, model = task.prepared, _adapted_base(recipe, accelerator.device, task)
+    limit_gpu_memory(recipe.budget.gpu_memory)
+    task = _make_task(recipe, tokenizer, path, run_dir)
+    recipe = task.recipe
+    rows, model = task.prepared, _adapted_base(recipe, accelerator.device, task, base)
     learning_rate = recipe.train.learning_rate
     if learning_rate == "auto":
         learning_rate = auto_learning_rate(find_base(model).config)
     head_rate = recipe.classify.head_learning_rate
     head_share = HEAD_SHARE if head_rate == "auto" else head_rate / learning_rate
     optimizer = accelerator.prepare(make_optimizer(model, recipe.train, learning_rate, head_share=head_share))
-    counts = _counts(recipe, len(task.epoch(0)), accelerator.num_processes)
+    counts = _counts(recipe, len(task.epoch(0)))
     for message in _messages(task, counts["steps"], learning_rate):
-        if accelerator.is_main_process:
-            notify({"stage": "train", "message": message})
+        notify({"stage": "train", "message": message})
+    inputs = hash_values(inputs, rows.train.fingerprint, rows.eval.fingerprint)
+    dtype = str(held_dtype(find_base(model))).removeprefix("torch.")
+    processes.same_everywhere(inputs, what="rows are tokenised otherwise", cure="give every machine the same versions")
+    processes.same_everywhere(dtype, what="computes in another type", cure="set model.compute_dtype")
     return Parts(
         recipe=_resolve(recipe, learning_rate, counts),
         accelerator=accelerator,
@@ -96,9 +108,9 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mappi
         optimizer=optimizer,
         scaler=accelerator.scaler,
         task=task,
-        inputs=hash_values(inputs, rows.train.fingerprint, rows.eval.fingerprint, accelerator.num_processes),
+        inputs=inputs,
         learning_rate=learning_rate,
-        dtype=str(held_dtype(find_base(model))).removeprefix("torch."),
+        dtype=dtype,
         **counts,
     )
 
@@ -139,31 +151,35 @@ def _accelerator(recipe: Recipe, run_dir: RunDir) -> Any:
 
 
 def _make_task(recipe: Recipe, tokenizer: Any, base: Path, run_dir: RunDir) -> Task:
-    """The recipe's rows, prepared, with what is learned from them."""
+    """The recipe's rows, prepared, with what is learned from them; "auto" in the recipe is decided by them."""
     pad_id = tokenizer.pad_token_id or 0
     if not recipe.is_classifier:
-        return Generation(recipe, prepare(recipe, tokenizer, cache=run_dir.cache), pad_id)
-    max_length = min(recipe.data.max_seq_len, text_limit(base, tokenizer))
-    prepared = prepare_labelled(recipe, tokenizer, max_length=max_length, cache=run_dir.cache)
-    return Classification(recipe, prepared, pad_id, max_length)
+        rows = processes.in_turn(lambda: prepare(recipe, tokenizer, cache=run_dir.cache))
+        return Generation(processes.main_does(lambda: settled(recipe, rows, run_dir)), rows, pad_id)
+    length = min(recipe.data.max_seq_len, text_limit(base, tokenizer))
+    labelled = processes.in_turn(lambda: prepare_labelled(recipe, tokenizer, max_length=length, cache=run_dir.cache))
+    return Classification(processes.main_does(lambda: settled(recipe, labelled, run_dir)), labelled, pad_id, length)
 
 
-def _adapted_base(recipe: Recipe, device: torch.device, task: Task) -> Any:
+def _adapted_base(recipe: Recipe, device: torch.device, task: Task, base: Any) -> Any:
     """The base with its adapter and what its task adds, in training mode, with the fused step where it fits."""
-    base = load_base(recipe.model, device=device)
+    base = load_base(recipe.model, device=device) if base is None else base
     if recipe.is_classifier:
         drop_unused_pooler(base, recipe.classify.pooling)
     torch.manual_seed(recipe.train.seed)
-    model = attach(base, recipe.lora, gradient_checkpointing=recipe.train.gradient_checkpointing)
+    will_drop = recipe.train.on_overfitting == "dropout"
+    model = attach(base, recipe.lora, gradient_checkpointing=recipe.gradient_checkpointing, will_drop=will_drop)
     model.train()
     fuse(model)
+    if recipe.train.offload_activations and device.type == "cuda":
+        offload_checkpoints(model)
     return task.complete(model)
 
 
-def _counts(recipe: Recipe, epoch_micro_batches: int, processes: int) -> dict[str, int]:
+def _counts(recipe: Recipe, epoch_micro_batches: int) -> dict[str, int]:
     """Micro-batches and optimizer steps of the run, and how often it evaluates and saves."""
     table = recipe.train
-    a_step = table.gradient_accumulation_steps * processes
+    a_step = table.gradient_accumulation_steps
     micro_batches = max(1, round(table.epochs * epoch_micro_batches))
     steps = math.ceil(micro_batches / a_step)
     if table.max_steps is not None and table.max_steps < steps:

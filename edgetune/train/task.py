@@ -39,6 +39,10 @@ class Task(Protocol):
     """Rows and what is learned from them."""
 
     @property
+    def recipe(self) -> Recipe:
+        """What is asked for, "auto" decided where memory decides it."""
+
+    @property
     def prepared(self) -> Any:
         """The data: `train` and `eval` rows, each with a fingerprint, and a `report` with summary and notes."""
 
@@ -54,8 +58,8 @@ class Task(Protocol):
     def loss_sum(self, model: Any, batch: Any) -> tuple[Tensor, int]:
         """Summed loss in nats, a float32 scalar with gradient, and what it sums over."""
 
-    def evaluate(self, model: Any) -> tuple[float, int]:
-        """Summed loss over all eval rows, dropout off, and what it sums over."""
+    def evaluate(self, model: Any, part: slice = slice(None)) -> tuple[float, int]:
+        """Summed loss over the eval rows, dropout off, and what it sums over; `part` of their batches."""
 
     def save(self, model: Any, folder: Path) -> None:
         """Write the adapter folder, all or nothing. Raises RunError."""
@@ -94,7 +98,9 @@ class Generation:
     def epoch(self, number: int) -> list[Any]:
         """Packed rows in the seed's order."""
         data, table = self.recipe.data, self.recipe.train
-        return Order(data.max_seq_len, table.batch_size, data.packing, table.seed).epoch(self.prepared.train, number)
+        return Order(data.max_seq_len, self.recipe.batch_size, data.packing, table.seed).epoch(
+            self.prepared.train, number
+        )
 
     def collate(self, rows: Any) -> Any:
         """Packed rows as tensors."""
@@ -102,16 +108,17 @@ class Generation:
 
     def loss_sum(self, model: Any, batch: Any) -> tuple[Tensor, int]:
         """Cross entropy at trained positions."""
-        return loss_sum(model, batch)
+        return loss_sum(model, batch, is_fused=self.recipe.train.fused_loss)
 
-    def evaluate(self, model: Any) -> tuple[float, int]:
+    def evaluate(self, model: Any, part: slice = slice(None)) -> tuple[float, int]:
         """The same over the eval rows."""
         return evaluate_loss(
             model,
             self.prepared.eval,
             pad_id=self.pad_id,
             max_seq_len=self.recipe.data.max_seq_len,
-            batch_size=self.recipe.train.batch_size,
+            batch_size=self.recipe.batch_size,
+            part=part,
         )
 
     def save(self, model: Any, folder: Path) -> None:

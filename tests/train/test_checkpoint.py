@@ -9,7 +9,7 @@ import torch
 
 from edgetune.errors import RunError
 from edgetune.run_dir import RunDir
-from edgetune.train.checkpoint import State, restore, save
+from edgetune.train.checkpoint import State, newest, save
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_garbage_in_any_file_is_named_with_a_cure_and_nothing_is_deleted(
     (folder / name).write_bytes(garbage)
     before = files(tmp_path)
     with pytest.raises(RunError, match=rf"step-00000001.{name}: cannot be read: .*; start the run anew with --force$"):
-        restore(run_dir, model, optimizer, inputs="a")
+        newest(run_dir, inputs="a")
     assert files(tmp_path) == before
 
 
@@ -43,7 +43,7 @@ def test_the_text_of_torch_which_advises_to_read_without_its_guard_is_not_shown(
     folder = save(RunDir(tmp_path), State(step=1), model, optimizer, inputs="a")
     (folder / "optimizer.pt").write_bytes(b"garbage\n")
     with pytest.raises(RunError) as caught:
-        restore(RunDir(tmp_path), model, optimizer, inputs="a")
+        newest(RunDir(tmp_path), inputs="a")
     assert "weights_only" not in str(caught.value)
 
 
@@ -52,4 +52,4 @@ def test_a_file_that_is_gone_is_named(model: torch.nn.Linear, tmp_path: Path) ->
     folder = save(RunDir(tmp_path), State(step=1), model, optimizer, inputs="a")
     (folder / "adapter.safetensors").unlink()
     with pytest.raises(RunError, match=r"adapter\.safetensors: cannot be read: no such file"):
-        restore(RunDir(tmp_path), model, optimizer, inputs="a")
+        newest(RunDir(tmp_path), inputs="a")

@@ -8,7 +8,7 @@ import torch
 from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base
 from edgetune.recipe import LoraTable, ModelTable
-from edgetune.train.fused import _draw, _masked, frozen_weight, fuse
+from edgetune.train.fused import draw_kept, frozen_weight, fuse, masked
 
 
 def adapted(base, *, quantization="nf4", dtype="float32", **lora):
@@ -100,9 +100,9 @@ def test_the_weight_is_what_bitsandbytes_dequantises(tiny_base, double):
 def test_dropout_keeps_its_share_and_only_that(dtype):
     torch.manual_seed(0)
     x = torch.randn(501, 333).to(dtype)
-    kept, share = _draw(x, 0.3)
+    kept, share = draw_kept(x.shape, 0.3, x.device)
     assert share == pytest.approx(0.7, abs=1e-5)
     assert float(kept.float().mean()) == pytest.approx(0.7, abs=0.005)  # 4 standard deviations
-    assert torch.equal(_masked(x, kept), x * kept)
-    again, _ = _draw(x, 0.3)
+    assert torch.equal(masked(x, kept), x * kept)
+    again, _ = draw_kept(x.shape, 0.3, x.device)
     assert not torch.equal(kept, again)

@@ -10,17 +10,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from edgetune.data.prepare import prepare
 from edgetune.errors import HardwareError, MissingExtraError, OutOfMemoryError, RunError
 from edgetune.hashes import hash_tree
 from edgetune.lora.adapter import attach
-from edgetune.model.base import load_base
+from edgetune.lora.merge import merge
+from edgetune.model.base import load_base, load_merged, load_tokenizer, resolve_base
 from edgetune.recipe import LoraTable, ModelTable, TrainTable, load_recipe
 from edgetune.run_dir import RunDir
 from edgetune.train import loop, task
+from edgetune.train.checkpoint import State
 from edgetune.train.events import read_events
 from edgetune.train.fused import fuse
 from edgetune.train.loop import train
-from edgetune.train.loss import use_segments
+from edgetune.train.loss import evaluate_loss, use_segments
 from edgetune.train.optimizer import make_optimizer
 
 
@@ -44,13 +47,14 @@ def parts_for(base, tokens):
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         torch.nn.init.normal_(parameter, std=0.05)
+    recipe = SimpleNamespace(train=SimpleNamespace(max_grad_norm=1e9, fused_loss=True))
     return SimpleNamespace(
         accelerator=Accelerator(cpu=True),
         model=model,
         trained=trained,
         optimizer=NoOptimizer(),
-        task=task.Generation(None, SimpleNamespace(train=tokens), pad_id=0),
-        recipe=SimpleNamespace(train=SimpleNamespace(max_grad_norm=1e9)),
+        task=task.Generation(recipe, SimpleNamespace(train=tokens), pad_id=0),
+        recipe=recipe,
     )
 
 
@@ -63,7 +67,7 @@ def test_four_micro_batches_of_unequal_length_have_the_gradient_of_one_batch(tin
     parts = parts_for(tiny_base, tokens)
     results = []
     for micro_batches in ([[[0]], [[1]], [[2]], [[3]]], [[[0], [1], [2], [3]]], [[[0, 1, 2, 3]]]):
-        loss, trained, read = loop._make_step(parts, micro_batches, 0.0, 1)
+        loss, trained, read = loop.make_step(parts, None, State(), micro_batches, 0.0, print)
         results.append((loss, [parameter.grad.clone() for parameter in parts.trained]))
         assert (trained, read) == (55 + 2 + 21 + 1, 60 + 9 + 24 + 40)
         for parameter in parts.trained:
@@ -98,6 +102,25 @@ def test_a_run_learns_and_leaves_adapter_events_curve_result_and_resolved_recipe
     keys = ("steps", "loss", "eval_loss", "learning_rate", "tokens_per_s", "memory_bytes", "left_s")
     assert all(set(keys) <= event.keys() for event in steps if "learning_rate" in event)
     assert steps[-1]["left_s"] == 0
+
+
+@pytest.mark.parametrize("is_fused", ["true", "false"])
+def test_a_run_on_quantised_embeddings_is_what_the_merged_model_computes(make_recipe, tmp_path, is_fused):
+    keys = ("model.embedding_quantization=nf4", f"train.fused_loss={is_fused}", "train.gradient_checkpointing=true")
+    recipe, run_dir = make_recipe(*keys), RunDir(tmp_path / "r")
+    result = train(recipe, run_dir)
+    losses = [event["loss"] for event in read_events(run_dir.events) if "loss" in event]
+    assert losses[-1] < losses[0]
+    base = resolve_base(recipe.model.base)
+    losses = {}
+    for merge_base in ("trained", "original"):
+        merge(run_dir.adapter, base, run_dir.merged, merge_base=merge_base)
+        tokenizer = load_tokenizer(run_dir.merged)
+        rows = prepare(recipe, tokenizer, cache=run_dir.cache).eval
+        total, count = evaluate_loss(load_merged(run_dir.merged), rows, pad_id=tokenizer.pad_token_id, max_seq_len=128)
+        losses[merge_base] = total / count
+    assert losses["trained"] == pytest.approx(result.eval_loss, rel=1e-4)
+    assert abs(losses["original"] - result.eval_loss) > 10 * abs(losses["trained"] - result.eval_loss)
 
 
 def test_the_adapter_kept_is_the_best_one_by_eval_loss(make_recipe, tmp_path, monkeypatch):
@@ -196,7 +219,8 @@ def test_gradient_checkpointing_changes_no_byte(make_recipe, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_cure(make_recipe, tmp_path):
-    with pytest.raises(RunError, match=r"the loss is (nan|inf); the adapter has diverged; lower train\.learning_rate"):
+    complaint = r"the loss is (nan|inf); the adapter has diverged, also after 2 restarts .*; lower train\.learning_rate"
+    with pytest.raises(RunError, match=complaint):
         train(make_recipe("train.learning_rate=1e30", "train.max_grad_norm=1e30"), RunDir(tmp_path / "r"))
 
 
@@ -222,8 +246,54 @@ def test_memory_that_runs_out_is_named_with_a_cure(make_recipe, tmp_path, monkey
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     monkeypatch.setattr(task, "loss_sum", fail)
-    with pytest.raises(OutOfMemoryError, match=r"lower train\.batch_size"):
+    with pytest.raises(OutOfMemoryError, match=r"edgetune plan RECIPE --fit .*lower data\.max_seq_len"):
         train(make_recipe(), RunDir(tmp_path / "r"))
+
+
+def test_a_run_that_runs_out_of_memory_goes_on_in_smaller_pieces_with_the_same_losses(
+    make_recipe, tmp_path, monkeypatch
+):
+    recipe = make_recipe("train.batch_size=4", "train.max_steps=6", "lora.dropout=0.0", "train.eval_steps=6")
+    whole = train(recipe, RunDir(tmp_path / "whole"))
+    sizes, plain = [], task.loss_sum
+
+    def fail_of_large_ones(model, batch, **options):
+        if len(batch.input_ids) > 1 and len(sizes) >= 2:  # not before the third micro-batch
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        sizes.append(len(batch.input_ids))
+        return plain(model, batch, **options)
+
+    monkeypatch.setattr(task, "loss_sum", fail_of_large_ones)
+    run_dir, told = RunDir(tmp_path / "pieces"), []
+    result = train(recipe, run_dir, progress=told.append)
+    assert max(sizes[:2]) > 1
+    assert set(sizes[2:]) == {1}
+    assert (result.batch_size, whole.batch_size) == (1, 4)
+    assert (result.steps, result.trained_tokens) == (whole.steps, whole.trained_tokens)
+    assert result.eval_loss == pytest.approx(whole.eval_loss, rel=1e-3)
+    pairs = [
+        [event["loss"] for event in read_events(RunDir(tmp_path / name).events) if "loss" in event]
+        for name in ("whole", "pieces")
+    ]
+    assert pairs[1] == pytest.approx(pairs[0], rel=1e-3)
+    dropped = [event["batch_size"] for event in read_events(run_dir.events) if "batch_size" in event]
+    assert dropped == [2, 1]
+    messages = [event["message"] for event in told if "out of memory" in event.get("message", "")]
+    assert messages[-1].endswith("goes on with 1 in a micro-batch, each step as large as before")
+    assert json.loads((run_dir.results / "train.json").read_text())["batch_size"] == 1
+
+
+def test_a_failure_that_is_not_of_memory_is_not_tried_again(make_recipe, tmp_path, monkeypatch):
+    calls = []
+
+    def fail(*_, **__):
+        calls.append(1)
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(task, "loss_sum", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        train(make_recipe("train.batch_size=4"), RunDir(tmp_path / "r"))
+    assert len(calls) == 1
 
 
 def test_a_tracker_that_is_not_installed_is_named_before_any_work(make_recipe, tmp_path, monkeypatch):

@@ -124,7 +124,7 @@ def test_chunks_of_the_head_do_not_change_loss_or_gradients(monkeypatch):
     samples = make_samples([120, 90])
     results = []
     for chunk in (4096, 16):
-        monkeypatch.setattr(loss_module, "CHUNK_TOKENS", chunk)
+        monkeypatch.setattr(loss_module, "chunk_tokens", lambda _, size=chunk: size)
         model = make_model("llama")
         use_segments(model)
         total, _ = loss_sum(model, collate_rows(samples, [[0], [1]], pad_id=0))

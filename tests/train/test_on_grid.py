@@ -10,14 +10,16 @@ import torch.nn.functional as F
 
 from edgetune.data.prepare import prepare
 from edgetune.export.moments import Rows
-from edgetune.export.quantize import bits_of, quantize_decoder
+from edgetune.export.quantize import bits_of, quantize_decoder, round_one
 from edgetune.model.base import load_tokenizer
 from edgetune.model.weights import find_tensors
 from edgetune.quant.grid import dequantize, quantize
 from edgetune.quant.on_grid import OnGridLinear
+from edgetune.quant.repair import round_inputs
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.bundle import Grid
 from edgetune.train.on_grid import train_on_grid
+from edgetune.train.repair import eval_loss, load_on_grid
 
 GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 
@@ -33,6 +35,14 @@ def test_a_layer_multiplies_with_its_rounded_weight_and_trains_through_it() -> N
     assert layer.b.grad is not None
     assert layer.b.grad.abs().max() > 0
     assert not layer.weight.requires_grad
+
+
+def test_a_layer_that_rounds_inputs_multiplies_with_the_rounded_ones() -> None:
+    torch.manual_seed(0)
+    layer = OnGridLinear(torch.nn.Linear(64, 8), block_size=32, symmetric=False, rounds_inputs=True)
+    x = torch.randn(4, 64)
+    torch.testing.assert_close(layer(x), F.linear(round_inputs(x, 32), dequantize(layer.matrix()), layer.bias))
+    assert (layer(x) - F.linear(x, dequantize(layer.matrix()), layer.bias)).abs().max() > 1e-3
 
 
 def test_the_matrix_is_that_of_the_forward_pass() -> None:
@@ -60,15 +70,32 @@ def rows(recipe, tiny_base, tmp_path) -> Rows:
 
 
 def test_the_loss_falls_and_integers_change(recipe, rows, tiny_base) -> None:
-    bits = bits_of(find_tensors(tiny_base), GRID)
+    bits = bits_of(find_tensors(tiny_base), GRID, ["o_proj"])
     done = train_on_grid(tiny_base, bits, recipe, GRID, rows.prepared, pad_id=rows.pad_id)
     assert min(loss for _, loss in done.curve[1:]) < done.curve[0][1]
     name = "model.layers.0.mlp.up_proj.weight"
     assert set(done.matrices) == {name for name, count in bits.items() if count == 4}
+    assert "model.layers.0.self_attn.o_proj.weight" not in done.matrices
     from safetensors.torch import load_file
 
     before = quantize(load_file(tiny_base / "model.safetensors")[name], bits=4, block_size=32, method="rtn")
     assert not done.matrices[name].packed.equal(before.packed)
+
+
+@pytest.mark.parametrize("level", [0, 4])
+def test_training_starts_from_the_very_model_that_would_be_shipped(recipe, rows, tiny_base, level) -> None:
+    """Matrices rounded by their extremes, embedding and head on their own grid, inputs as the kernels see them."""
+    grid, places = dataclasses.replace(GRID, accuracy_level=level), find_tensors(tiny_base)
+    bits = bits_of(places, grid)
+    done = train_on_grid(tiny_base, bits, recipe, grid, rows.prepared, pad_id=rows.pad_id)
+    methods = {name: "rtn" if count == 4 else "search" for name, count in bits.items()}
+    matrices = {name: round_one(places[name], bits[name], grid, method) for name, method in methods.items()}
+    losses = [
+        eval_loss(load_on_grid(tiny_base, matrices, rounds_inputs=rounds), rows.prepared, recipe, rows.pad_id)
+        for rounds in (level == 4, level != 4)
+    ]
+    assert done.curve[0][1] == pytest.approx(losses[0], rel=1e-6)
+    assert abs(losses[1] / losses[0] - 1) > 1e-5  # what is rounded makes a difference that would be seen
 
 
 def test_the_folder_holds_what_was_trained_and_says_so(recipe, rows, tiny_base, tmp_path) -> None:

@@ -1,0 +1,37 @@
+"""What "auto" in [train] becomes on this machine, from the planner: part of setting a training up."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from edgetune.model.device import device
+from edgetune.model.fit import settle, with_values
+from edgetune.model.memory import estimate, room_bytes
+from edgetune.recipe import Recipe, load_recipe
+from edgetune.run_dir import RunDir
+from edgetune.train import checkpoint
+
+SETTLED = ("batch_size", "gradient_accumulation_steps", "gradient_checkpointing")
+"""Keys of [train] that have a value afterwards."""
+
+
+def settled(recipe: Recipe, prepared: Any, run_dir: RunDir) -> Recipe:
+    """The recipe with a value for each "auto" that memory decides; a run that goes on keeps what it began with.
+
+    `prepared` are its rows, as data.prepare or data.labelled have them. Raises ModelError.
+    """
+    if "auto" not in (recipe.train.batch_size, recipe.train.gradient_checkpointing):
+        return recipe
+    if checkpoint.find(run_dir):
+        before = load_recipe(run_dir.recipe).train
+        return with_values(recipe, {f"train.{key}": getattr(before, key) for key in SETTLED})
+    kind, report = device().type, prepared.report
+    peak = partial(
+        estimate,
+        on=kind,
+        trained_share=getattr(report, "trained_tokens", 0) / max(1, report.tokens),
+        labels=getattr(report, "labels", 0),
+        sample_tokens=min(report.longest, recipe.data.max_seq_len),
+    )
+    return settle(recipe, room_bytes(recipe, kind), lambda asked: peak(asked).peak_bytes, is_gpu=kind == "cuda")

@@ -1,0 +1,390 @@
+"""Several adapters trained side by side: one frozen base, one pass over the data, each adapter as its recipe says.
+
+In the flow: one recipe and its variants -> the parts of each training, made as for one alone -> steps in which every
+micro-batch passes the base once for all adapters -> for each variant a run folder like that of a training alone.
+Restarts, plateaus, early stopping and checkpoints are left out: a sweep that was stopped begins again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from edgetune.data.pack import Batch
+from edgetune.errors import DivergedError, OutOfMemoryError, RecipeError
+from edgetune.files import write_json, write_text
+from edgetune.lora.adapter import attach
+from edgetune.model.base import load_base
+from edgetune.model.lend import lent
+from edgetune.model.memory import is_out_of_memory, peak_memory_bytes, reset_peak
+from edgetune.provenance import provenance
+from edgetune.recipe import Recipe, load_recipe
+from edgetune.run_dir import RunDir, claim
+from edgetune.train import segments
+from edgetune.train.batches import collate_rows, micro_batches
+from edgetune.train.fused import fuse
+from edgetune.train.head_loss import can_fuse, fused_cross_entropy, head_weight, logit_map
+from edgetune.train.loop import TrainResult, find_inputs
+from edgetune.train.loss import autocast, trained_states
+from edgetune.train.schedule import learning_rate_share
+from edgetune.train.setup import Parts, set_up
+from edgetune.train.side_linear import Sharing, SideBranch, SideLinear
+from edgetune.train.task import Generation, stream
+
+Progress = Callable[[Mapping[str, Any]], None]
+VARIED = (
+    "train.learning_rate",
+    "train.weight_decay",
+    "train.schedule",
+    "train.warmup_ratio",
+    "train.min_learning_rate_ratio",
+    "train.max_grad_norm",
+    "lora.r",
+    "lora.alpha",
+    "lora.dropout",
+    "lora.use_rslora",
+)
+"""Keys in which adapters side by side may differ: none of them changes the rows or the base."""
+ROWS_IN_FLIGHT = 2
+"""How many times the tokens of a training alone are passed at once: bounds memory."""
+LEAST_TOKENS = 1024
+"""So many tokens may be passed at once however small a micro-batch is: they take less than a base and Python do."""
+MOST_ADAPTERS = 32
+
+
+@dataclass(frozen=True)
+class SideDir(RunDir):
+    """The run folder of one adapter; the tokenised rows are shared."""
+
+    shared_cache: Path = Path()
+
+    @property
+    def cache(self) -> Path:
+        """Tokenised data by content hash, of all adapters."""
+        return self.shared_cache
+
+
+@dataclass
+class _Side:
+    """One adapter under way."""
+
+    name: str
+    run_dir: RunDir
+    parts: Parts
+    layers: Mapping[str, Any]
+    """Its LoRA linears by their paths in the base."""
+    generator: torch.Generator
+    best_loss: float | None = None
+    best_step: int = 0
+    best: list[Tensor] = dataclasses.field(default_factory=list)
+    train_loss: float = 0.0
+    train_tokens: int = 0
+    has_diverged: bool = False
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What a sweep found: the result of each adapter by its name, None of one that diverged, and what all cost."""
+
+    results: Mapping[str, TrainResult | None]
+    peak_bytes: int
+    wall_s: float
+    """Of it all, loading and evaluations included."""
+    train_s: float
+    """In training steps."""
+
+
+def train_side_by_side(
+    variants: Mapping[str, Recipe],
+    folder: Path,
+    *,
+    rows_in_flight: float = ROWS_IN_FLIGHT,
+    base: Any = None,
+    progress: Progress | None = None,
+) -> SideBySide:
+    """Train recipes that differ in VARIED keys alone; each leaves folder/<name> as a training alone does.
+
+    The same data, draws and steps as alone: results are the same but for the order of sums. Only where rows of a
+    micro-batch are passed one after another, to keep within `rows_in_flight` times its tokens, masks of dropout are
+    drawn for each piece; where that is not enough, adapters pass in groups.
+    Raises RecipeError for recipes that cannot go side by side, OutOfMemoryError.
+    """
+    started, notify = time.perf_counter(), progress or (lambda _: None)
+    first = next(iter(variants.values()))
+    _check(first)
+    reset_peak()
+    try:
+        base = load_base(first.model) if base is None else base
+        sides = [_prepare(name, recipe, folder, base, notify) for name, recipe in variants.items()]
+        with lent(base):
+            sharing = _join(base, sides)
+            cost = _run(base, sides, sharing, rows_in_flight, notify)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"{len(variants)} adapters side by side ran out of memory",
+            cure="vary fewer values, or lower data.max_seq_len",
+        ) from None
+    peak, wall_s = peak_memory_bytes(), time.perf_counter() - started
+    results = {side.name: _finish(side, base, {**cost, "peak_bytes": peak, "wall_s": wall_s}) for side in sides}
+    return SideBySide(results, peak, wall_s, cost["train_s"])
+
+
+def _check(recipe: Recipe) -> None:
+    """Raises RecipeError for what has no place beside other adapters."""
+    table = recipe.train
+    alone = {
+        "model.task": recipe.is_classifier,
+        "lora.use_dora": recipe.lora.use_dora,
+        "lora.train_embeddings": recipe.lora.train_embeddings,
+        "lora.init_from": recipe.lora.init_from is not None,
+        "train.gradient_checkpointing": table.gradient_checkpointing is not False,
+        "train.batch_size": table.batch_size == "auto",
+        "train.schedule": table.schedule == "plateau",
+        "train.early_stopping_patience": table.early_stopping_patience is not None,
+        "train.use_liger_kernel": table.use_liger_kernel,
+        "train.on_overfitting": table.on_overfitting != "warn",
+        "train.trackers": bool(table.trackers),
+        "model.compute_dtype": recipe.model.compute_dtype == "float16",
+        "evaluate.folds": recipe.evaluate.folds is not None,
+    }
+    for key, is_set in alone.items():
+        if is_set:
+            value = getattr(getattr(recipe, key.split(".")[0]), key.split(".")[1])
+            raise RecipeError(
+                f"{recipe.name}: {key} = {value!r} has no place side by side", cure="train these adapters one by one"
+            )
+
+
+def _prepare(name: str, recipe: Recipe, folder: Path, base: Any, notify: Progress) -> _Side:
+    """The parts of one training, made exactly as for one alone, taken off the base again."""
+    run_dir = SideDir(folder / name, shared_cache=folder / "cache")
+    claim(run_dir, recipe.to_toml())
+    with lent(base):
+        parts = set_up(recipe, run_dir, find_inputs(recipe, run_dir), notify, base=base)
+        layers = dict(_lora_layers(parts.model.get_base_model()))
+    generator = torch.Generator(device=base.device)
+    if base.device.type == "cpu":
+        generator.set_state(torch.get_rng_state())
+    else:
+        generator.manual_seed(recipe.train.seed)
+    write_text(run_dir.recipe, parts.recipe.to_toml())
+    return _Side(name, run_dir, parts, layers, generator)
+
+
+def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def _join(base: Any, sides: Sequence[_Side]) -> Sharing:
+    """Put all adapters into the base, whose attention becomes that of a training."""
+    sharing = Sharing(generators=[side.generator for side in sides])
+    for path in sides[0].layers:
+        branches = [_branch(side.layers[path]) for side in sides]
+        base.set_submodule(path, SideLinear(sides[0].layers[path].get_base_layer(), branches, sharing))
+    sides[0].parts.task.complete(base)
+    if base.config._attn_implementation != segments.NAME or not can_fuse(base.get_output_embeddings()):
+        raise RecipeError(
+            f"{sides[0].parts.recipe.name}: adapters of this architecture do not go side by side",
+            cure="train them one by one",
+        )
+    fuse(base)
+    base.train()
+    return sharing
+
+
+def _branch(layer: Any) -> SideBranch:
+    name = layer.active_adapters[0]
+    drop = layer.lora_dropout[name]
+    rate = float(drop.p) if isinstance(drop, torch.nn.Dropout) else 0.0
+    return SideBranch(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], rate)
+
+
+def _run(
+    base: Any, sides: Sequence[_Side], sharing: Sharing, rows_in_flight: float, notify: Progress
+) -> dict[str, Any]:
+    """All optimizer steps of all adapters; the seconds in steps and tokens of one adapter, by TrainResult's names."""
+    parts = sides[0].parts
+    micro = stream(parts.task, 0, 0)
+    left, started = parts.micro_batches, time.perf_counter()
+    cost: dict[str, Any] = {"train_s": 0.0, "tokens": 0, "trained_tokens": 0}
+    for step in range(1, parts.steps + 1):
+        step_started = time.perf_counter()
+        rows = [taken for _, _, taken in islice(micro, min(parts.micro_batches_a_step, left))]
+        left -= len(rows)
+        most = max(map(len, rows))
+        size, groups = _split(most, len(sides), rows_in_flight * most, parts.recipe.data.max_seq_len)
+        batches = [parts.task.collate(taken[at : at + size]) for taken in rows for at in range(0, len(taken), size)]
+        losses = _add_gradients(base, groups, sharing, batches)
+        trained = sum(batch.trained for batch in batches)
+        for side, loss in zip(sides, losses, strict=True):
+            _step(side, step, loss, trained)
+        cost["train_s"] += time.perf_counter() - step_started
+        cost["tokens"] += sum(batch.read for batch in batches)
+        cost["trained_tokens"] += trained
+        if step % parts.eval_steps == 0 or step == parts.steps:
+            _evaluate(base, sides, sharing, step, notify)
+        spent_s = time.perf_counter() - started
+        event = {"stage": "train", "step": step, "steps": parts.steps, "loss": min(losses)}
+        notify({**event, "memory_bytes": peak_memory_bytes(), "left_s": spent_s / step * (parts.steps - step)})
+    return cost
+
+
+def _split(rows: int, adapters: int, rows_in_flight: float, max_seq_len: int) -> tuple[int, list[slice]]:
+    """How a micro-batch of so many rows passes the base: rows at once, and the adapters of each pass."""
+    at_once = max(1, int(max(rows_in_flight, LEAST_TOKENS / max_seq_len)))
+    a_pass = min(adapters, at_once)
+    groups = [slice(at, min(at + a_pass, adapters)) for at in range(0, adapters, a_pass)]
+    return min(rows, at_once // a_pass), groups
+
+
+def _add_gradients(base: Any, groups: Sequence[slice], sharing: Sharing, batches: Sequence[Any]) -> list[float]:
+    """Forward and backward pass of one step for all adapters; each one's mean loss."""
+    trained = max(1, sum(batch.trained for batch in batches))
+    totals = torch.zeros(groups[-1].stop, device=base.device)
+    for batch in batches:
+        for group in groups:
+            losses = _losses(base, group, sharing, batch.to(base.device)) / trained
+            losses.sum().backward()  # adapters share no weight that is trained, so each gets the gradient of its loss
+            totals[group] += losses.detach()
+    return [float(loss) for loss in totals]
+
+
+def _losses(base: Any, group: slice, sharing: Sharing, batch: Batch) -> Tensor:
+    """Summed loss of each adapter of a group on one batch, (adapters,) float32."""
+    adapters = group.stop - group.start
+    sharing.active = group
+    sharing.tokens = batch.read
+    sharing.padded = segments.round_up(batch.read)
+    every = Batch(*(getattr(batch, item.name).repeat(adapters, 1) for item in dataclasses.fields(batch)))
+    with autocast(base):
+        states, targets = trained_states(base, every)
+        weight, mapped = head_weight(base.get_output_embeddings()), logit_map(base.config)
+        pairs = zip(states.chunk(adapters), targets.chunk(adapters), strict=True)
+        return torch.stack([fused_cross_entropy(part, weight, wanted, mapped) for part, wanted in pairs])
+
+
+def _step(side: _Side, step: int, loss: float, trained: int) -> None:
+    """One adapter's optimizer step. One whose loss is no number makes no more."""
+    parts = side.parts
+    side.has_diverged |= not math.isfinite(loss)
+    if not side.has_diverged:
+        side.train_tokens += trained
+        side.train_loss += (loss - side.train_loss) * trained / side.train_tokens
+        table = parts.recipe.train
+        share = learning_rate_share(
+            step,
+            parts.steps,
+            schedule=table.schedule,
+            warmup_ratio=table.warmup_ratio,
+            least=table.min_learning_rate_ratio,
+        )
+        torch.nn.utils.clip_grad_norm_(parts.trained, table.max_grad_norm)
+        for group in parts.optimizer.param_groups:
+            group["lr"] = parts.learning_rate * share * group["share"]
+        parts.optimizer.step()
+    parts.optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def _evaluate(base: Any, sides: Sequence[_Side], sharing: Sharing, step: int, notify: Progress) -> None:
+    """Eval loss of every adapter; weights that are the best so far are kept."""
+    recipe = sides[0].parts.recipe
+    task = cast(Generation, sides[0].parts.task)
+    rows = task.prepared.eval
+    totals, count = torch.zeros(len(sides), device=base.device), 0
+    sharing.is_dropping = False
+    in_flight = ROWS_IN_FLIGHT * recipe.batch_size
+    size, groups = _split(recipe.batch_size, len(sides), in_flight, recipe.data.max_seq_len)
+    for numbers in micro_batches(rows, max_seq_len=recipe.data.max_seq_len, batch_size=size):
+        batch = collate_rows(rows, numbers, pad_id=task.pad_id).to(base.device)
+        for group in groups:
+            totals[group] += _losses(base, group, sharing, batch)
+        count += batch.trained
+    sharing.is_dropping = True
+    for side, total in zip(sides, totals.tolist(), strict=True):
+        loss = total / max(1, count)
+        side.run_dir.append_event(
+            {"stage": "train", "step": step, "eval_loss": loss, "train_loss": side.train_loss, "loss": side.train_loss}
+        )
+        if math.isfinite(loss) and not side.has_diverged and (side.best_loss is None or loss < side.best_loss):
+            side.best_loss, side.best_step = loss, step
+            side.best = [parameter.detach().clone() for parameter in side.parts.trained]
+        side.train_tokens = 0
+    found = ", ".join(f"{side.name} {side.best_loss:.4f}" for side in sides if side.best_loss is not None)
+    notify({"stage": "train", "message": f"step {step}: best eval losses: {found}"})
+
+
+def _finish(side: _Side, base: Any, cost: Mapping[str, Any]) -> TrainResult | None:
+    """The adapter and the record of one training; None of one that never had a sound evaluation."""
+    parts, run_dir = side.parts, side.run_dir
+    if not side.best:
+        return None
+    with lent(base):
+        model = attach(base, parts.recipe.lora)
+        kept = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with torch.no_grad():
+            for parameter, value in zip(kept, side.best, strict=True):
+                parameter.copy_(value)
+        parts.task.save(model, run_dir.adapter)
+    result = TrainResult(
+        steps=parts.steps,
+        train_loss=side.train_loss,
+        eval_loss=side.best_loss,
+        best_step=side.best_step,
+        tokens_per_s=cost["tokens"] / max(cost["train_s"], 1e-9),
+        learning_rate=parts.learning_rate,
+        stopped_early=False,
+        batch_size=parts.recipe.batch_size,
+        **cost,
+    )
+    run_dir.results.mkdir(exist_ok=True)
+    record = {**dataclasses.asdict(result), "provenance": provenance(parts.recipe.train.seed)}
+    write_json(run_dir.results / "train.json", record)
+    run_dir.finish("train", find_inputs(parts.recipe, run_dir), steps=result.steps, eval_loss=result.eval_loss)
+    return result
+
+
+def read_variants(recipe: Path, overrides: Sequence[str], varied: Sequence[str]) -> dict[str, Recipe]:
+    """The recipes that "key=value,value" texts ask for, every combination, by names made of the values.
+
+    Raises RecipeError: a key that is none of VARIED, no values, too many combinations, a value that cannot stand.
+    """
+    options: dict[str, list[str]] = {}
+    for text in varied:
+        key, _, values = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if key not in VARIED:
+            raise RecipeError(f"--vary {key}: adapters side by side differ in {', '.join(VARIED)}", cure="take one")
+        found = list(dict.fromkeys(value.strip() for value in values.split(",") if value.strip()))
+        if not found or key in options:
+            what = "is given twice" if key in options else "has no values"
+            raise RecipeError(f"--vary {key}: {what}", cure=f"write it as {key}=FIRST,SECOND")
+        options[key] = found
+    count = math.prod(map(len, options.values()))
+    if count > MOST_ADAPTERS:
+        raise RecipeError(f"--vary: {count} adapters are too many at once", cure=f"leave at most {MOST_ADAPTERS}")
+    variants = {}
+    for combination in product(*options.values()):
+        chosen = dict(zip(options, combination, strict=True))
+        name = "_".join(f"{key.partition('.')[2]}={value}" for key, value in chosen.items())
+        variants[name] = load_recipe(recipe, (*overrides, *(f"{key}={value}" for key, value in chosen.items())))
+    return variants
+
+
+def refuse_if_all_diverged(found: SideBySide) -> None:
+    """Raises DivergedError if no adapter is left."""
+    if not any(found.results.values()):
+        raise DivergedError("every adapter has diverged", cure="lower the learning rates")
