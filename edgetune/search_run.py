@@ -1,0 +1,38 @@
+"""`edgetune export --search` of a run: candidates of export/search.py, scored on the run's eval rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgetune.recipe import Recipe
+from edgetune.run_dir import RunDir
+
+Progress = Callable[[Mapping[str, Any]], None]
+MOST_ROWS = 400
+
+
+def search(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None) -> Any:
+    """export.search.search with bundles scored on the recipe's eval rows, at most MOST_ROWS of them."""
+    from edgetune.evaluate.evaluate import Target, evaluate
+    from edgetune.evaluate.targets import run_targets
+    from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
+    from edgetune.export import search as sweeping
+    from edgetune.model.base import resolve_base
+
+    base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    most = min(MOST_ROWS, recipe.evaluate.max_rows or MOST_ROWS)
+    judged = dataclasses.replace(recipe, evaluate=dataclasses.replace(recipe.evaluate, max_rows=most))
+    with tempfile.TemporaryDirectory(prefix=".search-rows.", dir=run_dir.path) as folder:
+        out = Path(folder)
+        prepare_eval_set(judged, run_targets(recipe, run_dir, base)["base"], out, split="eval")
+
+        def measure(bundle: Path) -> sweeping.Measured:
+            result = evaluate(Target("bundle", "candidate", bundle), out / EVAL_SET_FILE, out, progress=progress)
+            speed = getattr(result.speed, "tokens_per_s", None)
+            return sweeping.Measured(result.score.score, speed, result.peak_bytes)
+
+        return sweeping.search(recipe, run_dir, measure, progress=progress)

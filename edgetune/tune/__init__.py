@@ -1,0 +1,1 @@
+"""Search space, search (Optuna), trials on one loaded base, sensitivity."""
