@@ -19,6 +19,8 @@ import pytest
 
 from edgetune import child_process
 
+FRESH = ("bundle", "gguf")
+"""Kinds of target that are measured without torch."""
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
@@ -34,7 +36,7 @@ fresh_ask = child_process.ask
 
 def warm_ask(arguments: Sequence[str], request: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """`child_process.ask`, by a warm process where that makes no difference."""
-    if request.get("kind") == "bundle" or arguments[0] != "-m":
+    if request.get("kind") in FRESH or arguments[0] != "-m":
         return fresh_ask(arguments, request, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(child_process, "start", Warm)

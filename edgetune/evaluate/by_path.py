@@ -19,10 +19,11 @@ from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
 from edgetune.files import write_json
 from edgetune.model.base import resolve_base
 from edgetune.model.classifier import read_spec
+from edgetune.model.gguf import is_gguf
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe, parse_recipe
 from edgetune.report.table import plain, values
-from edgetune.run_dir import find_run
+from edgetune.run_dir import RunDir, find_run
 from edgetune.runtime.bundle import open_bundle
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -37,6 +38,35 @@ class Evaluation:
     summary: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a path asks to measure, and how."""
+
+    recipe: Recipe
+    targets: Sequence[Target]
+    reader: Target
+    """The target by whose tokenizer the rows are read."""
+    run_dir: RunDir | None
+
+
+def targets_of(path: str, *, overrides: Sequence[str] = ()) -> Asked:
+    """All that a run folder holds, or the one adapter, model, bundle or .gguf file that a path names.
+
+    In a run folder its recipe says how to score, and `overrides` (table.key=value) change it; elsewhere data.test is
+    needed. Raises RecipeError, RunError, ModelError, BundleError.
+    """
+    run_dir = None if is_gguf(path) else find_run(Path(path))
+    if run_dir is None:
+        target = target_at(path)
+        return Asked(_recipe_for(target, overrides), [target], target, None)
+    recipe = load_recipe(run_dir.recipe, overrides)
+    table = recipe.model
+    base = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    every = run_targets(recipe, run_dir, base)
+    targets = choose(every, Path(path), run_dir)
+    return Asked(recipe, targets, targets[0] if recipe.is_classifier else every["base"], run_dir)
+
+
 def evaluate_path(
     path: str, *, overrides: Sequence[str] = (), out: Path | None = None, progress: Progress | None = None
 ) -> Evaluation:
@@ -45,19 +75,9 @@ def evaluate_path(
     In a run folder its recipe says how, and `overrides` (table.key=value) change it; elsewhere data.test is needed.
     Raises RecipeError, RunError, and what `evaluate` raises.
     """
-    run_dir = find_run(Path(path))
-    if run_dir is not None:
-        recipe = load_recipe(run_dir.recipe, overrides)
-        table = recipe.model
-        base = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
-        every = run_targets(recipe, run_dir, base)
-        targets = choose(every, Path(path), run_dir)
-        reader = targets[0] if recipe.is_classifier else every["base"]
-        out = out or run_dir.results / "evaluate"
-    else:
-        targets = [target_at(path)]
-        recipe, reader = _recipe_for(targets[0], overrides), targets[0]
-        out = out or Path("results")
+    asked = targets_of(path, overrides=overrides)
+    recipe, targets, reader = asked.recipe, asked.targets, asked.reader
+    out = out or (asked.run_dir.results / "evaluate" if asked.run_dir else Path("results"))
     _refuse_to_overwrite_rows(recipe, targets, out)
     eval_set = prepare_eval_set(recipe, reader, out)
     results = [evaluate(target, out / EVAL_SET_FILE, out, progress=progress) for target in targets]
@@ -108,6 +128,7 @@ def _summarise(recipe: Recipe, eval_set: EvalSet | LabelSet, results: Sequence[R
         "source_rows": eval_set.source_rows,
         "dropped": eval_set.dropped_empty if isinstance(eval_set, LabelSet) else eval_set.dropped_too_long,
         "confidence": eval_set.confidence,
+        "is_on_gpu": any(result.device_peak_bytes is not None for result in results),
         "table": values(rows),
         "results": [result_values(result) for result in results],
         "answers": [str(out / f"{result.target.name}-answers.jsonl") for result in results],

@@ -81,6 +81,8 @@ def _no_distance() -> None:
 def _load(request: Mapping[str, Any]) -> Answerer:
     if request["kind"] == "bundle":
         return importlib.import_module("edgetune.evaluate.bundle").BundleAnswerer(Path(request["path"]))
+    if request["kind"] == "gguf":
+        return importlib.import_module("edgetune.evaluate.gguf").GgufAnswerer(Path(request["path"]))
     return importlib.import_module("edgetune.evaluate.torch_model").load(request)
 
 

@@ -24,7 +24,7 @@ from edgetune.recipe import ModelTable
 from edgetune.report.measure import disk_bytes
 
 Progress = Callable[[Mapping[str, Any]], None]
-Kind = Literal["base", "tuned", "merged", "bundle"]
+Kind = Literal["base", "tuned", "merged", "bundle", "gguf"]
 CHILD = ["-m", "edgetune.evaluate.child"]
 """What Python runs to measure one target."""
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -39,20 +39,20 @@ class Target:
     name: str
     """Names the files in results/."""
     path: Path
-    """Base or merged: Hugging Face folder; tuned: adapter folder; bundle: bundle folder."""
+    """Base or merged: Hugging Face folder; tuned: adapter folder; bundle: bundle folder; gguf: the file."""
     model: ModelTable | None = None
-    """How the torch targets are loaded: `base` is a local folder here; None for a bundle."""
+    """How the torch targets are loaded: `base` is a local folder here; None for a bundle and a .gguf file."""
     task: Literal["generation", "classification"] = "generation"
 
     @property
     def shipped(self) -> tuple[Path, ...]:
-        """Folders one would ship: base; base and adapter; merged folder; bundle."""
+        """Folders one would ship: base; base and adapter; merged folder; bundle; file."""
         return (Path(self.model.base), self.path) if self.kind == "tuned" and self.model else (self.path,)
 
     @property
     def shipped_suffixes(self) -> tuple[str, ...] | None:
         """Of the files in these folders that are shipped; None: all."""
-        return None if self.kind == "bundle" else MODEL_SUFFIXES
+        return None if self.kind in ("bundle", "gguf") else MODEL_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from edgetune.evaluate.evaluate import Result
+from edgetune.evaluate.resample import Bootstrap
 from edgetune.evaluate.rows import even_places
 from edgetune.quant.survival import Gain, gain_kept
 
@@ -57,10 +58,9 @@ class Kept:
     loss: Gain | None
     """None where answers have no losses: classifiers."""
 
-    def least(self) -> float | None:
-        """The smaller share of the two, as far as they are known."""
-        known = [gain.kept for gain in (self.score, self.loss) if gain is not None and gain.kept is not None]
-        return min(known, default=None)
+    def holds(self, floor: float) -> bool:
+        """Whether a bundle may pass with both."""
+        return all(gain.holds(floor) for gain in (self.score, self.loss) if gain is not None)
 
 
 def gains(base: str | None, stage: str, results: Path, *, confidence: float, samples: int) -> Kept:
@@ -71,17 +71,23 @@ def gains(base: str | None, stage: str, results: Path, *, confidence: float, sam
     """
     shipped = _answers(results, stage)
     tuned = _of_rows(_answers(results, "tuned"), shipped)
-    settings: dict[str, Any] = {"confidence": confidence, "samples": samples}
+    bootstrap = Bootstrap(samples, confidence)
     score = None
-    if tuned[0]["correct"] is not None:
+    if _points(tuned)[0] is not None:
         before = _points(_of_rows(_answers(results, base), shipped)) if base else _chance(tuned)
-        score = gain_kept(before, _points(tuned), _points(shipped), **settings)
+        score = gain_kept(before, _points(tuned), _points(shipped), bootstrap=bootstrap)
     if base is None:
         return Kept(score, None)
     first = _of_rows(_answers(results, base), shipped)
     nats = [[row["loss_sum"] for row in rows] for rows in (first, tuned, shipped)]
     counts = [row["trained_tokens"] for row in tuned]
-    return Kept(score, gain_kept(*nats, counts=counts, is_loss=True, **settings))
+    return Kept(score, gain_kept(*nats, counts=counts, is_loss=True, bootstrap=bootstrap))
+
+
+def _points(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Each row's score, 0..1: of a classifier whether it is right; None where nothing was generated."""
+    found = [row["correct"] if "labels" in row else row["score"] for row in rows]
+    return [None if value is None else float(value) for value in found]
 
 
 def make_entries(
@@ -160,18 +166,14 @@ def _of_rows(answers: list[dict[str, Any]], others: list[dict[str, Any]]) -> lis
     return [answers[index] for index in even_places(len(answers), len(others))]
 
 
-def _points(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """1 for each right answer, 0 for each wrong one."""
-    return [float(row["correct"]) for row in rows]
-
-
 def _estimate(gain: Gain | None, whole: float | None) -> Any:
     """The mean over all rows, of which `gain` knows some: the fine-tune's over `whole`, and what they differ by."""
     return None if gain is None or whole is None else whole + gain.shipped - gain.tuned
 
 
 def _mean(tuned: Sequence[Mapping[str, Any]]) -> float | None:
-    return None if tuned[0]["correct"] is None else statistics.mean(_points(tuned))
+    points = _points(tuned)
+    return None if points[0] is None else statistics.mean(points)
 
 
 def _loss(tuned: Sequence[Mapping[str, Any]]) -> float:

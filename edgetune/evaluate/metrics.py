@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Metric = Literal["exact_match", "json", "loss"]
+Metric = Literal["exact_match", "json", "final_number", "token_f1", "rouge_l", "chrf", "check", "loss"]
 Interval = tuple[float, float]
 Leaf = tuple[str, str, Any]
 """(path, kind, value) of one field: ("slots.city", "text", "Rome")."""

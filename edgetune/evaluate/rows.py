@@ -17,6 +17,7 @@ from typing import Any, cast
 from edgetune.data.read import Split
 from edgetune.errors import DataError, RunError
 from edgetune.evaluate.metrics import Metric, parse_json
+from edgetune.evaluate.text_metrics import final_number, require
 from edgetune.files import atomic_file, read_json
 from edgetune.hashes import hash_values
 from edgetune.recipe import Recipe
@@ -72,6 +73,9 @@ class EvalSet:
     """How many rows were there, of which these were drawn."""
     dropped_too_long: int
     """Rows left out because they are longer than the context."""
+    check: str | None = None
+    """The user's Python file, absolute, where the metric is "check"."""
+    check_seconds: float = 10.0
 
     @property
     def fingerprint(self) -> str:
@@ -104,10 +108,12 @@ def make_eval_set(
     With `split` those of another split.
 
     Rows longer than the context are left out and counted. Raises DataError if no row is left, if a row has no answer
-    though the metric needs one, and if the metric is json and a reference is not.
+    though the metric needs one, and if the metric is json and a reference is not; MissingExtraError if the metric needs
+    a package that is not there.
     """
     from edgetune.data.prepare import examples
 
+    require(recipe.evaluate.metric)
     found = list(examples(recipe, split))
     settings, metric = recipe.evaluate, cast(Metric, recipe.evaluate.metric)
     drawn = found
@@ -132,6 +138,8 @@ def make_eval_set(
         source=source,
         source_rows=len(found),
         dropped_too_long=len(rows) - len(fitting),
+        check=_check_file(recipe) if metric == "check" else None,
+        check_seconds=settings.check_seconds,
     )
 
 
@@ -174,12 +182,25 @@ def _encode(example: Any, tokenizer: Any, recipe: Recipe) -> EvalRow:
     )
 
 
+def _check_file(recipe: Recipe) -> str:
+    """The path of the user's check. Raises DataError if there is none."""
+    path = Path(recipe.evaluate.check or "").expanduser()
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", cure="evaluate.check names a Python file")
+    return str(path.resolve())
+
+
 def _check_reference(row: EvalRow, metric: Metric) -> None:
     if metric == "loss":
         return
     if row.reference is None or not row.messages:
         raise DataError(
             f"{row.place}: holds no question with an answer, which {metric} needs", cure='set evaluate.metric = "loss"'
+        )
+    if metric == "final_number" and final_number(row.reference) is None:
+        raise DataError(
+            f"{row.place}: the reference has no number: {row.reference[:60]!r}",
+            cure='set evaluate.metric = "exact_match"',
         )
     if metric == "json" and not parse_json(row.reference)[0]:
         raise DataError(

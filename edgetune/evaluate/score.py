@@ -9,10 +9,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from edgetune.evaluate.check import run_check
 from edgetune.evaluate.metrics import (
     FieldScore,
     Interval,
@@ -20,10 +22,10 @@ from edgetune.evaluate.metrics import (
     bootstrap_interval,
     count_fields,
     is_exact,
-    is_same_json,
     score_fields,
 )
 from edgetune.evaluate.rows import EvalRow, EvalSet, Limits
+from edgetune.evaluate.text_metrics import RIGHT_OR_WRONG, ROW_SCORES
 
 LEAST_PROMPTS = 3
 Progress = Callable[[Mapping[str, Any]], None]
@@ -61,6 +63,9 @@ class Answer:
     answer: str | None
     """None where nothing was generated."""
     correct: bool | None
+    """None where nothing was generated, and where the metric knows more than right and wrong."""
+    score: float | None
+    """By the metric, 0..1; None where nothing was generated."""
     loss: float | None
     """Nats per trained token of this row; None without a trained token."""
     loss_sum: float
@@ -75,7 +80,7 @@ class Score:
     metric: Metric
     rows: int
     score: float | None
-    """Share of rows that are right; None when the metric is the loss."""
+    """Mean of the rows' scores, for most metrics the share of rows that are right; None when the metric is the loss."""
     interval: Interval | None
     loss: float
     loss_interval: Interval
@@ -87,6 +92,8 @@ class Score:
     """Field-by-field scores when the metric is json."""
     confidence: float
     seconds: float
+    check: Mapping[str, Any] | None = None
+    """What became of the user's check, where the metric is one: timed_out, raised, first_error."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +115,9 @@ def score(target: Answerer, eval_set: EvalSet, *, progress: Progress | None = No
     texts: list[str] | None = None
     if eval_set.metric != "loss":
         texts = target.generate(rows, limits=eval_set.limits, on_done=_reporter(progress, len(rows)))
-    answers = _compare(eval_set, texts, target.losses(rows))
-    return _total(eval_set, answers, time.perf_counter() - started), answers
+    points, check = _points(eval_set, texts)
+    answers = _compare(eval_set, texts, points, target.losses(rows))
+    return _total(eval_set, answers, check, time.perf_counter() - started), answers
 
 
 def measure_speed(
@@ -136,31 +144,55 @@ def measure_speed(
     return Speed(statistics.median(rates), min(rates), max(rates), len(rates), sum(tokens for tokens, _ in runs))
 
 
-def _compare(eval_set: EvalSet, texts: list[str] | None, losses: list[tuple[float, int]]) -> list[Answer]:
-    is_right = is_same_json if eval_set.metric == "json" else is_exact
+def _points(eval_set: EvalSet, texts: list[str] | None) -> tuple[list[float] | None, Mapping[str, Any] | None]:
+    """Each row's score by the metric, None without answers; and what became of the user's check, if that is it."""
+    if texts is None:
+        return None, None
+    pairs = list(zip(texts, eval_set.rows, strict=True))
+    if eval_set.metric != "check":
+        row_score = ROW_SCORES[eval_set.metric]
+        return [
+            float(row_score(text, row.reference)) if row.reference is not None else 0.0 for text, row in pairs
+        ], None
+    asked = [(text, {**_plain_row(row), "messages": list(row.messages)}) for text, row in pairs]
+    checked = run_check(Path(eval_set.check or ""), asked, seconds=eval_set.check_seconds)
+    facts = {"timed_out": checked.timed_out, "raised": checked.raised, "first_error": checked.first_error}
+    return [float(passed) for passed in checked.passed], facts
+
+
+def _plain_row(row: EvalRow) -> dict[str, Any]:
+    """What an answer is kept with: the last user message, or "" for plain text, the reference, the place."""
+    prompt = row.messages[-1]["content"] if row.messages else ""
+    return {"prompt": prompt, "reference": row.reference, "place": row.place}
+
+
+def _compare(
+    eval_set: EvalSet, texts: list[str] | None, points: list[float] | None, losses: list[tuple[float, int]]
+) -> list[Answer]:
+    """The answers as they are kept."""
     answers = []
+    is_right_or_wrong = eval_set.metric in RIGHT_OR_WRONG
     for index, (row, (loss_sum, count)) in enumerate(zip(eval_set.rows, losses, strict=True)):
-        text = texts[index] if texts is not None else None
+        point = points[index] if points is not None and (row.reference is not None) else None
         answers.append(
             Answer(
-                prompt=row.messages[-1]["content"] if row.messages else "",
-                reference=row.reference,
-                answer=text,
-                correct=is_right(text, row.reference) if text is not None and row.reference is not None else None,
+                **_plain_row(row),
+                answer=texts[index] if texts is not None else None,
+                correct=bool(point) if point is not None and is_right_or_wrong else None,
+                score=point,
                 loss=loss_sum / count if count else None,
                 loss_sum=loss_sum,
                 trained_tokens=count,
-                place=row.place,
             )
         )
     return answers
 
 
-def _total(eval_set: EvalSet, answers: list[Answer], seconds: float) -> Score:
+def _total(eval_set: EvalSet, answers: list[Answer], check: Mapping[str, Any] | None, seconds: float) -> Score:
     samples, confidence = eval_set.bootstrap_samples, eval_set.confidence
     interval = functools.partial(bootstrap_interval, samples=samples, confidence=confidence)
-    right = [float(bool(answer.correct)) for answer in answers] if eval_set.metric != "loss" else []
-    texts = [(answer.answer or "", answer.reference or "") for answer in answers] if right else []
+    points = [answer.score or 0.0 for answer in answers] if eval_set.metric != "loss" else []
+    texts = [(answer.answer or "", answer.reference or "") for answer in answers] if points else []
     sums = [answer.loss_sum for answer in answers]
     counts = [answer.trained_tokens for answer in answers]
     loss = sum(sums) / max(sum(counts), 1)
@@ -170,8 +202,8 @@ def _total(eval_set: EvalSet, answers: list[Answer], seconds: float) -> Score:
     return Score(
         metric=eval_set.metric,
         rows=len(answers),
-        score=sum(right) / len(right) if right else None,
-        interval=interval(right) if right else None,
+        score=sum(points) / len(points) if points else None,
+        interval=interval(points) if points else None,
         loss=loss,
         loss_interval=interval(sums, counts),
         perplexity=math.exp(min(loss, 700.0)),
@@ -180,6 +212,7 @@ def _total(eval_set: EvalSet, answers: list[Answer], seconds: float) -> Score:
         fields=fields,
         confidence=confidence,
         seconds=seconds,
+        check=check,
     )
 
 

@@ -13,6 +13,7 @@ from edgetune.evaluate.score import Speed
 from edgetune.lora.read import is_adapter, read_adapter_config, read_record
 from edgetune.model.base import Task, resolve_base
 from edgetune.model.classifier import SPEC
+from edgetune.model.gguf import is_gguf, require_llama_cpp
 from edgetune.recipe import ModelTable, Recipe
 from edgetune.report.table import TableRow
 from edgetune.run_dir import RunDir
@@ -23,8 +24,8 @@ def run_targets(recipe: Recipe, run_dir: RunDir, base: Path) -> dict[str, Target
     """The targets of a run by name, there already or not: base, tuned, merged, bundle; of a classifier, whose head
     only training makes, the last three.
     """
-    plain = dataclasses.replace(recipe.model, base=str(base), revision=None, quantization="none")
-    trained = dataclasses.replace(plain, quantization=recipe.model.quantization)
+    trained = dataclasses.replace(recipe.model, base=str(base), revision=None)
+    plain = dataclasses.replace(trained, quantization="none", embedding_quantization="none")
     merged = dataclasses.replace(plain, base=str(run_dir.merged))
     task = recipe.model.task
     targets = {
@@ -51,12 +52,19 @@ def choose(targets: Mapping[str, Target], path: Path, run_dir: RunDir) -> list[T
 
 
 def target_at(path: str) -> Target:
-    """The target that a path outside any run names: a bundle, an adapter, a model folder, `edgetune:nano` or a hub id.
+    """The target that a path outside any run names: a bundle, an adapter, a model folder, `edgetune:nano`, a hub id, a
+    .gguf file.
 
-    An adapter goes on the base it names, held as it was in training (NF4 where it does not say). Raises ModelError.
+    An adapter goes on the base it names, held as it was in training (NF4 where it does not say). Raises ModelError,
+    MissingExtraError.
     """
     folder = Path(path).expanduser()
     name = folder.name.replace(":", "-") or "target"
+    if is_gguf(folder):
+        require_llama_cpp()
+        if not folder.is_file():
+            raise ModelError(f"{path}: no such file", cure="give a .gguf file")
+        return Target("gguf", folder.stem, folder)
     if is_bundle(folder):
         return Target("bundle", name, folder, None, "generation" if open_bundle(folder).chat else "classification")
     task: Task = "classification" if (folder / SPEC).is_file() else "generation"
@@ -99,7 +107,7 @@ def table_rows(recipe: Recipe, results: Iterable[Result]) -> list[TableRow]:
     }
     return [
         TableRow(
-            name=names[result.target.kind],
+            name=names.get(result.target.kind, result.target.name),
             score=result.score.score,
             interval=result.score.interval,
             loss=result.score.loss,
@@ -121,5 +129,6 @@ def _trained_on(adapter: Path) -> ModelTable:
         base=str(resolve_base(base, record.get("revision") or config.get("revision"))),
         quantization=record.get("quantization", "nf4"),
         double_quantization=record.get("double_quantization", True),
+        embedding_quantization=record.get("embedding_quantization", "none"),
         compute_dtype=record.get("compute_dtype", "auto"),
     )

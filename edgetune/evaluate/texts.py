@@ -13,6 +13,7 @@ from edgetune.evaluate.label_rows import LabelSet, make_label_set, write_label_s
 from edgetune.evaluate.rows import EvalSet, make_eval_set, write_eval_set
 from edgetune.model.base import context_length, load_tokenizer, read_config
 from edgetune.model.classifier import read_spec
+from edgetune.model.gguf_tokenizer import GgufTokenizer
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import open_bundle
 from edgetune.runtime.session import load_tokenizer as load_bundle_tokenizer
@@ -38,7 +39,10 @@ def prepare_eval_set(recipe: Recipe, target: Target, out: Path, *, split: Split 
         label_set = make_label_set(recipe, _labels(target))
         write_label_set(out / EVAL_SET_FILE, label_set)
         return label_set
-    texts = _of_bundle(target.path) if target.model is None else _of_folder(recipe, Path(target.model.base))
+    if target.model is not None:
+        texts = text_format(recipe, Path(target.model.base))
+    else:
+        texts = _of_gguf(target.path) if target.kind == "gguf" else _of_bundle(target.path)
     eval_set = make_eval_set(
         recipe, texts.tokenizer, eos_ids=texts.eos_ids, context_length=texts.context_length, split=split
     )
@@ -53,7 +57,8 @@ def _labels(target: Target) -> tuple[str, ...]:
     return read_spec(target.path).labels
 
 
-def _of_folder(recipe: Recipe, folder: Path) -> TextFormat:
+def text_format(recipe: Recipe, folder: Path) -> TextFormat:
+    """How a recipe's decoder reads text: from the folder of its base, or of the merged model."""
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code)
     ensure_chat_template(tokenizer)
     return TextFormat(
@@ -76,3 +81,10 @@ def _of_bundle(path: Path) -> TextFormat:
         chat_template=chat.template,
     )
     return TextFormat(tokenizer, chat.eos_ids, bundle.context_length)
+
+
+def _of_gguf(path: Path) -> TextFormat:
+    """From the file's own vocabulary, template and end tokens."""
+    tokenizer = GgufTokenizer(path)
+    ensure_chat_template(tokenizer)
+    return TextFormat(tokenizer, tokenizer.end_ids, tokenizer.context_length)

@@ -51,6 +51,11 @@ class TorchLabeller:
             found[rows] = self._run([ids[row] for row in rows])
         return found
 
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text is, special ones included, cut at the longest that the model takes."""
+        limit = self.classifier.spec.max_length
+        return len(self.tokenizer(text, truncation=True, max_length=limit, verbose=False)["input_ids"])
+
     def _run(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         longest = max(map(len, ids))
         pad = self.tokenizer.pad_token_id or 0

@@ -119,10 +119,12 @@ def greedy(
     *,
     limits: Limits,
     on_token: Callable[[], object] | None = None,
+    is_done: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
     """New token ids of each prompt, end token left out; one batch, padded on the left.
 
-    Finished rows leave the batch once they are half of it. `on_token` is called when each step's tokens are known.
+    Finished rows leave the batch once they are half of it. `on_token` is called when each step's tokens are known;
+    `is_done`, of a single prompt, may end its answer.
     """
     device = next(model.parameters()).device
     ids, mask = _pad_left(prompts, device)
@@ -151,6 +153,8 @@ def greedy(
                 answers[place].append(token)
         if on_token:
             on_token()
+        if is_done and is_done(answers[0]):
+            break
         still_open = int(open_rows.sum())
         if not still_open:
             break

@@ -7,17 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune.recipe import CLASSIFIER_METRICS
+from edgetune.metric_names import CLASSIFIER_METRICS, METRIC_NAMES
 
 MIB = 1024**2
-SCORE_NAMES = {
-    "exact_match": "exact match",
-    "json": "same JSON",
-    "loss": "score",
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "f1": "F1",
-}
+SCORE_NAMES = {**METRIC_NAMES, "loss": "score"}
+"""Above the column of scores, which a loss leaves empty."""
 
 
 @dataclass(frozen=True)

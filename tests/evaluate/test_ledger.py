@@ -9,62 +9,108 @@ from typing import Any
 
 import pytest
 
-from edgetune.evaluate.ledger import make_entries, plain
+from edgetune.evaluate.distance import Distance
+from edgetune.evaluate.ledger import gains, make_entries, plain, to_json
 
 
-def write_answers(folder: Path, stage: str, right: list[bool], losses: list[float]) -> Any:
-    """A stage's answers, and its result."""
+@pytest.fixture
+def tokenizer_file(tmp_path: Path) -> Path:
+    """Each word is a token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[UNK]", "turn", "on", "off", "the", "lamp", "door"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+def write_answers(folder: Path, stage: str, answers: list[str], scores: list[float], losses: list[float]) -> None:
     rows = [
-        {"answer": "yes" if correct else "no", "correct": correct, "loss_sum": loss, "trained_tokens": 4}
-        for correct, loss in zip(right, losses, strict=True)
+        {"answer": answer, "score": score, "loss_sum": loss, "trained_tokens": 4}
+        for answer, score, loss in zip(answers, scores, losses, strict=True)
     ]
     (folder / f"{stage}-answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    score = sum(right) / len(right)
+
+
+def result(stage: str, score: float, loss: float, kl: float | None = None) -> Any:
     return SimpleNamespace(
         target=SimpleNamespace(name=stage),
-        score=SimpleNamespace(
-            score=score, loss=sum(losses) / 4 / len(rows), interval=(score, score), confidence=0.95, rows=len(rows)
-        ),
-        distance=None,
+        score=SimpleNamespace(score=score, loss=loss, interval=(score, score), confidence=0.95, rows=4),
+        distance=None if kl is None else Distance(kl, 0.75, 16),
         disk_bytes=1024**2,
     )
 
 
+STAGES = ("base", "tuned", "bundle")
+
+
 @pytest.fixture
-def entries(tmp_path: Path) -> list[Any]:
-    """Six rows, of which the float graph answered the first, third and fifth: one of them worse than the fine-tune."""
-    from tokenizers import Tokenizer, models
-
-    Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
-    found = [
-        ("base", write_answers(tmp_path, "base", [False] * 6, [8.0] * 6)),
-        (
-            "tuned",
-            write_answers(tmp_path, "tuned", [True, False, True, True, True, True], [0.4, 4, 0.4, 0.4, 0.4, 0.4]),
-        ),
-        ("fp32 ONNX", write_answers(tmp_path, "onnx-fp32", [True, False, True], [0.4, 1.6, 0.4])),
-        ("bundle", write_answers(tmp_path, "bundle", [True, False, True, True, True, False], [0.4] * 6)),
-    ]
-    return make_entries(found, tmp_path, tokenizer_file=tmp_path / "tokenizer.json", base="base")
+def results(tmp_path: Path) -> Path:
+    """Four rows: the base has none right, the fine-tune all, the bundle three."""
+    right = ["turn on the lamp", "turn off the lamp", "turn on the door", "the lamp"]
+    lost = [*right[:1], "turn off the door", *right[2:]]
+    write_answers(tmp_path, "base", ["door"] * 4, [0.0] * 4, [8.0] * 4)
+    write_answers(tmp_path, "tuned", right, [1.0] * 4, [0.4] * 4)
+    write_answers(tmp_path, "bundle", lost, [1.0, 0.0, 1.0, 1.0], [0.4, 0.8, 0.4, 0.4])
+    return tmp_path
 
 
-def test_a_stage_measured_on_all_rows_has_its_own_score(entries: list[Any]) -> None:
-    bundle = entries[3]
-    assert (bundle.rows, bundle.score, bundle.loss) == (6, pytest.approx(4 / 6), pytest.approx(0.1))
-    assert bundle.same_answers == pytest.approx(5 / 6)
-    assert bundle.gain_kept == pytest.approx(4 / 5)
+def entries(results: Path, tokenizer_file: Path) -> list[Any]:
+    found = [result("base", 0.0, 2.0), result("tuned", 1.0, 0.1, 0.0), result("bundle", 0.75, 0.125, 0.01)]
+    return make_entries(list(zip(STAGES, found, strict=True)), results, tokenizer_file=tokenizer_file, base="base")
 
 
-def test_a_stage_measured_on_some_rows_is_told_by_its_difference_from_the_fine_tune(entries: list[Any]) -> None:
-    part = entries[2]
-    assert part.rows == 3
-    assert part.interval is None
-    assert part.score == pytest.approx(5 / 6 - 1 / 3)
-    assert part.loss == pytest.approx(6.0 / 24 + (2.4 - 1.2) / 12)
-    assert part.same_answers == pytest.approx(2 / 3)
+def test_every_column_of_the_bundle_is_what_its_answers_say(results, tokenizer_file):
+    bundle = entries(results, tokenizer_file)[-1]
+    assert (bundle.score, bundle.loss, bundle.kl, bundle.same_next_token) == (0.75, 0.125, 0.01, 0.75)
+    assert bundle.same_answers == 0.75
+    assert bundle.gain_kept == pytest.approx(0.75)
+    assert bundle.disk_bytes == 1024**2
 
 
-def test_the_table_says_how_many_rows_each_step_was_measured_on(entries: list[Any]) -> None:
-    lines = plain(entries).splitlines()
-    assert lines[0].split()[-3] == "rows"
-    assert [line.split()[-3] for line in lines[1:]] == ["6", "6", "3", "6"]
+def test_the_first_difference_is_the_place_of_the_first_other_token(results, tokenizer_file):
+    base, tuned, bundle = entries(results, tokenizer_file)
+    assert bundle.first_difference == 3  # turn off the [lamp | door]
+    assert base.first_difference == 0
+    assert tuned.first_difference is None
+
+
+def test_an_answer_that_goes_on_differs_where_the_other_ends(results, tokenizer_file):
+    longer = ["turn on the lamp off", "turn off the lamp", "turn on the door", "the lamp"]
+    write_answers(results, "bundle", longer, [0.0, 1.0, 1.0, 1.0], [0.4] * 4)
+    assert entries(results, tokenizer_file)[-1].first_difference == 4
+
+
+def test_base_and_fine_tune_keep_no_share_of_a_gain(results, tokenizer_file):
+    assert [entry.gain_kept for entry in entries(results, tokenizer_file)[:2]] == [None, None]
+
+
+def test_gains_are_told_on_score_and_on_loss(results):
+    kept = gains("base", "bundle", results, confidence=0.95, samples=100)
+    assert kept.score.kept == pytest.approx(0.75)
+    assert kept.loss.kept == pytest.approx((2.0 - 0.125) / (2.0 - 0.1))
+    assert not kept.holds(0.97)
+
+
+def test_the_text_has_a_line_for_each_step_and_the_json_each_number(results, tokenizer_file):
+    found = entries(results, tokenizer_file)
+    lines = plain(found).splitlines()
+    assert [line.split()[0] for line in lines] == ["step", *STAGES]
+    assert lines[-1].split()[1:] == ["75.0%", "0.1250", "0.01000", "75.0%", "75.0%", "4", "1.0", "MiB"]
+    assert json.loads(json.dumps(to_json(found)))[-1]["first_difference"] == 3
+
+
+def test_a_classifier_s_gain_is_over_calling_every_text_the_commonest_label(tmp_path):
+    def write(stage: str, found: list[str]) -> None:
+        rows = [
+            {"answer": [answer], "labels": [label], "correct": answer == label}
+            for answer, label in zip(found, "aaab", strict=True)
+        ]
+        (tmp_path / f"{stage}-answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("tuned", ["a", "a", "a", "b"])
+    write("bundle", ["a", "a", "a", "a"])
+    kept = gains(None, "bundle", tmp_path, confidence=0.95, samples=100)
+    assert kept.loss is None
+    assert kept.score.kept == pytest.approx(0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -114,3 +115,24 @@ def test_an_eval_set_is_the_same_after_a_file(tmp_path):
     again = read_eval_set(tmp_path / "rows.json")
     assert again == eval_set
     assert again.fingerprint == eval_set.fingerprint
+
+
+def test_a_metric_with_more_than_right_and_wrong_is_the_mean_of_the_rows():
+    result, answers = score(Echo(["on it", "on"]), _eval_set([_row("on"), _row("on")], metric="token_f1"))
+    assert [answer.score for answer in answers] == pytest.approx([2 / 3, 1.0])
+    assert result.score == pytest.approx(5 / 6)
+    assert [answer.correct for answer in answers] == [None, None]
+    assert result.exact == 0.5
+
+
+def test_the_users_own_check_decides_and_what_became_of_it_is_kept(tmp_path):
+    (tmp_path / "check.py").write_text(
+        "def check(answer, row):\n    return 1 / (row['prompt'] == 'hi') and answer > 'o'\n"
+    )
+    eval_set = dataclasses.replace(
+        _eval_set([_row("on"), _row("on")], metric="check"), check=str(tmp_path / "check.py"), check_seconds=60.0
+    )
+    result, answers = score(Echo(["on", "an"]), eval_set)
+    assert [answer.correct for answer in answers] == [True, False]
+    assert result.check == {"timed_out": 0, "raised": 0, "first_error": None}
+    assert result.score == 0.5

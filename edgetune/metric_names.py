@@ -1,0 +1,20 @@
+"""The metrics of [evaluate], by name. Apart from the recipe, so that the command line starts without it."""
+
+from __future__ import annotations
+
+TEXT_METRICS = ("exact_match", "json", "final_number", "token_f1", "rouge_l", "chrf", "check", "loss")
+METRIC_NAMES = {
+    "exact_match": "exact match",
+    "json": "same JSON",
+    "final_number": "same number",
+    "token_f1": "token F1",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+    "check": "passes check",
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "f1": "F1",
+}
+"""Metrics as people read them."""
+CLASSIFIER_METRICS = ("accuracy", "macro_f1", "f1")

@@ -1,0 +1,204 @@
+"""Tasks of lm-evaluation-harness, where lm-eval is installed: edgetune/bench/harness.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from edgetune.bench.child import measure
+from edgetune.bench.harness import summarise
+from edgetune.cli import main
+from edgetune.errors import DataError
+from edgetune.recipe import ModelTable
+
+CHOICES = """
+task: rooms
+dataset_path: json
+dataset_kwargs: {data_files: {test: "ROWS"}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "turn on the lamp in the"
+doc_to_choice: ["kitchen", "hall", "bedroom", "attic"]
+doc_to_target: label
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+"""
+LIKELIHOOD = """
+task: answers
+dataset_path: json
+dataset_kwargs: {data_files: {test: "ROWS"}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: prompt
+doc_to_target: completion
+target_delimiter: ""
+metric_list:
+  - metric: perplexity
+    aggregation: perplexity
+    higher_is_better: false
+"""
+ANSWERS = """
+task: written
+dataset_path: json
+dataset_kwargs: {data_files: {test: "ROWS"}}
+test_split: test
+output_type: generate_until
+doc_to_text: prompt
+doc_to_target: written
+generation_kwargs: {until: ["<|end|>"], max_gen_toks: 8, do_sample: false}
+metric_list:
+  - metric: exact_match
+"""
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+
+
+def write_task(folder: Path, name: str, text: str, rows: list[dict[str, Any]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / f"{name}.yaml").write_text(text.replace("ROWS", str(folder / f"{name}.jsonl")))
+    return folder
+
+
+def asked(kind: str, path: Path, folder: Path, name: str, **more: Any) -> dict[str, Any]:
+    table = ModelTable(base=str(path), quantization="none", compute_dtype="float32")
+    model = dataclasses.asdict(table) if kind == "base" else None
+    task = {"task_name": name, "tasks_from": str(folder), "limit": None, "shots": None, "is_chat": False, **more}
+    return {"measure": "lm-eval", "kind": kind, "name": kind, "path": str(path), "model": model, "threads": 1, **task}
+
+
+def test_scores_are_those_of_the_harnesss_own_model(tiny_base: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """The same task by lm-eval's transformers backend, by ours, and by the fp32 bundle."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    rows = [{"label": number % 4, "prompt": f"in room {number}"} for number in range(12)]
+    folder = write_task(tmp_path / "tasks", "rooms", CHOICES, rows)
+    model = HFLM(pretrained=str(tiny_base), dtype="float32", device="cpu", batch_size=1, add_bos_token=False)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    found = lm_eval.simple_evaluate(model=model, tasks=["rooms"], task_manager=manager, bootstrap_iters=0)
+    wanted = {key: value for key, value in found["results"]["rooms"].items() if key in ("acc,none", "acc_norm,none")}
+    for kind, path in (("base", tiny_base), ("bundle", tiny_bundle)):
+        ours = measure(asked(kind, path, folder, "rooms"), lambda _: None)
+        assert {key: ours["lm_eval"]["results"][key] for key in wanted} == wanted
+        assert (ours["metric"], ours["value"], ours["rows"]) == ("acc", wanted["acc,none"], 12)
+        low, high = ours["interval"]
+        assert low < ours["value"] < high
+
+
+def test_its_log_likelihoods_are_our_losses(
+    tiny_base: Path, tiny_bundle: Path, tiny_rows: Path, tmp_path: Path
+) -> None:
+    """The same rows, rendered alike, through evaluate: perplexity of whole answers is exp of the mean nats a row."""
+    import math
+
+    from transformers import AutoTokenizer
+
+    from edgetune.evaluate.by_path import evaluate_path
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    rows = []
+    for row in [json.loads(line) for line in tiny_rows.read_text(encoding="utf-8").splitlines()[:6]]:
+        turns = [{"role": "user", "content": row["prompt"]}]
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        rows.append({"prompt": prompt, "completion": row["completion"] + "<|end|>"})
+    folder = write_task(tmp_path / "tasks", "answers", LIKELIHOOD, rows)
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(tiny_rows.read_text(encoding="utf-8").splitlines()[:6]) + "\n")
+    options = [f'data.test="{data}"', 'evaluate.metric="loss"']
+    ours = evaluate_path(str(tiny_bundle), overrides=options, out=tmp_path / "out").summary["results"][0]["score"]
+    theirs = measure(asked("bundle", tiny_bundle, folder, "answers"), lambda _: None)
+    nats_a_row = ours["loss"] * ours["trained_tokens"] / 6
+    assert math.log(theirs["value"]) == pytest.approx(nats_a_row, rel=1e-4)
+
+
+def test_exact_match_is_ours_on_what_the_model_itself_wrote(tiny_base: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """References are the bundle's own answers to half of the prompts: neither score can be had by chance.
+
+    Answers with white space at an end are left out: ours is strict about what is between, the harness's about that too.
+    """
+    from edgetune.evaluate.by_path import evaluate_path
+    from edgetune.runtime.decoder import Decoder
+
+    decoder = Decoder(tiny_bundle, threads=1)
+    asked_for = [f"turn on the lamp in room {number}" for number in range(40)]
+    said = {text: decoder.generate(text, max_new_tokens=8).text for text in asked_for}
+    plain = {text: answer for text, answer in said.items() if answer == answer.strip() and answer.isprintable()}
+    texts, written = list(plain)[:6], list(plain.values())[:6]
+    assert len(texts) == 6
+    wanted = [text if number % 2 else "never" for number, text in enumerate(written)]
+    folder = write_task(
+        tmp_path / "tasks",
+        "written",
+        ANSWERS,
+        [{"prompt": p, "written": w} for p, w in zip(texts, wanted, strict=True)],
+    )
+    data = tmp_path / "rows.jsonl"
+    data.write_text(
+        "".join(json.dumps({"prompt": p, "completion": w}) + "\n" for p, w in zip(texts, wanted, strict=True))
+    )
+    options = [f'data.test="{data}"', "evaluate.max_new_tokens=8"]
+    ours = evaluate_path(str(tiny_bundle), overrides=options, out=tmp_path / "out").summary["results"][0]["score"]
+    for kind, path in (("bundle", tiny_bundle), ("base", tiny_base)):
+        theirs = measure(asked(kind, path, folder, "written", is_chat=True), lambda _: None)
+        assert theirs["metric"] == "exact_match"
+        assert theirs["value"] == ours["score"]
+    assert ours["score"] == 0.5
+
+
+def test_a_gguf_file_answers_the_harness_too(tiny_base: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    from benchmarks.gguf_model import write_gguf
+
+    file = write_gguf(tiny_base, tmp_path / "tiny.gguf")
+    folder = write_task(tmp_path / "tasks", "rooms", CHOICES, [{"label": number % 4} for number in range(8)])
+    ours = measure(asked("gguf", file, folder, "rooms", limit=4), lambda _: None)
+    assert ours["value"] == measure(asked("bundle", tiny_bundle, folder, "rooms", limit=4), lambda _: None)["value"]
+    assert ours["rows"] == 4
+
+
+def test_bench_shows_a_task_and_says_what_is_wrong_with_one(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_task(tmp_path / "tasks", "rooms", CHOICES, [{"label": number % 4} for number in range(8)])
+    arguments = ["bench", str(tiny_bundle), "--repeats", "1", "--threads", "1", "--tasks-from", str(folder)]
+    done = CliRunner().invoke(main, [*arguments, "--task", "lm-eval:rooms"])
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines()[1].startswith("lm-eval rooms")
+    assert "%" in done.stdout.splitlines()[1]
+    monkeypatch.setattr("edgetune.bench.bench.measure_costs", lambda targets, *_: ([{} for _ in targets], {}))
+    done = CliRunner().invoke(main, [*arguments, "--task", "lm-eval:absent"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "has no task 'absent'" in done.stderr
+    (folder / "rooms.jsonl").unlink()
+    done = CliRunner().invoke(main, [*arguments, "--task", "lm-eval:rooms"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "cannot be run" in done.stderr
+    assert CliRunner().invoke(main, ["bench", "x", "--task", "no-such"]).exit_code == 2
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    done = CliRunner().invoke(main, [*arguments, "--task", "lm-eval:rooms"])
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert "pip install 'edgetune[lm-eval]'" in done.stderr
+
+
+def test_a_task_without_a_number_is_refused_and_one_without_an_error_has_no_interval() -> None:
+    with pytest.raises(DataError, match="gave no number"):
+        summarise("t", {"results": {"t": {"alias": "t"}}})
+    found = summarise("t", {"results": {"t": {"alias": "t", "acc,none": 0.5, "acc_stderr,none": "N/A"}}})
+    assert (found["metric"], found["value"], found["interval"]) == ("acc", 0.5, None)
+    assert "lm_eval" in sys.modules or found["lm_eval"]["library"]

@@ -1,0 +1,191 @@
+"""What a report takes from run folders and measurements, and what it leaves out: edgetune/report/read.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from made_run import MIB, STEPS, bench_report, make_label_run, make_run
+
+from edgetune.errors import RunError
+from edgetune.report.facts import Number
+from edgetune.report.measured import flatten
+from edgetune.report.read import read_report, unique_names
+from edgetune.report.samples import MOST_SAMPLES, mark
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "first")
+
+
+def read_one(run):
+    report = read_report([run])
+    return report.runs[0], report.problems
+
+
+def test_a_run_tells_all_that_its_stages_wrote(run):
+    found, problems = read_one(run)
+    assert problems == ()
+    assert [model.stage for model in found.models] == list(STEPS)
+    bundle = found.models[-1]
+    assert bundle.name == "int4 bundle"
+    assert bundle.values["score.json"] == Number(0.78, pytest.approx(0.73), pytest.approx(0.82))
+    assert bundle.values["peak_bytes"].value == 83 * MIB
+    assert bundle.rows == 40
+    assert len(found.curve.training) == 100
+    assert found.curve.evaluation[-1] == (100, 0.032)
+    assert [step.stage for step in found.ledger] == list(STEPS)
+    assert found.passed is True
+    assert found.gain_kept == Number(0.975, 0.93, 1.01)
+    assert (found.planned.expected_bytes, found.planned.measured_bytes) == (835 * MIB, 900 * MIB)
+    assert sum(item.is_chosen for item in found.search.candidates) == 1
+    assert found.base == "edgetune:nano"
+    assert found.data == "rows.jsonl"
+
+
+def test_a_classifiers_labels_and_confusion_are_there(tmp_path):
+    found, problems = read_one(make_label_run(tmp_path / "labels"))
+    assert problems == ()
+    assert found.confusion.labels == ("card", "money", "weather")
+    assert found.confusion.counts[1][1] == 12
+    assert found.labels[0].f1 == Number(0.9, 0.8, 0.95)
+    assert found.models[-1].values["latency_s"].value == 0.004
+
+
+def test_samples_mark_what_differs_from_the_right_answer(run):
+    found, _ = read_one(run)
+    assert 0 < len(found.samples) <= MOST_SAMPLES
+    wrong = next(shown for sample in found.samples for shown in sample.answers if shown.is_right is False)
+    assert [piece.text for piece in wrong.pieces if piece.kind == "added"] == ["turn_off"]
+    right = next(shown for sample in found.samples for shown in sample.answers if shown.is_right)
+    assert {piece.kind for piece in right.pieces} == {"same"}
+
+
+@pytest.mark.parametrize(
+    ("text", "against", "expected"),
+    [
+        ("a b c", "a b c", [("a b c", "same")]),
+        ("a x c", "a b c", [("a ", "same"), ("x", "added"), ("b", "missing"), (" c", "same")]),
+        ("", "a", [("a", "missing")]),
+        ("a", "", [("a", "added")]),
+    ],
+)
+def test_pieces_join_to_the_answer(text, against, expected):
+    found = [(piece.text, piece.kind) for piece in mark(text, against)]
+    assert found == expected
+    assert "".join(piece for piece, kind in found if kind != "missing") == text
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("ledger.json", lambda run: run.ledger == ()),
+        ("survival.json", lambda run: run.passed is None and run.gain_kept is None),
+        ("search.json", lambda run: run.search is None),
+        ("summary.json", lambda run: run.planned is None),
+        ("bundle.json", lambda run: "bundle" not in [model.stage for model in run.models]),
+        ("bundle-answers.jsonl", lambda run: all(len(sample.answers) == 2 for sample in run.samples)),
+    ],
+)
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99}', "null", "[" * 100_000, '{"score": 3, "stages": 4}'])
+def test_what_is_broken_is_named_and_left_out_and_the_rest_stays(run, name, gone, text):
+    (run / "results" / name).write_text(text, encoding="utf-8")
+    found, problems = read_one(run)
+    assert gone(found)
+    if not (name == "survival.json" and text == '{"version": 99}'):  # which claims nothing
+        assert any(name in line for line in problems)
+    assert [model.stage for model in found.models][:5] == list(STEPS)[:5]
+
+
+@pytest.mark.parametrize("name", ["ledger.json", "survival.json", "search.json", "base.json", "tuned-answers.jsonl"])
+def test_what_a_run_did_not_make_is_no_problem(run, name):
+    (run / "results" / name).unlink()
+    assert read_one(run)[1] == ()
+
+
+def test_a_run_that_was_only_trained_says_that_it_is_not_finished(run):
+    shutil.rmtree(run / "results")
+    found, problems = read_one(run)
+    assert found.models == ()
+    assert found.curve is not None
+    assert len(problems) == 1
+    assert "not finished" in problems[0]
+
+
+def test_a_number_that_is_none_is_not_there_and_never_a_zero(run):
+    path = run / "results" / "bundle.json"
+    values = json.loads(path.read_text())
+    values["peak_bytes"], values["disk_bytes"], values["speed"] = None, "many", None
+    values["score"]["score"] = float("nan")
+    path.write_text(json.dumps(values))
+    found, _ = read_one(run)
+    assert not {"peak_bytes", "disk_bytes", "tokens_per_s", "score.json"} & set(found.models[-1].values)
+
+
+def test_a_line_that_a_killed_process_left_is_no_problem(run):
+    with (run / "events.jsonl").open("a") as file:
+        file.write('{"stage": "train", "step": 101, "lo')
+    found, problems = read_one(run)
+    assert len(found.curve.training) == 100
+    assert problems == ()
+
+
+def test_a_bench_report_gives_its_numbers_and_why_others_are_absent(tmp_path):
+    (tmp_path / "bench.json").write_text(json.dumps(bench_report()))
+    report = read_report([tmp_path / "bench.json"])
+    base, bundle = report.measurements[0].models
+    assert base.values["score.json"] == Number(0.7, 0.6, 0.8)
+    assert base.values["peak_bytes.512.cold"].value == 90 * MIB
+    assert bundle.values["decode_tokens_per_s"] == Number(1800.0, 1620.0, pytest.approx(1980.0))
+    assert base.values["kl"].value == 0.01
+    assert base.absent["energy_j_per_token"].startswith("no energy counter")
+    assert "peak_bytes.512.warm" in base.absent
+    assert "context_length" not in base.values
+
+
+def test_a_bench_report_of_another_version_is_named_and_left_out(run, tmp_path):
+    (tmp_path / "bench.json").write_text(json.dumps({**bench_report(), "version": 2}))
+    report = read_report([run, tmp_path / "bench.json"])
+    assert report.measurements == ()
+    assert "bench.json" in report.problems[0]
+    assert "version 2" in report.problems[0]
+
+
+def test_a_folder_of_evaluate_is_a_measurement(run, tmp_path):
+    results = [json.loads((run / "results" / f"{stage}.json").read_text()) for stage in ("base", "bundle")]
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({"results": results, "source": "other.jsonl"}))
+    found = read_report([folder]).measurements[0]
+    assert (found.data, [model.name for model in found.models]) == ("other.jsonl", ["base", "bundle"])
+
+
+def test_what_cannot_be_read_does_not_stop_the_rest(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.json").write_text("no JSON")
+    report = read_report([tmp_path / "nothing", tmp_path / "empty", tmp_path / "text.json", run])
+    assert [item.name for item in report.runs] == ["first"]
+    assert len(report.problems) == 3
+
+
+def test_nothing_to_report_is_an_error_with_a_cure(tmp_path):
+    with pytest.raises(RunError, match=r"nothing to report.*nothing: no such file.*give run folders"):
+        read_report([tmp_path / "nothing"])
+
+
+def test_names_are_as_long_as_tells_them_apart(tmp_path):
+    paths = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "other", tmp_path / "other"]
+    assert unique_names(paths)[:2] == ["a/run", "b/run"]
+    assert unique_names(paths)[2].endswith("other")
+    assert unique_names(paths)[3].endswith("other (2)")
+
+
+def test_flattening_keeps_quantities_and_reasons():
+    values = {
+        "a": {"512": {"cold": {"median": 2, "least": 1, "most": 3}, "warm": {"absent": "why"}}},
+        "b": 1,
+        "c": None,
+    }
+    assert dict(flatten(values)) == {"a.512.cold": Number(2, 1, 3), "a.512.warm": "why", "b": Number(1.0)}
