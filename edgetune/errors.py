@@ -12,6 +12,8 @@ class EdgeTuneError(Exception):
     """Base of all errors shown to users as one line: `edgetune: <message>; <cure>`."""
 
     exit_code = 1
+    is_told = False
+    """Of several processes: the main one has it too, or an error that tells of it, and shows that for all."""
 
     def __init__(self, message: str, *, cure: str = "") -> None:
         super().__init__(message)
@@ -50,8 +52,18 @@ class RunError(EdgeTuneError):
     exit_code = 2
 
 
+class DivergedError(RunError):
+    """A training whose loss is no number any more, or stays far above its best."""
+
+
 class BundleError(EdgeTuneError):
     """A bundle that is incomplete, damaged or of another version."""
+
+    exit_code = 2
+
+
+class HubError(EdgeTuneError):
+    """The Hugging Face Hub was not reached, or does not take what it was given."""
 
     exit_code = 2
 
@@ -94,6 +106,16 @@ class Stopped(EdgeTuneError):
         self.exit_code = 128 + signal_number
 
 
+class OtherProcessError(EdgeTuneError):
+    """Another process of the same run has failed; message, cure and exit code are those of its error."""
+
+    is_told = True
+
+    def __init__(self, message: str, *, exit_code: int, cure: str = "") -> None:
+        super().__init__(message, cure=cure)
+        self.exit_code = exit_code
+
+
 def shown(value: Any) -> str:
     """A value of the user's as a message shows it: Python's notation, cut where it is long."""
     try:
@@ -101,3 +123,9 @@ def shown(value: Any) -> str:
     except ValueError:  # of a number with thousands of digits
         return "a number of thousands of digits"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, with the next one where it ends in a colon; or its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 1 + lines[0].endswith(":")])

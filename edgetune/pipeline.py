@@ -1,4 +1,4 @@
-"""The stages in their order: plan, train, evaluate, merge, evaluate, export and verify, evaluate, table.
+"""The stages in their order: plan, train, evaluate, merge, evaluate, export and verify, evaluate, table, page.
 
 Each stage hands over by files in the run folder alone; one whose inputs have not changed since it finished is skipped.
 """
@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from edgetune.errors import CheckError
 from edgetune.files import read_json, write_json, write_text
 from edgetune.hashes import hash_file, hash_tree, hash_values
+from edgetune.launch import launched
 from edgetune.process_memory import resident_bytes
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe, parse_size
@@ -26,8 +26,7 @@ from edgetune.run_dir import RunDir, claim
 
 Progress = Callable[[Mapping[str, Any]], None]
 DISTRIBUTIONS = "distributions.npy"
-"""What the fine-tune finds likely, in the run's cache: other targets are compared with it."""
-SEARCH_ROWS = 400
+"""What the fine-tune finds likely, in the run's results: other targets are compared with it."""
 VARIANT_ROWS = 100
 """Rows on which graphs are measured that are built for the ledger alone: what they differ in shows in the logits."""
 FLOAT_ONNX, EXACT_ONNX = "onnx-fp32", "onnx-exact"
@@ -55,7 +54,7 @@ class _Run:
     progress: Progress | None
     stage_s: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
-    """Highest memory of this process and the one it started, together."""
+    """Highest memory of this process and the one it started, together; with a GPU, that of the GPU."""
 
     def see_memory(self, size_bytes: int) -> None:
         """A measurement of memory, which may be the highest."""
@@ -90,27 +89,49 @@ class _Run:
 def run(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progress | None = None) -> RunResult:
     """Take a recipe through all stages in its run folder; `force` first empties it of an older run.
 
-    A bundle that kept too little of the gain is marked as not verified: see summary["survival"] and `refuse_lost_gain`.
+    A bundle that kept too little of the gain is marked as not verified: see summary["survival"] and
+    verify_run.refuse_lost_gain. Several processes, started by a launcher, all call this: they train together, the rest
+    is the main one's, and all have its result.
     Raises RunError for a folder of another recipe, OutOfMemoryError when the estimate exceeds [budget] memory,
     CheckError when the bundle is not what was merged, and what else the stages raise.
     """
+    from edgetune.train.loop import train
+    from edgetune.train.processes import main_does, together
+
+    work = _Run(recipe, run_dir, progress)
+    with together():
+        estimate = main_does(lambda: _begin(work, force=force))
+        started = time.perf_counter()
+        trained = train(recipe, run_dir, progress=progress)
+        work.stage_s["train"] = round(max(trained.wall_s, time.perf_counter() - started), 3)
+        return main_does(lambda: _carry_to_device(work, estimate, trained))
+
+
+def _begin(work: _Run, *, force: bool) -> Any:
+    """The run folder is this recipe's, and the recipe can be run: its estimate."""
+    from edgetune.train.checkpoint import sweep
+    from edgetune.tune.folds import refuse_folds_of_many
+
+    refuse_folds_of_many(work.recipe)
+    claim(work.run_dir, work.recipe.to_toml(), force=force)
+    sweep(work.run_dir)
+    return _plan(work)
+
+
+def _carry_to_device(work: _Run, estimate: Any, trained: Any) -> RunResult:
+    """All that follows the training."""
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import prepare_eval_set
+    from edgetune.export.bundle import grid_of
     from edgetune.export.survival import judge
     from edgetune.model.base import hash_base, resolve_base
-    from edgetune.train.checkpoint import sweep
-    from edgetune.train.loop import train
+    from edgetune.verify_run import accepted
 
-    claim(run_dir, recipe.to_toml(), force=force)
-    sweep(run_dir)
-    work = _Run(recipe, run_dir, progress)
-    estimate = _plan(work)
-    started = time.perf_counter()
-    trained = train(recipe, run_dir, progress=progress)
-    work.stage_s["train"] = round(max(trained.wall_s, time.perf_counter() - started), 3)
-    work.see_memory(trained.peak_bytes)
+    run_dir = work.run_dir
+    work.see_memory(trained.peak_bytes * launched().local_count)
     _give_back_memory()
-    _write_recipe(work)
+    validated = _cross_validate(work)
+    recipe = work.recipe = _write_recipe(work)
     base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
     targets = run_targets(recipe, run_dir, base)
     eval_set = prepare_eval_set(recipe, next(iter(targets.values())), run_dir.results)
@@ -121,16 +142,21 @@ def run(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progr
     results = {"tuned": _evaluate(work, targets["tuned"], tuned_hash)}
     if "base" in targets:
         results["base"] = _evaluate(work, targets["base"], hash_values(rows, base_hash, tuned_hash))
-    grid = recipe.export if recipe.export.merge_base == "auto" else None  # what the choice depends on
+    grid = grid_of(recipe.export) if recipe.export.merge_base == "auto" else None  # what the choice depends on
     merged_hash = _merge(work, base, hash_values(base_hash, adapter_hash, recipe.export.merge_base, grid))
     results["merged"] = _evaluate(work, targets["merged"], hash_values(rows, merged_hash, tuned_hash))
-    made = _export(work, hash_values(merged_hash, recipe.export, recipe.data, recipe.classify))
-    results |= _evaluate_variants(work, hash_values(rows, merged_hash, made, tuned_hash))
+    asked = dataclasses.replace(recipe.export, min_gain_kept=0.0)  # that judges a bundle, and makes none
+    made = _export(work, hash_values(merged_hash, asked, recipe.data, recipe.classify))
+    results |= _evaluate_variants(work, merged=hash_values(rows, merged_hash, tuned_hash), made=made)
     results["bundle"] = _evaluate(work, targets["bundle"], hash_values(rows, made, tuned_hash))
     ledger = _write_ledger(work, results)
-    accepted = run_dir.read().get("accepted") == bundle_hash(run_dir.bundle)
-    survived = judge(recipe, run_dir, base, run_dir.results, is_accepted=accepted)
-    facts = {"estimate": dataclasses.asdict(estimate), "train": dataclasses.asdict(trained), "survival": survived}
+    survived = judge(recipe, run_dir, base, run_dir.results, is_accepted=accepted(run_dir))
+    facts: dict[str, Any] = {
+        "estimate": dataclasses.asdict(estimate),
+        "train": dataclasses.asdict(trained),
+        "survival": survived,
+    }
+    facts |= {"folds": validated}
     table = [results[name] for name in ("base", "tuned", "merged", "bundle") if name in results]
     return _finish(work, table, ledger, facts)
 
@@ -143,11 +169,27 @@ def _give_back_memory() -> None:
     give_back_freed()
 
 
-def _write_recipe(work: _Run) -> None:
-    """Put [export], [evaluate] and [budget] into the folder's resolved recipe: they may have changed since training."""
+def _cross_validate(work: _Run) -> dict[str, Any] | None:
+    """What the folds scored, where [evaluate] asks for them."""
+    if not work.recipe.evaluate.folds:
+        return None
+    from edgetune.tune.folds import cross_validate
+
+    started = time.perf_counter()
+    found = cross_validate(work.recipe, work.run_dir, progress=work.progress)
+    work.stage_s["folds"] = round(time.perf_counter() - started, 3)
+    return {"summary": found.summary, **dataclasses.asdict(found)}
+
+
+def _write_recipe(work: _Run) -> Recipe:
+    """Put [export], [evaluate] and [budget] into the folder's resolved recipe: they may have changed since training.
+
+    The recipe with "auto" in [train] decided as the training did.
+    """
     resolved = load_recipe(work.run_dir.recipe)
     tables = {name: getattr(work.recipe, name) for name in ("export", "evaluate", "budget")}
     write_text(work.run_dir.recipe, dataclasses.replace(resolved, **tables).to_toml())
+    return dataclasses.replace(work.recipe, train=resolved.train)
 
 
 def _plan(work: _Run) -> Any:
@@ -175,7 +217,7 @@ def _evaluate(work: _Run, target: Any, inputs: str, *, name: str = "", most_rows
                 target() if callable(target) else target,
                 results / EVAL_SET_FILE,
                 results,
-                distributions=work.run_dir.cache / DISTRIBUTIONS,
+                distributions=results / DISTRIBUTIONS,
                 most_rows=most_rows,
                 progress=work.progress,
             )
@@ -183,8 +225,17 @@ def _evaluate(work: _Run, target: Any, inputs: str, *, name: str = "", most_rows
 
     work.stage(f"evaluate-{name}", inputs, results / f"{name}.json", measure)
     result = read_result(read_json(results / f"{name}.json"))
-    work.see_memory(resident_bytes() + result.scoring_peak_bytes)
+    work.see_memory(_evaluation_bytes(result))
     return result
+
+
+def _evaluation_bytes(result: Any) -> int:
+    """The most memory while a target was measured: of both processes, or, with a GPU, of the GPU."""
+    from edgetune.model.device import device
+
+    if device().type == "cuda":
+        return int(result.device_scoring_peak_bytes or 0)
+    return resident_bytes() + int(result.scoring_peak_bytes)
 
 
 def _merge(work: _Run, base: Path, inputs: str) -> str:
@@ -231,14 +282,17 @@ def _export(work: _Run, inputs: str) -> str:
     return work.stage("export", inputs, work.run_dir.bundle, build)
 
 
-def _evaluate_variants(work: _Run, inputs: str) -> dict[str, Any]:
-    """The bundle's model as a float32 graph, and the bundle with exact activations: built, measured, thrown away."""
+def _evaluate_variants(work: _Run, *, merged: str, made: str) -> dict[str, Any]:
+    """The bundle's model as a float32 graph, and the bundle with exact activations: built, measured, thrown away.
+
+    `merged`: the hash of what the float32 graph is measured on; `made`: of the bundle.
+    """
     from edgetune.evaluate.evaluate import Target
     from edgetune.export.variants import MOST_FLOAT_BYTES, build_float, exact, float_bytes
     from edgetune.runtime.bundle import open_bundle
 
     run_dir, bundle, task = work.run_dir, open_bundle(work.run_dir.bundle), work.recipe.model.task
-    found, measure = {}, partial(_evaluate, work, inputs=inputs, most_rows=VARIANT_ROWS)
+    found, measure = {}, partial(_evaluate, work, most_rows=VARIANT_ROWS)
     if bundle.precision == "fp32":
         return {}
     if float_bytes(run_dir.merged) <= MOST_FLOAT_BYTES:
@@ -249,7 +303,8 @@ def _evaluate_variants(work: _Run, inputs: str) -> dict[str, Any]:
                 build_float(run_dir.merged, Path(folder), work.recipe, is_chat=is_chat)
                 return Target("bundle", FLOAT_ONNX, Path(folder), None, task)
 
-            found[FLOAT_ONNX] = measure(build, name=FLOAT_ONNX)
+            inputs = hash_values(merged, work.recipe.export.max_length)
+            found[FLOAT_ONNX] = measure(build, inputs, name=FLOAT_ONNX)
     else:
         work.say("evaluate", "no float32 graph for the ledger: the model is too large for one")
     if bundle.grid is not None and bundle.grid.bits == 2:
@@ -262,7 +317,7 @@ def _evaluate_variants(work: _Run, inputs: str) -> dict[str, Any]:
             def copy() -> Target:
                 return Target("bundle", EXACT_ONNX, stack.enter_context(exact(bundle)).path, None, task)
 
-            found[EXACT_ONNX] = measure(copy, name=EXACT_ONNX)
+            found[EXACT_ONNX] = measure(copy, hash_values(merged, made), name=EXACT_ONNX)
     return found
 
 
@@ -284,66 +339,6 @@ def _write_ledger(work: _Run, results: Mapping[str, Any]) -> str:
     return plain(entries)
 
 
-def search(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None) -> Any:
-    """export.search.search with bundles scored on the recipe's eval rows, at most SEARCH_ROWS of them."""
-    from edgetune.evaluate.evaluate import Target, evaluate
-    from edgetune.evaluate.targets import run_targets
-    from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
-    from edgetune.export import search as sweeping
-    from edgetune.model.base import resolve_base
-
-    base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
-    most = min(SEARCH_ROWS, recipe.evaluate.max_rows or SEARCH_ROWS)
-    judged = dataclasses.replace(recipe, evaluate=dataclasses.replace(recipe.evaluate, max_rows=most))
-    with tempfile.TemporaryDirectory(prefix=".search-rows.", dir=run_dir.path) as folder:
-        out = Path(folder)
-        prepare_eval_set(judged, run_targets(recipe, run_dir, base)["base"], out, split="eval")
-
-        def measure(bundle: Path) -> sweeping.Measured:
-            result = evaluate(Target("bundle", "candidate", bundle), out / EVAL_SET_FILE, out, progress=progress)
-            speed = getattr(result.speed, "tokens_per_s", None)
-            return sweeping.Measured(result.score.score, speed, result.peak_bytes)
-
-        return sweeping.search(recipe, run_dir, measure, progress=progress)
-
-
-def verify(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progress | None = None) -> dict[str, Any]:
-    """Measure a run's base, fine-tune and bundle anew, and judge what the bundle kept; all in results/verify.
-
-    Returns and writes survival.json; `force` accepts a bundle that lost too much, which is recorded. Raises BundleError
-    for files that are not what was exported, CheckError for a bundle that is refused, RunError where one is missing.
-    """
-    from edgetune.evaluate.evaluate import evaluate
-    from edgetune.evaluate.targets import run_targets
-    from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
-    from edgetune.export.survival import judge
-    from edgetune.model.base import resolve_base
-    from edgetune.runtime.bundle import check_hashes, open_bundle
-
-    check_hashes(open_bundle(run_dir.bundle))
-    base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
-    targets, out = run_targets(recipe, run_dir, base), run_dir.results / "verify"
-    out.mkdir(parents=True, exist_ok=True)
-    prepare_eval_set(recipe, next(iter(targets.values())), out)
-    for name in ("tuned", "base", "bundle"):
-        if name in targets:
-            evaluate(targets[name], out / EVAL_SET_FILE, out, progress=progress)
-    survival = judge(recipe, run_dir, base, out, is_accepted=force)
-    if force and not survival["kept_enough"]:
-        run_dir.update({"accepted": bundle_hash(run_dir.bundle)})
-    refuse_lost_gain(run_dir, survival)
-    return survival
-
-
-def refuse_lost_gain(run_dir: RunDir, survival: Mapping[str, Any]) -> None:
-    """Raises CheckError for a bundle that kept less of the gain than [export] min_gain_kept, unless it was accepted."""
-    if not survival["passed"]:
-        raise CheckError(
-            f"{run_dir.bundle}: {survival['verdict']}",
-            cure=f"{survival['cure']}; or ship it all the same: edgetune verify {run_dir.bundle} --force",
-        )
-
-
 def _finish(work: _Run, results: list[Any], ledger: str, facts: Mapping[str, Any]) -> RunResult:
     """The table and results/summary.json."""
     from edgetune.evaluate.targets import table_rows
@@ -356,6 +351,7 @@ def _finish(work: _Run, results: list[Any], ledger: str, facts: Mapping[str, Any
         "metric": metric,
         "rows": results[0].score.rows,
         "confidence": work.recipe.evaluate.confidence,
+        "is_on_gpu": any(result.device_peak_bytes is not None for result in results),
         "table": values(rows),
         "markdown": markdown(rows, metric=metric),
         "bundle": str(work.run_dir.bundle),
@@ -371,6 +367,8 @@ def _finish(work: _Run, results: list[Any], ledger: str, facts: Mapping[str, Any
     if work.recipe.is_classifier:
         summary["classification"] = _draw_labels(work, results[-1].score)
     write_json(work.run_dir.results / "summary.json", summary)
+    _write_cards(work)
+    _write_report(work)
     return RunResult(work.run_dir, plain(rows, metric=metric), ledger, summary)
 
 
@@ -386,6 +384,27 @@ def _draw_labels(work: _Run, score: Any) -> dict[str, Any]:
     return {**{name: getattr(score, name) for name in kept}, **classes}
 
 
+def _write_cards(work: _Run) -> None:
+    """README.md in adapter and bundle, now that there are scores."""
+    from edgetune.report.card import write_cards
+
+    write_cards(work.run_dir, progress=work.progress)
+
+
+def _write_report(work: _Run) -> None:
+    """runs/x/report.html; a run that is done does not fail for want of a page."""
+    from edgetune.report.write import report
+
+    try:
+        written = report([work.run_dir.path], work.run_dir.report, force=True)
+    except ModuleNotFoundError as error:
+        work.say("report", f"no page: {error.name} is not installed: pip install 'edgetune[report]'")
+    except Exception as error:
+        work.say("report", f"no page: {type(error).__name__}: {error}")
+    else:
+        work.say("report", f"{written.out}")
+
+
 def _over_budget(work: _Run) -> list[str]:
     """One line for each promise of [budget] that the run, as measured, did not keep."""
     budget, minutes = work.recipe.budget, sum(work.stage_s.values()) / 60
@@ -398,15 +417,9 @@ def _over_budget(work: _Run) -> list[str]:
     return broken
 
 
-def bundle_hash(path: Path) -> str:
-    """SHA-256 over a bundle's files but its manifest, to which verdicts are added later."""
-    from edgetune.runtime.bundle import MANIFEST
-
-    return hash_tree(path, without=MANIFEST)
-
-
 def _hash(path: Path) -> str:
     from edgetune.evaluate.targets import is_bundle
+    from edgetune.verify_run import bundle_hash
 
     if not path.is_dir():
         return hash_file(path)

@@ -24,6 +24,10 @@ RECORDED_PACKAGES = (
     "onnxruntime",
     "onnxruntime-genai",
     "tokenizers",
+    "llama-cpp-python",
+    "rouge-score",
+    "sacrebleu",
+    "lm-eval",
 )
 
 

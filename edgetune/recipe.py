@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgetune.errors import RecipeError, shown
+from edgetune.metric_names import CLASSIFIER_METRICS
 
 Method = Literal["rtn", "search", "hqq", "gptq", "awq"]
 """Of rounding weights to the grid; quant.methods has them all."""
@@ -58,6 +59,9 @@ class ModelTable:
     """bitsandbytes NF4 (QLoRA, arXiv:2305.14314, section 3) or the base as it is."""
     double_quantization: bool = True
     """Quantise the NF4 scales too (QLoRA, section 3): 0.37 bit a weight less."""
+    embedding_quantization: Literal["none", "int8", "nf4"] = "none"
+    """A decoder's embedding and output head, which `quantization` leaves alone: in the compute type, or in 8.25 or 4.25
+    bits a weight while they are frozen. For large vocabularies; a merge on the trained base keeps what was trained."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of activations and matrix products; auto: bfloat16 where the hardware has it, else float32."""
 
@@ -146,26 +150,79 @@ class TrainTable:
     epochs: float = _at(2.0, above=0.0)
     max_steps: int | None = _at(None, least=1)
     """Optimizer steps; ends training before `epochs` do."""
-    batch_size: int = _at(4, least=1)
-    """Sequences in one micro-batch."""
+    batch_size: Literal["auto"] | int = _at(4, least=1)
+    """Sequences in one micro-batch; auto: as many as fit the memory, a step having as many as with the default."""
     gradient_accumulation_steps: int = _at(4, least=1)
     learning_rate: Literal["auto"] | float = _at("auto", above=0.0)
     """auto: 5e-4 * (2000 / hidden_size) ** p, p = 0.781 for Llama shapes and 0.0775 for Qwen."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    schedule: Literal["constant", "linear", "cosine", "plateau"] = "cosine"
+    """plateau: constant, until the eval loss stops falling."""
+    plateau_patience: int = _at(1, least=1)
+    """Evaluations without a better loss after which schedule = "plateau" cuts the learning rate."""
+    plateau_factor: float = _at(0.5, above=0.0, most=0.95)
+    """What such a cut multiplies the learning rate by."""
     warmup_ratio: float = _at(0.03, least=0.0, most=1.0)
     min_learning_rate_ratio: float = _at(0.1, least=0.0, most=1.0)
-    """Where linear and cosine end, as a share of the learning rate."""
+    """Where linear and cosine end, and below which plateau never goes, as a share of the learning rate."""
     weight_decay: float = _at(0.0, least=0.0)
     max_grad_norm: float = _at(1.0, above=0.0)
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
-    gradient_checkpointing: bool = False
+    fused_loss: bool = True
+    """Logits of a few positions at a time, their gradients at once; false: of all at once. A decoder's."""
+    gradient_checkpointing: Literal["auto"] | bool = False
+    """Keep only the layers' inputs and compute each layer again on the way back: a third slower, far less memory.
+    auto: where nothing fits without it."""
+    offload_activations: bool = False
+    """Keep these inputs in host memory while they wait. Needs gradient_checkpointing and a GPU."""
+    use_liger_kernel: bool = False
+    """Liger's fused norms, rotary embeddings and MLPs. Needs a GPU and the package liger-kernel."""
     eval_steps: Literal["auto"] | int = _at("auto", least=1)
     """Optimizer steps between evaluations; auto: about ten in a run."""
     early_stopping_patience: int | None = _at(None, least=1)
     """Stop after this many evaluations without a better loss."""
+    on_overfitting: Literal["warn", "dropout", "weight_decay"] = "warn"
+    """What is done where the eval loss rises while the training loss falls: a line, or this is raised as well."""
+    divergence_restarts: int = _at(2, least=0)
+    """How often a training whose loss becomes no number, or stays far above its best, goes on from its last sound
+    checkpoint at 0.3 of the learning rate; then it is an error."""
     checkpoint_steps: Literal["auto"] | int = _at("auto", least=1)
     """Optimizer steps between checkpoints; auto: at every evaluation."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+
+
+@dataclass(frozen=True)
+class TuneTable:
+    """[tune]: the search for hyperparameters that `edgetune tune` makes."""
+
+    space: dict[str, Any] = field(default_factory=dict)
+    """Keys like "train.learning_rate" -> { low, high, log, step } or a list of choices, as tune/space.py reads them.
+    Without it the usual keys, around the recipe's values."""
+    trials: int = _at(20, least=1)
+    """The study ends with so many, and before that when minutes or tokens are used up."""
+    minutes: float | None = _at(None, above=0.0)
+    """Of all trials together, on all workers."""
+    tokens: int | None = _at(None, least=1, most=10**15)
+    """Trained on by all trials together."""
+    sampler: Literal["random", "grid", "tpe", "gp", "cmaes"] = "tpe"
+    """How values are chosen: tree-structured Parzen estimators (Bergstra et al. 2011), a Gaussian process, CMA-ES."""
+    pruner: Literal["auto", "none", "halving", "hyperband"] = "auto"
+    """Which trials are given up on their eval loss: by successive halving (arXiv:1810.05934) or Hyperband
+    (arXiv:1603.06560). auto: halving, of several objectives none."""
+    seed: int = _at(0, least=0)
+    """Of the search; train.seed is the trainings'."""
+    storage: str | None = _filled(None)
+    """URL of a database that workers share, e.g. "postgresql+psycopg://host/name"; without it the study's own file."""
+    score_of: Literal["deployed", "trained"] = "deployed"
+    """Scored is the merged model on the grid of [export], as it will run, or the adapter on the base it was trained
+    on."""
+    objectives: tuple[Literal["score", "loss", "bundle_bytes", "device_bytes", "tokens_per_s", "train_bytes"], ...] = (
+        "score",
+    )
+    """What is sought on the eval rows: the best by evaluate.metric. With several the Pareto front is kept."""
+    seeds: int = _at(3, least=1)
+    """Trainings of the best recipe, and of the one it began with, each with another seed; 1: none."""
+    warm_start: bool = True
+    """Begin with the recipe's own values and the best of earlier studies on the same base."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +258,9 @@ class ExportTable:
     repair_steps: int = _at(100, least=0)
     """Steps in which a decoder's scales, norms and biases are trained on the grid, its integers frozen; 0: none."""
     repair_on: Literal["labels", "teacher", "both"] = "labels"
-    """What repair learns: the rows' own answers, the merged model's probabilities, or both."""
+    """What repair learns, and on_grid_steps too: the rows' own answers, the merged model's probabilities, or both."""
     repair_learning_rate: float = _at(1e-3, above=0.0)
-    """Relative: how far a step moves a scale, as a share of it."""
+    """How far a step moves: a scale as a share of it, norms and biases as they are."""
     max_length: int | None = _at(None, least=8)
     """Longest text, prompt and answer, in tokens; without it the base's context."""
 
@@ -225,12 +282,33 @@ class ExportTable:
 class EvaluateTable:
     """[evaluate]: how answers are scored."""
 
-    metric: Literal["exact_match", "json", "loss", "accuracy", "macro_f1", "f1"] = "exact_match"
-    """exact_match: the same text; json: the same JSON value, with fields scored too; loss: no generation. Of
-    classifiers: accuracy, macro_f1 (mean over labels), f1 of classify.positive_label."""
+    metric: Literal[
+        "exact_match",
+        "json",
+        "final_number",
+        "token_f1",
+        "rouge_l",
+        "chrf",
+        "check",
+        "loss",
+        "accuracy",
+        "macro_f1",
+        "f1",
+    ] = "exact_match"
+    """exact_match: the same text; json: the same JSON value, with fields scored too; final_number: ends with the same
+    number, as GSM8K; token_f1, rouge_l, chrf: how much two texts share; check: what your own function says; loss: no
+    generation. Of classifiers: accuracy, macro_f1 (mean over labels), f1 of classify.positive_label."""
+    check: str | None = _filled(None)
+    """A Python file with `def check(answer, row) -> bool`, for the metric check."""
+    check_seconds: float = _at(10.0, above=0.0)
+    """A row whose check takes longer has failed."""
     max_rows: int | None = _at(None, least=1)
     """Score the first rows only, a seeded sample."""
     max_new_tokens: int = _at(128, least=1)
+    folds: int | None = _at(None, least=2)
+    """Cross-validate: so many trainings, each scored on a part of the training rows that it has not seen."""
+    folds_by: str | None = _filled(None)
+    """A column whose rows with the same value are in one fold: of the same speaker, document, patient."""
     bootstrap_samples: int = _at(1000, least=100)
     confidence: float = _at(0.95, least=0.5, most=0.999)
 
@@ -241,6 +319,8 @@ class BudgetTable:
 
     memory: str | None = None
     """Peak memory of any stage, e.g. "2 GiB"."""
+    gpu_memory: str | None = None
+    """Memory of the GPU that the run may use, e.g. "8 GiB": planned for on any machine, a hard limit on a GPU."""
     minutes: float | None = _at(None, above=0.0)
     device_memory: str | None = None
     """Peak memory of the bundle's process on the device, for `edgetune export --search`, e.g. "48 MiB"."""
@@ -260,12 +340,26 @@ class Recipe:
     evaluate: EvaluateTable = EvaluateTable()
     budget: BudgetTable = BudgetTable()
     classify: ClassifyTable = ClassifyTable()
+    tune: TuneTable = TuneTable()
     name: str = "run"
 
     @property
     def is_classifier(self) -> bool:
         """Whether the recipe trains a classifier."""
         return self.model.task == "classification"
+
+    @property
+    def batch_size(self) -> int:
+        """train.batch_size as a number; the default's while it is "auto", which model.fit.settle decides."""
+        size = self.train.batch_size
+        if size != "auto":
+            return size
+        return int(CLASSIFIER_DEFAULTS["train"]["batch_size"]) if self.is_classifier else 4
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """train.gradient_checkpointing; no while it is "auto", which model.fit.settle decides."""
+        return self.train.gradient_checkpointing is True
 
     def with_classify(self, **changes: Any) -> Recipe:
         """The recipe with other values in [classify]."""
@@ -275,16 +369,15 @@ class Recipe:
         """The recipe as TOML, every key that has a value; loads back to an equal recipe."""
         parts = []
         for table in TABLES:
-            if table == "classify" and not self.is_classifier:
+            if (table == "classify" and not self.is_classifier) or (table == "tune" and self.tune == TuneTable()):
                 continue
             values = dataclasses.asdict(getattr(self, table))
-            lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if value not in (None, {})]
+            lines = [f"{key} = {as_toml(value)}" for key, value in values.items() if value not in (None, {})]
             if lines:
                 parts.append("\n".join([f"[{table}]", *lines]))
         return "\n\n".join(parts) + "\n"
 
 
-CLASSIFIER_METRICS = ("accuracy", "macro_f1", "f1")
 CLASSIFIER_DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {"max_seq_len": 128, "too_long": "truncate"},
     "train": {"epochs": 8.0, "batch_size": 32, "gradient_accumulation_steps": 1, "schedule": "linear"},
@@ -299,6 +392,7 @@ TABLES: dict[str, type] = {
     "classify": ClassifyTable,
     "lora": LoraTable,
     "train": TrainTable,
+    "tune": TuneTable,
     "export": ExportTable,
     "evaluate": EvaluateTable,
     "budget": BudgetTable,
@@ -365,8 +459,8 @@ def parse_recipe(text: str, *, source: str, name: str = "run", overrides: Iterab
     recipe = Recipe(**{table: TABLES[table](**values) for table, values in tables.items()}, name=name)
     if problem := _contradiction(recipe, raw):
         raise RecipeError(f"{source}: {problem}")
-    parse_size(recipe.budget.memory, where=f"{source}: budget.memory")
-    parse_size(recipe.budget.device_memory, where=f"{source}: budget.device_memory")
+    for key in ("memory", "gpu_memory", "device_memory"):
+        parse_size(getattr(recipe.budget, key), where=f"{source}: budget.{key}")
     return recipe
 
 
@@ -376,17 +470,37 @@ def _task(raw: Mapping[str, Any]) -> Any:
     return model.get("task") if isinstance(model, dict) else None
 
 
+def problem_with(recipe: Recipe) -> str | None:
+    """What two keys of a recipe say against each other, if anything: for one whose values were changed in memory."""
+    return _contradiction(recipe, {})
+
+
 def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
     """What two tables say against each other, if anything."""
     metric, export = recipe.evaluate.metric, recipe.export
-    if problem := _rounding_problem(recipe):
+    if problem := _rounding_problem(recipe) or _tuning_problem(recipe):
         return problem
+    if problem := _plateau_problem(recipe.train):
+        return problem
+    if recipe.evaluate.folds_by is not None and recipe.evaluate.folds is None:
+        return "evaluate.folds_by: groups the rows of folds; set evaluate.folds too"
+    if recipe.train.offload_activations and recipe.train.gradient_checkpointing is False:
+        return "train.offload_activations: moves what gradient_checkpointing keeps; set that too"
+    if recipe.model.embedding_quantization != "none":
+        if recipe.is_classifier:
+            return "model.embedding_quantization: is of decoders; leave it out of a classifier"
+        if recipe.lora.train_embeddings:
+            return "lora.train_embeddings: trains what model.embedding_quantization freezes; leave one of the two out"
     if not recipe.is_classifier:
         if "classify" in raw:
             return '[classify]: needs model.task = "classification"'
         if metric in CLASSIFIER_METRICS:
             return f'evaluate.metric = "{metric}": needs model.task = "classification"'
+        if metric == "check" and recipe.evaluate.check is None:
+            return 'evaluate.metric = "check": name the Python file in evaluate.check'
         return None
+    if not recipe.train.fused_loss:
+        return "train.fused_loss: is of decoders; leave it out of a classifier"
     if recipe.data.swapped_copies:
         return "data.swapped_copies: is for answers in JSON; leave it out of a classifier"
     if recipe.lora.train_embeddings:
@@ -397,10 +511,29 @@ def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
         return 'evaluate.metric = "f1": name the label in classify.positive_label'
     if export.head_bits != ExportTable().head_bits:
         return "export.head_bits: a classifier's head stays float; leave it out"
+    for key in ("int8_layers", "on_grid_steps", "repair_steps", "repair_on"):
+        if getattr(export, key) != getattr(ExportTable(), key):
+            return f"export.{key}: is for decoders; leave it out of a classifier"
     if export.max_length is not None:
         return "export.max_length: data.max_seq_len is the length of a classifier's texts; leave it out"
     if recipe.classify.multi_label and recipe.classify.out_of_scope_label is not None:
         return "classify.out_of_scope_label: with multi_label a text that no label fits has none; leave this key out"
+    return None
+
+
+def _plateau_problem(table: TrainTable) -> str | None:
+    """What schedule = "plateau" has against other keys, or they have without it, if anything."""
+    if table.schedule != "plateau":
+        for key in ("plateau_patience", "plateau_factor"):
+            if getattr(table, key) != getattr(TrainTable(), key):
+                return f'train.{key}: has no effect on schedule = "{table.schedule}"; take "plateau", or leave it out'
+        return None
+    stop = table.early_stopping_patience
+    if stop is not None and stop <= table.plateau_patience:
+        return (
+            f"train.early_stopping_patience = {stop}: ends training before plateau_patience = "
+            f"{table.plateau_patience} has lowered the learning rate; raise it"
+        )
     return None
 
 
@@ -413,6 +546,10 @@ def _rounding_problem(recipe: Recipe) -> str | None:
         return "export.method: on_grid_steps round in a way of their own; leave one of the two out"
     if table.method == "awq" and recipe.is_classifier:
         return 'export.method = "awq": is for decoders; a classifier takes "gptq"'
+    if table.precision not in ("int2", "int4"):
+        for key in ("int8_layers", "on_grid_steps"):
+            if getattr(table, key):
+                return f'export.{key}: has no effect on precision = "{table.precision}"; leave it out'
     if table.precision != "int2":
         return None
     if recipe.is_classifier:
@@ -423,6 +560,45 @@ def _rounding_problem(recipe: Recipe) -> str | None:
     if table.on_grid_steps:
         return 'export.precision = "int2": on_grid_steps are for "int4"; leave them out'
     return None
+
+
+def _tuning_problem(recipe: Recipe) -> str | None:
+    """What the keys of [tune] have against each other, or against the others, if anything."""
+    table = recipe.tune
+    wanted = table.objectives
+    if not wanted or len(set(wanted)) < len(wanted):
+        return "tune.objectives: names each objective once, and at least one"
+    if len(wanted) > 1 and table.pruner not in ("auto", "none"):
+        return f'tune.pruner = "{table.pruner}": gives trials up by one objective, there are {len(wanted)}'
+    if len(wanted) > 1 and table.sampler == "cmaes":
+        return 'tune.sampler = "cmaes": seeks one objective; take "tpe" or "gp" for several'
+    if recipe.is_classifier and "tokens_per_s" in wanted:
+        return 'tune.objectives: "tokens_per_s" is of decoders; leave it out of a classifier'
+    return None
+
+
+def unknown_key(name: str) -> str | None:
+    """What to tell of a name that is no key like "train.epochs"; None for one that is."""
+    known = [f"{table}.{item.name}" for table, kind in TABLES.items() for item in dataclasses.fields(kind)]
+    if name in known:
+        return None
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"no such key; {f'did you mean {close[0]!r}?' if close else 'name it like train.learning_rate'}"
+
+
+def check_value(name: str, value: Any) -> tuple[Any, str | None]:
+    """The value of a key like "train.epochs" in its type, or what is wrong with it."""
+    table, _, key = name.partition(".")
+    checked, problems = check_table(TABLES[table], {key: value})
+    return checked.get(key), next((problem for place, problem in problems if place == key), None)
+
+
+def number_kind(name: str) -> type | None:
+    """float or int, where a key like "train.epochs" takes any such number; None where it does not."""
+    table, _, key = name.partition(".")
+    hint = typing.get_type_hints(TABLES[table])[key]
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    return next((kind for kind in (float, int) if kind in options), None)
 
 
 def check_table(kind: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -457,7 +633,12 @@ def parse_size(text: str | None, *, where: str = "size") -> int | None:
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT])i?B?\s*", text, re.IGNORECASE)
     if not match:
         raise RecipeError(f"{where}: {shown(text)} is not a size", cure='write it as "2 GiB" or "512 MiB"')
-    return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1))
+    size = int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1))
+    if not size:
+        raise RecipeError(
+            f"{where}: {shown(text)} leaves no room for anything", cure='write it as "2 GiB" or "512 MiB"'
+        )
+    return size
 
 
 def _apply_override(raw: dict[str, Any], override: str, set_places: dict[tuple[str, str], str]) -> str | None:
@@ -497,7 +678,8 @@ def _accept(value: Any, option: Any) -> tuple[bool, Any]:
             return True, tuple(value)
         return False, None
     if origin is dict:
-        return isinstance(value, dict) and all(isinstance(item, str) for item in value.values()), value
+        is_plain = args[1] is Any
+        return isinstance(value, dict) and all(is_plain or isinstance(item, str) for item in value.values()), value
     if option is float and type(value) in (int, float):
         is_finite = abs(value) <= sys.float_info.max  # also of an integer that no float holds
         return is_finite, float(value) if is_finite else value
@@ -511,7 +693,7 @@ def _describe(option: Any) -> str:
     if origin is tuple:
         return f"a list of {_describe(args[0])}"
     names = {int: "an integer", float: "a number", str: "a text in quotes", bool: "true or false"}
-    return names.get(option, "a table of texts")
+    return names.get(option, "a table" if args[1:] == (Any,) else "a table of texts")
 
 
 def _out_of_bounds(value: Any, bounds: Mapping[str, Any]) -> str | None:
@@ -551,13 +733,14 @@ def _line_numbers(text: str) -> dict[tuple[str, str | None], int]:
     return places
 
 
-def _toml_value(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """A value as a recipe writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml_value(item)}" for key, item in value.items()) + " }"
+        return "{ " + ", ".join(f"{json.dumps(key)} = {as_toml(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+        return "[" + ", ".join(as_toml(item) for item in value) + "]"
     return repr(value)

@@ -76,6 +76,16 @@ class RunDir:
         return self.path / "adapter-bundle"
 
     @property
+    def mixture(self) -> Path:
+        """The rows of an adaptation: new ones with a share of the old ones."""
+        return self.path / "mixture"
+
+    @property
+    def folds(self) -> Path:
+        """Cross-validation while it is under way."""
+        return self.path / "folds"
+
+    @property
     def results(self) -> Path:
         """One JSON file for each measurement, answers beside it."""
         return self.path / "results"
@@ -83,6 +93,11 @@ class RunDir:
     @property
     def loss_curve(self) -> Path:
         return self.path / "loss.png"
+
+    @property
+    def report(self) -> Path:
+        """The run as a page."""
+        return self.path / "report.html"
 
     def create(self) -> RunDir:
         """Make the folder. Raises RunError if that cannot be done."""
@@ -226,13 +241,15 @@ def _folders(run_dir: RunDir) -> tuple[Path, ...]:
         run_dir.merged,
         run_dir.bundle,
         run_dir.adapter_bundle,
+        run_dir.mixture,
+        run_dir.folds,
         run_dir.results,
     )
 
 
 def _empty(run_dir: RunDir) -> None:
     """Remove what a run leaves, but for the cache."""
-    files = (run_dir.run_json, run_dir.recipe, run_dir.events, run_dir.loss_curve, run_dir.path / "report.html")
+    files = (run_dir.run_json, run_dir.recipe, run_dir.events, run_dir.loss_curve, run_dir.report)
     try:
         for file in files:
             file.unlink(missing_ok=True)

@@ -67,10 +67,12 @@ def warm_processes() -> Iterator[None]:
     """Torch models are measured in processes that start at once, see warm_process.py."""
     from warm_process import warm_ask
 
+    from edgetune.bench import measure
     from edgetune.evaluate import evaluate
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "ask", warm_ask)
+        patch.setattr(measure, "ask", warm_ask)
         yield
 
 

@@ -2,12 +2,12 @@
 
 | layer | modules | third-party at module top | may import |
 |---|---|---|---|
-| 0 words | errors, recipe, run_dir, files, hashes, ... provenance, child_process, threads | none | layer 0 |
+| 0 words | errors, recipe, metric_names, files, hashes, ... provenance, child_process, threads | none | layer 0 |
 | 1 device | runtime | numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quant, assets | and torch, transformers, peft, safetensors | 0 to 2 |
-| 2 parts, too | evaluate.metrics, .resample, .calibration, .classification, .rejection | the same | the same |
-| 3 stages | train, tune, export, evaluate, report | and accelerate, onnx, optuna | 0 to 3; of a stage its public part |
-| 4 shell | pipeline, plan, cli | click | 0 at module top, the rest inside a function |
+| 2 parts, too | evaluate.{metrics, text_metrics, resample, calibration, classification, rejection} | the same | same |
+| 3 stages | train, tune, export, evaluate, bench, report | and accelerate, onnx, optuna | 0 to 3; stages' public part |
+| 4 shell | pipeline, plan, {adapt, search, verify}_run, cli | click | 0 at module top, the rest inside a function |
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ LAYERS = {
         "process_memory",
         "child_process",
         "threads",
+        "launch",
+        "metric_names",
         "__init__",
     ),
     1: ("runtime",),
@@ -44,13 +46,14 @@ LAYERS = {
         "quant",
         "assets",
         "evaluate.metrics",
+        "evaluate.text_metrics",
         "evaluate.resample",
         "evaluate.calibration",
         "evaluate.classification",
         "evaluate.rejection",
     ),
-    3: ("train", "tune", "export", "evaluate", "report"),
-    4: ("pipeline", "plan", "cli", "__main__"),
+    3: ("train", "tune", "export", "evaluate", "bench", "report"),
+    4: ("pipeline", "plan", "adapt_run", "search_run", "verify_run", "cli", "__main__"),
 }
 DEVICE = {"numpy", "onnxruntime", "tokenizers"}
 PARTS = DEVICE | {"torch", "transformers", "peft", "safetensors"}
@@ -62,9 +65,32 @@ THIRD_PARTY = {
     4: {"click"},
 }
 PUBLIC = {
-    "train": {"train.loop.train", "train.repair", "train.on_grid.train_on_grid", "train.classify.Classification"},
-    "export": {"export.export.export"},
-    "evaluate": {"evaluate.evaluate.evaluate", "evaluate.labeller.calibrate_for", "evaluate.ledger"},
+    "train": {
+        "train.events.read_events",
+        "train.loop.train",
+        "train.repair",
+        "train.on_grid.train_on_grid",
+        "train.classify.Classification",
+        "train.schedule.auto_learning_rate",
+    },
+    "export": {"export.export.export", "export.as_deployed.as_deployed"},
+    "evaluate": {
+        "evaluate.evaluate.evaluate",
+        "evaluate.labeller.calibrate_for",
+        "evaluate.ledger",
+        # bench measures what evaluate scores
+        "evaluate.evaluate.Target",
+        "evaluate.evaluate.Result",
+        "evaluate.by_path",
+        "evaluate.texts",
+        "evaluate.torch_model",
+        "evaluate.rows",
+        "evaluate.targets",
+        "evaluate.live",
+        "evaluate.label_rows",
+        "evaluate.labeller.LabelScore",
+        "evaluate.torch_classifier",
+    },
     "report": {"report.measure", "report.table", "report.confusion"},  # what stages measure and are shown with
 }
 """What a stage offers to the other stages."""

@@ -133,6 +133,48 @@ def test_what_a_killed_export_left_is_swept_by_the_next_run(edgetune, tmp_path):
     assert not list(run.glob(".*"))
 
 
+def test_a_run_leaves_a_page_of_itself(finished):
+    assert "no page" not in finished[1].stderr
+    text = (finished[0] / "runs/tiny/report.html").read_text(encoding="utf-8")
+    bundle = _summary(finished[0])["table"][-1]
+    assert f"{bundle['disk_bytes'] / 1024**2:.1f} MiB" in text
+    assert "Left out" not in text
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("No module", name="jinja2"), OSError(28, "No space left"), KeyError(1)]
+)
+def test_a_run_without_its_page_is_done_all_the_same(edgetune, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("edgetune.report.write.report", fail)
+    done = edgetune("run", "tiny.toml")
+    assert done.exit_code == 0
+    assert "report: no page: " in done.stderr
+    assert ("pip install 'edgetune[report]'" in done.stderr) == (error.__class__ is ModuleNotFoundError)
+
+
+def test_adapter_and_bundle_have_cards_with_their_scores(finished):
+    from huggingface_hub import ModelCard
+
+    rows = {row["name"]: row for row in _summary(finished[0])["table"]}
+    for folder, name in (("adapter", "fine-tuned (4-bit + adapter)"), ("bundle", "int4 bundle")):
+        card = ModelCard.load(finished[0] / "runs/tiny" / folder / "README.md")
+        found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+        assert found["loss"] == pytest.approx(rows[name]["loss"], abs=1e-6)
+        assert found["exact_match"] == pytest.approx(rows[name]["score"], abs=1e-6)
+
+
+def test_a_card_that_was_changed_makes_nothing_anew(edgetune, tmp_path):
+    for folder in ("adapter", "bundle"):
+        (tmp_path / "copy/runs/tiny" / folder / "README.md").write_text("# Mine\n", encoding="utf-8")
+    done = edgetune("run", "tiny.toml")
+    assert done.exit_code == 0
+    assert done.stderr.count("up to date") == len(STAGES)
+    assert (tmp_path / "copy/runs/tiny/bundle/README.md").read_text(encoding="utf-8") == "# Mine\n"
+
+
 def test_only_what_depends_on_a_change_is_done_again(edgetune):
     done = edgetune("run", "tiny.toml", "--set", "export.precision=fp32")
     assert done.exit_code == 0, done.stderr

@@ -87,6 +87,21 @@ def test_ways_of_rounding_that_cannot_be_are_one_line(overrides, complaint):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (("train.plateau_patience=2",), 'plateau_patience: has no effect on schedule = "cosine"; take "plateau"'),
+        (("train.plateau_factor=0.1", "train.schedule=linear"), 'no effect on schedule = "linear"'),
+        (("train.schedule=plateau", "train.early_stopping_patience=1"), "ends training before plateau_patience = 1"),
+        (("train.schedule=plateau", "train.plateau_factor=1"), "must be at most 0.95"),
+    ],
+)
+def test_a_plateau_that_cannot_be_is_one_line(overrides, complaint):
+    with pytest.raises(RecipeError, match=complaint) as error:
+        parse(SMALL, *overrides)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("overrides", "method", "needs_rows"),
     [
         ((), "gptq", True),
@@ -134,26 +149,88 @@ HUB_SHAPES = {
         "intermediate_size": 1536,
         "num_hidden_layers": 6,
         "num_attention_heads": 12,
-    }
+    },
+    "Qwen/Qwen3-14B": {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+    },
+    "Qwen/Qwen3-8B": {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+    },
+    "google/gemma-3-1b-it": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262144,
+        "hidden_size": 1152,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+    },
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "tie_word_embeddings": True,
+    },
+    "meta-llama/Llama-3.2-3B-Instruct": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
 }
 """config.json of the bases that recipes name by hub id: an estimate needs no more, and tests have no network."""
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_in_the_folder_is_estimated_to_fit_its_budget(path, tmp_path):
-    from edgetune.model.memory import estimate
+    from edgetune.model.memory import FRAGMENTATION, estimate
 
     recipe = load_recipe(path)
     if recipe.model.base in HUB_SHAPES:
         (tmp_path / "config.json").write_text(json.dumps(HUB_SHAPES[recipe.model.base]))
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, base=str(tmp_path)))
-    assert estimate(recipe).peak_bytes <= parse_size(recipe.budget.memory)
+    if recipe.budget.gpu_memory:
+        allowed = parse_size(recipe.budget.gpu_memory)
+        assert 0.5 * allowed < estimate(recipe, on="cuda").peak_bytes <= (1 - FRAGMENTATION) * allowed
+    else:
+        assert estimate(recipe).peak_bytes <= parse_size(recipe.budget.memory)
+
+
+def test_there_is_a_recipe_for_each_common_card():
+    cards = {parse_size(load_recipe(path).budget.gpu_memory) for path in RECIPES}
+    assert {gib * 1024**3 for gib in (4, 6, 8, 12, 24)} <= cards
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_in_the_folder_reads_and_states_a_budget(path):
     recipe = load_recipe(path)
-    assert recipe.budget.memory
+    assert recipe.budget.memory or recipe.budget.gpu_memory
     assert len(path.read_text().splitlines()) <= 40
 
 
@@ -182,6 +259,19 @@ def test_tables_that_contradict_each_other_are_a_problem(text, problem):
         parse_recipe(text, source="r.toml")
 
 
+@pytest.mark.parametrize("setting", ["export.on_grid_steps=10", 'export.int8_layers=["o_proj"]'])
+@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
+def test_what_only_few_bits_need_is_refused_of_others(setting, precision):
+    text = '[model]\nbase = "b"\n[data]\ntrain = "t"\n'
+    with pytest.raises(RecipeError, match=f'has no effect on precision = "{precision}"; leave it out'):
+        parse_recipe(text, source="r.toml", overrides=[setting, f"export.precision={precision}"])
+
+
+def test_a_budget_of_nothing_is_a_problem():
+    with pytest.raises(RecipeError, match=r"budget\.device_memory: '0 MiB' leaves no room"):
+        parse_recipe('[model]\nbase = "b"\n[data]\ntrain = "t"\n[budget]\ndevice_memory = "0 MiB"\n', source="r.toml")
+
+
 def test_every_key_is_documented_in_the_readme():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     missing = [
@@ -196,6 +286,9 @@ def test_every_key_is_documented_in_the_readme():
 @pytest.mark.parametrize(
     ("task", "setting", "complaint"),
     [
+        ("classification", "export.repair_steps=200", "repair_steps: is for decoders"),
+        ("classification", "export.on_grid_steps=10", "on_grid_steps: is for decoders"),
+        ("classification", 'export.int8_layers=["query"]', "int8_layers: is for decoders"),
         ("classification", "export.head_bits=4", "a classifier's head stays float"),
         ("classification", "export.max_length=64", "data.max_seq_len is the length"),
     ],

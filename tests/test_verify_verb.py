@@ -88,6 +88,20 @@ def test_a_sound_bundle_is_verified_and_layers_are_shown(run_dir):
     assert read_json(run_dir.bundle / "edgetune.json")["verified"]["passed"] is True
 
 
+def test_a_fresh_export_says_that_its_gain_is_not_measured(run_dir):
+    done = CliRunner().invoke(main, ["export", str(run_dir.path), "--force"])
+    assert done.exit_code == 0, done.stderr
+    assert "not measured yet: edgetune verify runs/tiny/bundle" in done.stderr
+    assert read_json(run_dir.bundle / "edgetune.json")["verified"]["gain_kept"] is None
+
+
+def test_without_the_merged_model_one_line_says_how_to_make_it(run_dir):
+    shutil.rmtree(run_dir.merged)
+    done = verify()
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].endswith(f"to compare the bundle with; edgetune merge {run_dir.path.resolve()}")
+
+
 def _drop_adapter(run_dir: RunDir, _tmp_path: Path, tiny_base: Path) -> None:
     _export(run_dir, tiny_base)
 
@@ -133,13 +147,13 @@ def test_force_accepts_it_and_the_bundle_says_so(run_dir, tmp_path, tiny_base):
     assert json.loads(done.stdout)["accepted"] is True
     verified = read_json(run_dir.bundle / "edgetune.json")["verified"]
     assert verified["passed"] is True
+    assert verify().exit_code == 0  # accepted is accepted, until the bundle is another one
     assert verified["gain_kept"]["accepted"] is True
 
 
 def test_a_run_whose_bundle_keeps_too_little_exits_5_with_its_table(run_dir):
-    done = CliRunner().invoke(
-        main, ["run", "tiny.toml", "--set", "export.block_size=256", "--set", "export.min_gain_kept=1"]
-    )
+    coarse = ("export.method=rtn", "export.block_size=256", "export.min_gain_kept=1")
+    done = CliRunner().invoke(main, ["run", "tiny.toml", *(word for key in coarse for word in ("--set", key))])
     assert done.exit_code == 5, done.stderr
     assert done.stdout.startswith("model")
     assert "at least 100.0% is asked for" in done.stderr.splitlines()[-1]

@@ -15,9 +15,29 @@ from typing import Any
 import click
 
 from edgetune import __version__
-from edgetune.cli import chat, classify, console, evaluate, export, generate, merge, plan, run, train, verify
+from edgetune.cli import (
+    adapt,
+    bench,
+    chat,
+    classify,
+    compare,
+    console,
+    evaluate,
+    export,
+    generate,
+    merge,
+    plan,
+    push,
+    report,
+    run,
+    train,
+    tune,
+    verify,
+)
 from edgetune.cli.extras import missing_extra
+from edgetune.cli.jointly import is_left_to_main
 from edgetune.errors import EdgeTuneError, OutOfMemoryError, RunError, shown
+from edgetune.launch import launched
 
 
 def _accept_underscores(name: str) -> str:
@@ -73,6 +93,13 @@ class _Group(click.Group):
         except BrokenPipeError:
             raise _ReaderGoneError from None
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The verb. Most are the main process's alone: then the others that a launcher started are done."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if is_left_to_main(name or ""):
+            ctx.exit()
+        return name, command, rest
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)
 
@@ -95,7 +122,8 @@ class _Group(click.Group):
             console.note("edgetune: terminated")
             code = 143
         except click.ClickException as error:
-            error.show()
+            if launched().local_rank == 0:  # its fellows have been asked the same
+                error.show()
             code = error.exit_code
         except _ReaderGoneError:
             with contextlib.suppress(OSError, ValueError):  # or Python complains when it flushes what is left
@@ -126,5 +154,22 @@ def main() -> None:
     """Fine-tune on a 4-bit base, carry the result to int4 ONNX, and prove that nothing was lost."""
 
 
-for _module in (run, plan, train, merge, export, verify, evaluate, generate, chat, classify):
+for _module in (
+    run,
+    plan,
+    train,
+    tune,
+    adapt,
+    merge,
+    export,
+    verify,
+    evaluate,
+    bench,
+    compare,
+    report,
+    push,
+    generate,
+    chat,
+    classify,
+):
     main.add_command(_module.command)

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from edgetune.errors import EdgeTuneError
+from edgetune.launch import launched
 
 Progress = Callable[[Mapping[str, Any]], None]
 """What stages call to report: a flat mapping with at least "stage"; see `ProgressLine`."""
@@ -108,8 +109,9 @@ def _terminal_width() -> int:
 
 
 def report_error(error: EdgeTuneError) -> int:
-    """Show an error the user can act on; its exit code."""
-    note(f"edgetune: {error}")
+    """Show an error the user can act on, of several processes' one; its exit code."""
+    if launched().is_main or not error.is_told:
+        note(f"edgetune: {error}")
     return error.exit_code
 
 

@@ -10,7 +10,7 @@ import click
 from edgetune.cli import console
 from edgetune.cli.options import json_option, set_option
 from edgetune.cli.scores import describe, result_lines
-from edgetune.recipe import CLASSIFIER_METRICS
+from edgetune.metric_names import CLASSIFIER_METRICS, TEXT_METRICS
 
 
 @click.command("evaluate", epilog="Example: edgetune evaluate runs/quickstart/bundle --data my-rows.jsonl")
@@ -18,7 +18,7 @@ from edgetune.recipe import CLASSIFIER_METRICS
 @click.option("--data", help="Rows to score on.  [default: the run's own test rows]")
 @click.option(
     "--metric",
-    type=click.Choice(["exact_match", "json", "loss", *CLASSIFIER_METRICS]),
+    type=click.Choice([*TEXT_METRICS, *CLASSIFIER_METRICS]),
     help="What counts as right.  [default: the run's]",
 )
 @click.option("--max-rows", type=click.IntRange(min=1), help="Score this many rows only, drawn by the recipe's seed.")
@@ -40,7 +40,7 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Score TARGET: a run folder (all it holds), an adapter, a model folder or hub id, or a bundle.
+    """Score TARGET: a run folder (all it holds), an adapter, a model folder or hub id, a bundle, or a .gguf file.
 
     Prints one table; keeps every answer in <out>/<target>-answers.jsonl. Outside a run folder --data is needed.
     """

@@ -88,13 +88,14 @@ def command(
     changes += [f"export.block_size={block_size}"] if block_size else []
     progress = console.ProgressLine()
     try:
-        found = _search(run, changes, progress) if search else None
+        found = _search(run, changes, out, force, progress) if search else None
         changes += [f"export.{key}={_toml(value)}" for key, value in found.chosen.settings.items()] if found else []
         if keep_adapter:
             _refuse_data(run, data)
             result = _keep_adapter(run, changes, out=out, into=into, name=adapter_name, force=force, progress=progress)
         else:
             result = _export(run, data, changes, out=out, force=force, progress=progress)
+        _write_card(run, result.bundle.path, progress)
     finally:
         progress.close()
     if as_json:
@@ -120,18 +121,22 @@ def command(
     for check in result.verification.checks:
         mark = "ok  " if check.passed else "note"
         console.say(f"{mark} {check.name}: {check.value:.3g}, limit {check.limit:.3g} ({check.detail})")
+    if not keep_adapter and result.bundle.path.resolve() == (run / "bundle").resolve():
+        console.note(f"how much of the fine-tune it kept is not measured yet: edgetune verify {result.bundle.path}")
     console.say(
         f"{result.bundle.path}  {result.bundle.precision}  {result.size_bytes / 1024**2:,.1f} MiB"
         f"  (peak memory {result.peak_bytes / 1024**2:,.0f} MiB, {result.wall_s:.1f} s)"
     )
 
 
-def _search(source: Path, changes: list[str], progress: Any) -> SearchResult:
+def _search(source: Path, changes: list[str], out: Path | None, force: bool, progress: Any) -> SearchResult:
     """Sweep the run's merged decoder; also draws results/search.png."""
     from edgetune.errors import RecipeError
-    from edgetune.pipeline import search
+    from edgetune.export.export import refuse_early
+    from edgetune.lock import only_process
     from edgetune.report.frontier import draw_frontier
     from edgetune.run_dir import RunDir
+    from edgetune.search_run import search
 
     run_dir = RunDir(source)
     if not run_dir.recipe.is_file():
@@ -144,7 +149,9 @@ def _search(source: Path, changes: list[str], progress: Any) -> SearchResult:
         raise RecipeError(
             "--search: is for int4 bundles of decoders", cure='leave it out, or set export.precision="int4"'
         )
-    found: SearchResult = search(recipe, run_dir, progress=progress)
+    refuse_early(run_dir, out, force=force)
+    with only_process(run_dir):
+        found: SearchResult = search(recipe, run_dir, progress=progress)
     draw_frontier(
         [(point.size_bytes, point.loss, point.on_front, point == found.chosen) for point in found.points],
         run_dir.results / "search.png",
@@ -191,6 +198,7 @@ def _export(
     from edgetune.export.export import export, export_classifier, export_folder, prompts_of, training_rows
     from edgetune.export.verify import MOST_PROMPTS
     from edgetune.files import beside
+    from edgetune.lock import only_process
     from edgetune.model.classifier import SPEC, read_spec
     from edgetune.recipe import parse_recipe
     from edgetune.run_dir import RunDir
@@ -201,7 +209,9 @@ def _export(
         if not run_dir.recipe.is_file():
             raise RunError(f"{source}: is no run folder and no merged model", cure=_cure(source))
         console.work_in(source)
-        return export(_recipe(run_dir, changes), run_dir, out=out, force=force, progress=progress)
+        recipe = _recipe(run_dir, changes)
+        with only_process(run_dir):
+            return export(recipe, run_dir, out=out, force=force, progress=progress)
     if data is None:
         raise RecipeError(f"{source}: has no recipe that names rows to verify on", cure="give rows with --data")
     out = out or beside(source, "-bundle")
@@ -234,6 +244,7 @@ def _keep_adapter(
     """Export a run's base with its adapter beside it, or its adapter into a bundle of that base."""
     from edgetune.errors import RecipeError, RunError
     from edgetune.export.keep_adapter import add_adapter, export_keeping_adapter
+    from edgetune.lock import only_process
     from edgetune.model.base import resolve_base
     from edgetune.recipe import load_recipe
     from edgetune.run_dir import RunDir
@@ -249,9 +260,19 @@ def _keep_adapter(
         )
     model = recipe.model
     base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)
-    if into is not None:
-        return add_adapter(recipe, run_dir, base, into, name=name, force=force, progress=progress)
-    return export_keeping_adapter(recipe, run_dir, base, out=out, name=name, force=force, progress=progress)
+    with only_process(run_dir):
+        if into is not None:
+            return add_adapter(recipe, run_dir, base, into, name=name, force=force, progress=progress)
+        return export_keeping_adapter(recipe, run_dir, base, out=out, name=name, force=force, progress=progress)
+
+
+def _write_card(source: Path, bundle: Path, progress: Any) -> None:
+    """The bundle's README.md: of the run it lies in, else of the one it was made of."""
+    from edgetune.report.card import write_bundle_card
+    from edgetune.run_dir import RunDir, find_run
+
+    made_of = RunDir(source) if RunDir(source).is_run else None
+    write_bundle_card(bundle, find_run(bundle) or made_of, progress=progress)
 
 
 def _refuse_data(source: Path, data: str | None) -> None:

@@ -22,6 +22,10 @@ TRAIN_MODULES = frozenset(
     }
 )
 """Modules that `edgetune[train]` brings, by the name they are imported under."""
+REPORT_MODULES = frozenset({"jinja2", "markupsafe"})
+"""Modules that `edgetune[report]` brings; matplotlib, which it brings too, comes with either."""
+TUNE_MODULES = frozenset({"alembic", "cmaes", "optuna", "psutil", "scipy", "sklearn", "sqlalchemy"})
+"""Modules that `edgetune[tune]` brings on top."""
 DEVICE_MODULES = frozenset({"numpy", "onnxruntime", "onnxruntime_genai", "tokenizers"})
 """Modules that `edgetune` alone brings: missing only in a broken installation."""
 
@@ -32,6 +36,15 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
     if module in TRAIN_MODULES:
         return MissingExtraError(
             f"{module} is not installed; training and export need it", cure="install it: pip install 'edgetune[train]'"
+        )
+    if module in REPORT_MODULES:
+        return MissingExtraError(
+            f"{module} is not installed; pages need it", cure="install it: pip install 'edgetune[report]'"
+        )
+    if module in TUNE_MODULES:
+        return MissingExtraError(
+            f"{module} is not installed; the search for hyperparameters needs it",
+            cure="install it: pip install 'edgetune[tune]'",
         )
     if module in DEVICE_MODULES:
         return MissingExtraError(f"{module} is not installed", cure="install EdgeTune again: pip install edgetune")

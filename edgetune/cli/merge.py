@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -37,7 +38,9 @@ def command(target: Path, out: Path | None, merge_base: str | None, force: bool,
     """
     from edgetune.errors import RunError
     from edgetune.files import beside, refuse_to_replace
+    from edgetune.lock import only_process
     from edgetune.lora.merge import is_merged, merge
+    from edgetune.run_dir import RunDir
 
     adapter, base, default_base = _find(target)
     out = out or (target / "merged" if adapter != target else beside(target, "-merged"))
@@ -46,8 +49,9 @@ def command(target: Path, out: Path | None, merge_base: str | None, force: bool,
         raise RunError(f"{out}: is there already", cure="choose another folder with --out, or replace it with --force")
     progress = console.ProgressLine()
     try:
-        chosen = _choose(target, base, merge_base or default_base, progress)
-        result = merge(adapter, base, out, merge_base=chosen, progress=progress)
+        with only_process(RunDir(target)) if adapter != target else contextlib.nullcontext():
+            chosen = _choose(target, base, merge_base or default_base, progress)
+            result = merge(adapter, base, out, merge_base=chosen, progress=progress)
     finally:
         progress.close()
     if as_json:

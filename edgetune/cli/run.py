@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgetune.cli import console
+from edgetune.cli.jointly import only_main, together
 from edgetune.cli.options import force_option, json_option, out_option, recipe_argument, set_option
 from edgetune.cli.scores import describe, result_lines
+from edgetune.launch import launched
+
+if TYPE_CHECKING:
+    from edgetune.pipeline import RunResult
 
 
 @click.command("run", epilog="Example: edgetune run recipes/quickstart.toml")
@@ -22,20 +28,28 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
 
     Stages that are up to date in the run folder are skipped, so a stopped run goes on where it was.
     """
-    from edgetune.lock import only_process
-    from edgetune.pipeline import refuse_lost_gain, run
+    from edgetune.pipeline import run
     from edgetune.recipe import load_recipe
     from edgetune.run_dir import RunDir
+    from edgetune.verify_run import refuse_lost_gain
 
-    loaded = load_recipe(recipe, overrides)
-    run_dir = RunDir(out or Path("runs") / loaded.name)
-    console.work_in(run_dir.path)
-    progress = console.ProgressLine()
-    try:
-        with only_process(run_dir):
-            result = run(loaded, run_dir, force=force, progress=progress)
-    finally:
-        progress.close()
+    with together():
+        loaded = load_recipe(recipe, overrides)
+        run_dir = RunDir(out or Path("runs") / loaded.name)
+        console.work_in(run_dir.path)
+        progress = console.ProgressLine()
+        try:
+            with only_main(run_dir):
+                result = run(loaded, run_dir, force=force, progress=progress)
+        finally:
+            progress.close()
+        if launched().is_main:
+            _show(result, as_json=as_json, verb="classify" if loaded.is_classifier else "chat")
+            refuse_lost_gain(run_dir, result.summary["survival"])
+
+
+def _show(result: RunResult, *, as_json: bool, verb: str) -> None:
+    """The table, or the whole summary, on stdout; what is to be said about it on stderr."""
     labels = result.summary.get("classification")
     if as_json:
         console.say_json(result.summary)
@@ -44,6 +58,8 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
         if labels:
             for line in result_lines("bundle", {"classes": labels, "rejection": labels["rejection"]}):
                 console.say(line)
+    if folds := result.summary["folds"]:
+        console.note(f"cross-validated, base and adapter: {folds['summary']}")
     console.note(describe(result.summary, labels))
     console.note(f"\n{result.ledger}\n")
     console.note(result.summary["survival"]["verdict"])
@@ -51,10 +67,8 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
         console.note(f"over budget: {line}")
     stages = sorted(result.summary["stage_s"].items(), key=lambda stage: -stage[1])
     console.note("seconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in stages))
-    verb = "classify" if loaded.is_classifier else "chat"
     minutes, seconds = divmod(round(result.summary["wall_s"]), 60)
     console.note(
         f"{minutes}:{seconds:02d} minutes, at most {result.summary['peak_bytes'] / 1024**2:,.0f} MiB; "
-        f"the bundle is {run_dir.bundle}; next: edgetune {verb} {run_dir.bundle}"
+        f"the bundle is {result.run_dir.bundle}; next: edgetune {verb} {result.run_dir.bundle}"
     )
-    refuse_lost_gain(run_dir, result.summary["survival"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgetune.recipe import CLASSIFIER_METRICS
+from edgetune.metric_names import CLASSIFIER_METRICS
 
 SAME_ROWS = "is_calibrated_on_scored_rows"
 CLASS_SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "ece": "calibration error"}
@@ -20,14 +20,15 @@ REJECTION_SCORES = {
 def describe(summary: Mapping[str, Any], score: Mapping[str, Any] | None = None) -> str:
     """How the table's numbers were measured, for people; `score` is that of a classifier, of the last target."""
     start = f"{summary['rows']} rows; interval: {summary['confidence']:.0%}, bootstrap; loss: nats per "
+    memory = "peak memory: " + ("of the GPU, for a model on it, else of " if summary.get("is_on_gpu") else "")
     if summary["metric"] in CLASSIFIER_METRICS:
         same = " (the very rows scored, for want of data.test)" if (score or {}).get(SAME_ROWS) else ""
         return (
-            f"{start}text, probabilities calibrated on the eval rows{same}; peak memory: a fresh process that loads "
+            f"{start}text, probabilities calibrated on the eval rows{same}; {memory}a fresh process that loads "
             "the model and labels one text at a time, whose median time the last column is"
         )
     return (
-        f"{start}trained token; peak memory: a fresh process that loads the model and answers one prompt at a time; "
+        f"{start}trained token; {memory}a fresh process that loads the model and answers one prompt at a time; "
         "tokens/s: decoding one prompt at a time"
     )
 
@@ -40,6 +41,11 @@ def result_lines(name: str, score: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"fields of {name}: F1 {fields['f1']:.1%} ({low:.1%} to {high:.1%}), "
             f"precision {fields['precision']:.1%}, recall {fields['recall']:.1%}, valid JSON {fields['valid']:.1%}"
+        )
+    if check := score.get("check"):
+        lines.append(
+            f"check of {name}: {check['timed_out']} rows ran out of time, {check['raised']} raised"
+            + (f", the first: {check['first_error']}" if check["first_error"] else "")
         )
     if classes := score.get("classes"):
         lines.append(f"{name}: {_shares(classes, CLASS_SCORES)}")

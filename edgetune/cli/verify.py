@@ -1,4 +1,4 @@
-"""`edgetune verify`: how much of the fine-tune is in the bundle. The work is in pipeline.py and export/survival.py."""
+"""`edgetune verify`: how much of the fine-tune is in the bundle. The work is in verify_run.py."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def command(
     bundle as not verified.
     """
     from edgetune.errors import CheckError, RunError
-    from edgetune.pipeline import verify
+    from edgetune.lock import only_process
     from edgetune.recipe import load_recipe
     from edgetune.run_dir import RunDir, find_run
+    from edgetune.verify_run import verify
 
     run_dir = find_run(bundle)
     if run_dir is None or bundle.resolve() not in (run_dir.path.resolve(), run_dir.bundle.resolve()):
@@ -55,7 +56,9 @@ def command(
     progress = console.ProgressLine()
     found: Mapping[str, Any] | None = None
     try:
-        found = verify(load_recipe(run_dir.recipe, [*options, *overrides]), run_dir, force=force, progress=progress)
+        recipe = load_recipe(run_dir.recipe, [*options, *overrides])
+        with only_process(run_dir):
+            found = verify(recipe, run_dir, force=force, progress=progress)
     except CheckError:
         if as_json and (run_dir.results / "verify" / "survival.json").exists():
             console.say_json(_read(run_dir))

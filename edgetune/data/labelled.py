@@ -1,7 +1,7 @@
 """Texts with labels: rows -> examples -> token ids and targets on disk. The data flow of classifiers.
 
 Rows come from the same sources as conversations do (data/read.py), or from one folder of .txt files a label. The
-labels are those of the training rows, sorted.
+labels are those of the training rows, sorted, or those of the head that lora.init_from goes on from.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from edgetune.data.prepare import cache_key, columns_of, examples, source_of, so
 from edgetune.data.tokens import Tokens, open_tokens, write_tokens
 from edgetune.errors import DataError
 from edgetune.files import atomic_folder, read_json, write_json
+from edgetune.model.classifier import SPEC, read_spec
 from edgetune.recipe import ClassifyTable, DataTable, Recipe
 
 BATCH_ROWS = 1024
@@ -139,7 +140,8 @@ def check_labels(recipe: Recipe) -> tuple[str, ...]:
     than two labels, an eval or test label that training does not have (but the one out of scope), a split without text
     or with nothing but rows out of scope, a label that the recipe names and no row has.
     """
-    labels, table = find_labels(_split(recipe, "train"), recipe.data), recipe.classify
+    table = recipe.classify
+    labels = find_labels(_split(recipe, "train"), recipe.data, known=_labels_gone_on_from(recipe))
     check_named(table, "positive_label", labels)
     numbers, outside = numbered(labels), 0
     splits: tuple[Literal["eval", "test"], ...] = ("eval", "test")
@@ -168,8 +170,30 @@ def _is_scored(example: Example, table: ClassifyTable, numbers: Mapping[str, int
     return True
 
 
-def find_labels(rows: Iterable[Example], data: DataTable) -> tuple[str, ...]:
-    """The labels of the training rows, sorted. Raises DataError if there are fewer than two."""
+def head_gone_on_from(recipe: Recipe, labels: Sequence[str]) -> Path | None:
+    """The adapter folder whose head the training goes on from: that of lora.init_from, if it has one for these labels.
+
+    Another kind of head, or other labels, mean a new head.
+    """
+    folder = Path(recipe.lora.init_from).expanduser() if recipe.lora.init_from else None
+    return folder if folder and _labels_gone_on_from(recipe) == tuple(labels) else None
+
+
+def _labels_gone_on_from(recipe: Recipe) -> tuple[str, ...]:
+    """The labels of the head in lora.init_from, if it is of the recipe's kind; () without one."""
+    folder = Path(recipe.lora.init_from).expanduser() if recipe.lora.init_from else None
+    if folder is None or not (folder / SPEC).is_file():
+        return ()
+    spec, table = read_spec(folder), recipe.classify
+    is_same = (spec.head, spec.pooling, spec.multi_label) == (table.head, table.pooling, table.multi_label)
+    return spec.labels if is_same else ()
+
+
+def find_labels(rows: Iterable[Example], data: DataTable, *, known: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The labels of the training rows, sorted; `known` ones instead if they have all of these.
+
+    Raises DataError if there are fewer than two.
+    """
     found, filled, empty = set[str](), 0, 0
     for row in rows:
         if _has_text(row):
@@ -177,6 +201,8 @@ def find_labels(rows: Iterable[Example], data: DataTable) -> tuple[str, ...]:
             found.update(row.labels)
         else:
             empty += 1
+    if found and found.issubset(known):
+        return known
     if len(found) < 2:
         what = f"one label only, {next(iter(found))!r}" if found else "no labels"
         if not filled:
@@ -193,7 +219,8 @@ def prepare_labelled(recipe: Recipe, tokenizer: Any, *, max_length: int, cache: 
     Raises DataError as check_labels does, and for rows that are all too long.
     """
     labels = check_labels(recipe)
-    key = cache_key(recipe, tokenizer, max_length)
+    told = (labels,) if head_gone_on_from(recipe, labels) else ()
+    key = cache_key(recipe, tokenizer, max_length, *told)
     folder = cache / f"labelled-{key[:16]}"
     if not (folder / "report.json").exists():
         with atomic_folder(folder) as temporary:

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -125,6 +125,18 @@ def examples(recipe: Recipe, which: Split) -> Iterator[Example]:
     for example, draw in _eval_draws(every):
         if (draw <= threshold) == (part == "eval"):
             yield example
+
+
+def training_rows(recipe: Recipe) -> Iterator[tuple[Mapping[str, Any], Example]]:
+    """The values and the example of each row that is labelled for training, at most data.max_train_rows.
+
+    Rows that would be set apart as eval rows are among them. Raises DataError.
+    """
+    data = recipe.data
+    source, split, _ = _locate(data, "train")
+    read, _ = _reader(recipe, source, split)
+    for row in itertools.islice(rows(source, split=split, columns=data.columns), data.max_train_rows):
+        yield row.values, read(row)
 
 
 def _locate(data: DataTable, which: Split) -> tuple[str, Split | None, Literal["eval", "train"] | None]:

@@ -24,7 +24,7 @@ def bugs(folder: Path) -> list[Path]:
     ("verb", "arguments", "broken"),
     [
         ("run", ("a.toml", "--out", "r"), "edgetune.pipeline.run"),
-        ("train", ("a.toml", "--out", "r"), "edgetune.run_dir.claim"),
+        ("train", ("a.toml", "--out", "r"), "edgetune.train.loop.claim"),
         ("merge", ("r",), "edgetune.recipe.load_recipe"),
         ("export", ("r",), "edgetune.recipe.load_recipe"),
         ("evaluate", ("r",), "edgetune.evaluate.by_path.evaluate_path"),

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgetune.cli import main
+from edgetune.model.memory import FRAGMENTATION
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_json_is_one_document_with_bytes(recipe: Path) -> None:
 def test_a_budget_that_is_too_small_exits_4_and_says_what_to_do(recipe: Path) -> None:
     result = plan(recipe, "--set", "budget.memory='100 MiB'")
     assert result.exit_code == 4
-    assert "budget.memory is 100 MiB; lower train.batch_size" in result.stderr
+    assert "budget.memory is 100 MiB; `edgetune plan RECIPE --fit NEW.toml`" in result.stderr
     assert "total" in result.stdout
 
 
@@ -128,3 +129,84 @@ def test_labels_that_training_would_refuse_are_found_by_the_plan(label_recipe: C
     assert "label 'maybe' does not occur in the training rows" in result.stderr
     misspelt = plan(path, "--set", "classify.positive_label=ja")
     assert "'ja' is no label" in misspelt.stderr
+
+
+def test_a_gpu_that_is_not_here_is_planned_for(recipe: Path) -> None:
+    document = json.loads(plan(recipe, "--gpu-memory", "8GiB", "--json").stdout)
+    assert (document["device"], document["budget_bytes"]) == ("cuda", 8 * 1024**3)
+    assert "CUDA context" in document["parts_bytes"]
+    assert document["changes"] is None
+    result = plan(recipe, "--gpu-memory", "500MiB")
+    assert result.exit_code == 4
+    assert "budget.gpu_memory is 500MiB" in result.stderr
+    assert plan(recipe, "--gpu-memory", "huge").exit_code == 2
+
+
+def test_a_base_that_fits_as_it_is_is_not_worth_4_bits(recipe: Path) -> None:
+    assert 'model.quantization = "none" trains faster' in plan(recipe, "--gpu-memory", "8GiB").stdout
+    assert "trains faster" not in plan(recipe).stdout
+
+
+def test_fit_writes_a_recipe_that_fits_with_as_many_sequences_a_step(recipe: Path, tmp_path: Path) -> None:
+    wide = ("--set", "train.batch_size=32", "--set", "train.gradient_accumulation_steps=2")
+    half = ("--set", "train.batch_size=16")
+    enough = json.loads(plan(recipe, "--gpu-memory", "8GiB", "--json", *half).stdout)["peak_bytes"]
+    budget = f"{int(enough / (1 - FRAGMENTATION)) // 1024 + 1}KiB"  # of which --fit leaves that share free
+    new = tmp_path / "new.toml"
+    result = plan(recipe, "--gpu-memory", budget, "--fit", str(new), *wide)
+    assert result.exit_code == 0, result.stderr
+    assert "train.batch_size = 16, train.gradient_accumulation_steps = 4" in result.stdout
+    assert "gradient_checkpointing" not in result.stdout
+    assert plan(new).exit_code == 0
+    assert json.loads(plan(new, "--json").stdout)["fits"]
+    again = plan(recipe, "--gpu-memory", budget, "--fit", str(new), *wide)
+    assert again.exit_code == 2
+    assert "--force" in again.stderr
+    assert plan(recipe, "--gpu-memory", budget, "--fit", str(new), "--force", *wide).exit_code == 0
+
+
+def test_fit_without_a_budget_or_with_one_that_nothing_fits_is_one_line(recipe: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new.toml"
+    without = plan(recipe, "--fit", str(new))
+    assert without.exit_code == 2
+    assert "no budget to fit; give --gpu-memory" in without.stderr
+    nothing = plan(recipe, "--gpu-memory", "512MiB", "--fit", str(new))
+    assert nothing.exit_code == 4
+    assert "even with the smallest settings" in nothing.stderr
+    assert not new.exists()
+
+
+def test_auto_is_decided_and_shown(recipe: Path) -> None:
+    auto = ("--set", "train.batch_size=auto", "--set", "train.gradient_checkpointing=auto")
+    document = json.loads(plan(recipe, "--gpu-memory", "8GiB", "--json", *auto).stdout)
+    assert document["settled"] == {
+        "train.batch_size": 16,
+        "train.gradient_accumulation_steps": 1,
+        "train.gradient_checkpointing": False,
+    }
+    assert "auto: train.batch_size = 16" in plan(recipe, "--gpu-memory", "8GiB", *auto).stdout
+    assert json.loads(plan(recipe, "--gpu-memory", "8GiB", "--json").stdout)["settled"] == {}
+
+
+def test_the_time_is_told_for_this_machine_only(recipe: Path) -> None:
+    found = json.loads(plan(recipe, "--json").stdout)["duration"]
+    assert found["is_all"]
+    assert found["seconds"] == pytest.approx(found["tokens"] / found["tokens_per_s"])
+    shorter = json.loads(plan(recipe, "--json", "--set", "train.max_steps=1").stdout)["duration"]
+    assert shorter["steps"] == 1
+    assert shorter["tokens"] <= found["tokens"]
+    assert "of training on this machine" in plan(recipe).stdout
+    elsewhere = plan(recipe, "--gpu-memory", "8GiB")
+    assert "time: not estimated, the GPU is not here" in elsewhere.stdout
+
+
+def test_the_bundle_on_the_device_is_told_for_a_bandwidth(recipe: Path) -> None:
+    slow, fast = (
+        json.loads(plan(recipe, "--json", "--device-bandwidth", rate).stdout)["on_device"]["tokens_per_s"]
+        for rate in ("1GB/s", "4 GB/s")
+    )
+    assert slow < fast < 4 * slow
+    assert "where memory is read at 8GB/s" in plan(recipe, "--device-bandwidth", "8GB/s").stdout
+    wrong = plan(recipe, "--device-bandwidth", "fast")
+    assert wrong.exit_code == 2
+    assert 'write it as "8GB/s"' in wrong.stderr

@@ -1,0 +1,192 @@
+"""`edgetune tune`: search a recipe's hyperparameters. The work is in tune/search.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetune.cli import console
+from edgetune.cli.options import force_option, json_option, recipe_argument, set_option
+
+if TYPE_CHECKING:
+    from edgetune.recipe import Recipe
+    from edgetune.tune.confirm import Confirmation
+    from edgetune.tune.search import StudyResult
+    from edgetune.tune.study import StudyDir
+
+
+@click.command("tune", epilog="Example: edgetune tune recipes/quickstart.toml --trials 30 --sampler tpe")
+@recipe_argument
+@set_option
+@click.option("--trials", metavar="N", help="tune.trials: the study ends with so many.")
+@click.option("--sampler", metavar="NAME", help="tune.sampler: random, grid, tpe, gp or cmaes.")
+@click.option("--pruner", metavar="NAME", help="tune.pruner: none, halving or hyperband.")
+@click.option("--storage", metavar="URL", help="tune.storage: a database that several workers share.")
+@click.option(
+    "-o",
+    "--out",
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of the study.  [default: runs/<recipe name>-tune]",
+)
+@click.option(
+    "--apply",
+    "applies",
+    is_flag=True,
+    help="Then train the best recipe with tune.seeds other seeds, and write it into RECIPE if it is still better.",
+)
+@click.option(
+    "--one-at-a-time",
+    is_flag=True,
+    help="No search: vary each key alone around the recipe's value, over tune.seeds seeds, and rank what matters.",
+)
+@force_option
+@json_option
+def command(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    trials: str | None,
+    sampler: str | None,
+    pruner: str | None,
+    storage: str | None,
+    out: Path | None,
+    applies: bool,
+    one_at_a_time: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Search RECIPE's hyperparameters: its [tune] table says where, how and how long.
+
+    Each trial is trained on a base that stays loaded, and scored on the eval rows as its int4 model will run. The best
+    recipe is written into the study's folder. A study that was stopped or killed goes on when the same command is given
+    again; more workers join with the same command. --force begins anew.
+    """
+    from edgetune.recipe import load_recipe
+    from edgetune.tune.search import search
+    from edgetune.tune.study import StudyDir
+
+    asked = {"trials": trials, "sampler": sampler, "pruner": pruner}
+    more = [f"tune.{key}={value}" for key, value in asked.items() if value is not None]
+    more += [f"tune.storage={json.dumps(storage)}"] if storage is not None else []
+    loaded = load_recipe(recipe, (*overrides, *more))
+    folder = StudyDir(out or Path("runs") / f"{loaded.name}-tune")
+    if one_at_a_time and applies:
+        raise click.UsageError("--one-at-a-time finds no best recipe; leave --apply out")
+    console.work_in(folder.path)
+    if one_at_a_time:
+        _vary(loaded, folder, force=force, as_json=as_json)
+        return
+    progress = console.ProgressLine()
+    try:
+        result = search(loaded, folder, force=force, confirms=applies, progress=progress)
+    finally:
+        progress.close()
+    _write_page(folder)
+    is_applied = applies and (result.confirmation is None or result.confirmation.is_better)
+    if is_applied:
+        from edgetune.tune.apply import apply_values
+
+        apply_values(recipe, result.values)
+    if as_json:
+        facts = {"study": str(folder.path), "best_recipe": str(folder.best), "is_applied": is_applied}
+        console.say_json({**facts, **result.document})
+    else:
+        console.say(_table(result))
+        if applies:
+            console.say(
+                f"{recipe}: " + ("has the best values now" if is_applied else "is as it was: nothing is better")
+            )
+
+
+def _write_page(folder: StudyDir) -> None:
+    """report.html of the study; a search that is done does not fail for want of a page."""
+    from edgetune.errors import EdgeTuneError
+    from edgetune.report.write import report
+
+    try:
+        report([folder.path], folder.path / "report.html", force=True)
+    except (EdgeTuneError, ModuleNotFoundError) as error:
+        console.note(f"tune: no report.html: {error}")
+
+
+def _vary(recipe: Recipe, folder: StudyDir, *, force: bool, as_json: bool) -> None:
+    """The sensitivity of a recipe to each key, shown."""
+    from edgetune.tune.sensitivity import one_at_a_time
+
+    progress = console.ProgressLine()
+    try:
+        result = one_at_a_time(recipe, folder, force=force, progress=progress)
+    finally:
+        progress.close()
+    if as_json:
+        console.say_json({"study": str(folder.path), **result.document})
+        return
+    level = result.document["noise"]
+    console.say(f"{'key':<26} {'now':>12} {'worst to best':>14} {'error':>9}  best value")
+    for item in result.keys:
+        error = "-" if item.error is None else f"{item.error:.3g}"
+        made = [step for step in item.steps if step.effect is not None]
+        best = max(made, key=lambda step: step.effect.mean if step.effect else 0.0, default=None)
+        is_own = best is None or best.effect is None or best.effect.mean <= 0
+        told = "as it is" if is_own or best is None else _shown(best.value)
+        console.say(f"{item.key:<26} {_shown(item.own):>12} {item.spread:>14.4g} {error:>9}  {told}")
+    if level is not None:
+        console.say(f"another seed alone changes {level:.3g} (standard deviation)")
+    console.say(f"picture: {folder.path / 'sensitivity.png'}")
+
+
+def _table(result: StudyResult) -> str:
+    found = result.document
+    best, spent = found["best"], found["spent"]
+    scored = "on the grid, as it will run" if found["score_of"] == "deployed" else "as it was trained"
+    names = zip(found["objectives"], best["objectives"], strict=True)
+    weights = found["importances"] or {}
+    told = ", ".join(f"{name} {share:.0%}" for name, share in list(weights.items())[:4])
+    lines = [
+        f"best        trial {best['number']}: {', '.join(f'{name} {value:.4g}' for name, value in names)}",
+        f"            {found['metric']} on {best.get('rows', '?')} eval rows, {scored}",
+        *(f"  {name:<32} {_shown(value)}" for name, value in best["values"].items()),
+        f"trials      {spent['trials']}, {_given_up(found)} of them given up",
+        f"cost        {spent['tokens']:,} tokens, {spent['minutes']:.1f} minutes",
+        *([f"matters     {told}"] if told else []),
+        f"recipe      {result.folder.best}",
+        f"report      {result.folder.path / 'report.html'}",
+    ]
+    if result.confirmation is not None:
+        lines += _confirmed(result.confirmation)
+    if found["front"]:
+        lines += ["", "Pareto front"]
+        lines += [f"  trial {item['number']:<4} {_objectives(found, item)}" for item in found["front"]]
+    return "\n".join(lines)
+
+
+def _confirmed(confirmation: Confirmation) -> list[str]:
+    """Both recipes with new seeds."""
+    rows = {"best": confirmation.best, "as it was": confirmation.began_with}
+    lines = [f"with seeds {', '.join(map(str, confirmation.seeds))}"]
+    for name, values in rows.items():
+        lines.append(f"  {name:<10}" + "  ".join("-" if value is None else f"{value:.4g}" for value in values))
+    effect = confirmation.effect
+    if effect is not None:
+        interval = "" if effect.low is None else f", 95 % interval {effect.low:+.4g} to {effect.high:+.4g}"
+        lines.append(f"  better by {effect.mean:+.4g}{interval}")
+    return lines
+
+
+def _given_up(found: Mapping[str, Any]) -> int:
+    return sum(trial["state"] == "pruned" for trial in found["trials"])
+
+
+def _objectives(found: Mapping[str, Any], item: Mapping[str, Any]) -> str:
+    names = zip(found["objectives"], item["objectives"], strict=True)
+    return "  ".join(f"{name} {value:,.4g}" for name, value in names)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)

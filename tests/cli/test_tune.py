@@ -1,0 +1,100 @@
+"""`edgetune tune` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from edgetune.cli import main
+from edgetune.cli.tune import command
+from edgetune.recipe import load_recipe
+
+RECIPE = """
+[model]
+base = "{base}"
+[data]
+train = "{rows}"
+eval_fraction = 0.2
+max_seq_len = 128
+[lora]
+r = 4
+[train]
+max_steps = 1
+[evaluate]
+metric = "loss"
+[tune.space]
+"train.learning_rate" = {{ low = 1e-4, high = 1e-2, log = true }}
+"""
+
+
+@pytest.fixture
+def recipe(tiny_base, tiny_rows, tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE.format(base=tiny_base, rows=tiny_rows))
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_json_is_one_document_and_the_trials_are_told_on_stderr(recipe, tmp_path):
+    result = run(recipe, "-o", tmp_path / "s", "--trials", "2", "--sampler", "random", "--json")
+    document = json.loads(result.stdout)
+    assert [trial["number"] for trial in document["trials"]] == [0, 1]
+    assert "tune: trial 1: score" in result.stderr
+    assert (
+        load_recipe(tmp_path / "s" / "best.toml").train.learning_rate
+        == document["best"]["values"]["train.learning_rate"]
+    )
+    again = run(recipe, "-o", tmp_path / "s", "--trials", "2", "--sampler", "random")
+    assert "learning_rate" in again.stdout
+    assert "trial 1: score" not in again.stderr
+
+
+@pytest.mark.slow
+def test_apply_writes_the_best_values_into_the_recipe_where_other_seeds_agree(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace("max_steps = 1", "max_steps = 2  # few\nlearning_rate = 1e-4"))
+    before = recipe.read_text()
+    options = ("-o", tmp_path / "s", "--trials", "3", "--pruner", "none", "--set", "tune.seeds=2")
+    document = json.loads(run(recipe, *options, "--json").stdout)
+    assert (document["is_applied"], recipe.read_text()) == (False, before)
+    applied = run(recipe, *options, "--apply")
+    assert f"{recipe}: has the best values now" in applied.stdout
+    assert "with seeds 1, 2" in applied.stdout
+    assert load_recipe(recipe).train.learning_rate == document["best"]["values"]["train.learning_rate"]
+    assert "max_steps = 2  # few" in recipe.read_text()
+    again = run(recipe, *options, "--json")
+    assert json.loads(again.stdout)["best"]["number"] == document["best"]["number"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--trials", "0"],
+        ["--sampler", "bayes"],
+        ["--storage", "no url"],
+        ["--set", 'tune.space={ "train.epoch" = [1, 2] }'],
+        ["--set", 'tune.space={ "train.epochs" = [] }'],
+    ],
+)
+def test_what_cannot_stand_ends_with_2_before_anything_is_made(recipe, tmp_path, overrides):
+    result = CliRunner().invoke(main, ["tune", str(recipe), "-o", str(tmp_path / "s"), *overrides])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("edgetune: ")
+    assert not list((tmp_path / "s").glob("*"))
+
+
+def test_one_at_a_time_ranks_the_keys_and_finds_no_best_recipe(recipe, tmp_path):
+    options = ("-o", tmp_path / "s", "--one-at-a-time", "--set", "tune.seeds=2")
+    document = json.loads(run(recipe, *options, "--json").stdout)
+    assert [item["key"] for item in document["keys"]] == ["train.learning_rate"]
+    assert document["seeds"] == [0, 1]
+    shown = run(recipe, *options).stdout
+    assert shown.splitlines()[0].split()[:2] == ["key", "now"]
+    assert shown.splitlines()[1].startswith("train.learning_rate")
+    assert str(tmp_path / "s" / "sensitivity.png") in shown
+    refused = CliRunner().invoke(main, ["tune", str(recipe), "--one-at-a-time", "--apply"])
+    assert (refused.exit_code, "leave --apply out" in refused.stderr) == (2, True)

@@ -1,0 +1,69 @@
+"""The table that stands for trainings in the comparison of searches, and what is read off its searches."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from benchmarks.tune_table import MARKS, Axis, TableBench, grid
+from benchmarks.tuned import best_at, tokens_until, tune_table
+from edgetune.recipe import parse_recipe
+
+AXES = (Axis("train.learning_rate", (1e-3, 1e-2, 1e-1)), Axis("lora.r", (4, 16)))
+
+
+def entry(values: dict[str, float]) -> dict[str, object]:
+    """A training whose loss falls to its decade of learning rate plus its rank / 100."""
+    loss = -math.log10(values["train.learning_rate"]) + values["lora.r"] / 100
+    losses = [loss + 1 - mark / MARKS for mark in range(1, MARKS + 1)]
+    return {"values": values, "eval_losses": losses, "loss": loss, "score": loss, "tokens": 1000}
+
+
+@pytest.fixture
+def table() -> TableBench:
+    """Of six trainings, the fastest of which diverged at rank 16."""
+    entries = [entry(values) for values in grid(AXES)]
+    entries[-1] = {"values": entries[-1]["values"], "diverged": True, "tokens": 300}
+    return TableBench(AXES, entries, worst_score=20.0, learning_rate=1e-2)
+
+
+def measured(table: TableBench, rate: float, r: int, folder):
+    text = '[model]\nbase = "x"\n[data]\ntrain = "x"\n[evaluate]\nmetric = "loss"\n'
+    overrides = [f"lora.r={r}", f"train.learning_rate={rate}"]
+    events = []
+    recipe = parse_recipe(text, source="x", name="x", overrides=overrides)
+    found = table.measure(recipe, folder, progress=events.append)
+    return found, events
+
+
+def test_a_training_of_the_table_is_told_as_it_was(table, tmp_path):
+    found, events = measured(table, 1e-2, 4, tmp_path)
+    assert (found.loss, found.tokens) == (pytest.approx(2.04), 1000)
+    assert [event["eval_loss"] for event in events] == [pytest.approx(3.04 - mark / MARKS) for mark in range(1, 11)]
+    assert [event["tokens"] for event in events] == list(range(100, 1001, 100))
+
+
+def test_between_trainings_values_lie_evenly_by_their_logarithms(table, tmp_path):
+    found, _ = measured(table, math.sqrt(1e-3 * 1e-2), 8, tmp_path)
+    assert found.loss == pytest.approx(2.5 + (0.04 + 0.16) / 2)
+
+
+def test_beyond_the_table_its_edge_counts_and_a_diverged_training_is_the_worst(table, tmp_path):
+    assert measured(table, 1e-5, 4, tmp_path)[0].loss == pytest.approx(3.04)
+    found, events = measured(table, 0.5, 16, tmp_path)
+    assert (found.loss, found.tokens, events[0]["eval_loss"]) == (20.0, 300, 20.0)
+
+
+def test_tokens_are_counted_until_the_mean_of_the_seeds_is_there():
+    runs = [{"course": [(10, 3.0), (40, 1.0)]}, {"course": [(10, 3.0), (20, 1.0)]}]
+    task = {"is_loss": True, "training_tokens": 10, "budget_tokens": 100, "searches": {"TPE": runs}}
+    assert [best_at(runs[0]["course"], tokens) for tokens in (5, 10, 39, 40, 99)] == [3.0, 3.0, 3.0, 1.0, 1.0]
+    assert tokens_until(task, "TPE", 2.0) == pytest.approx(2.0, abs=0.1)
+    assert tokens_until(task, "TPE", 1.0) == pytest.approx(4.0, abs=0.1)
+    assert tokens_until(task, "TPE", 0.5) is None
+
+
+def test_the_table_of_searches_shows_no_part_that_was_not_measured():
+    report = {"tasks": {"nano-snips": {"table": []}}, "threads": 1, "provenance": {"processor": "X"}}
+    assert tune_table(report) == "Trained in 1 thread of X."
