@@ -18,7 +18,7 @@ def main() -> None:
     """Arguments: kind, path, prompt tokens, new tokens."""
     kind, path, prompt_tokens, new_tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     if kind == "bandwidth":
-        from benchmarks.bandwidth import read_bandwidth_bytes_per_s
+        from edgetune.model.machine import read_bandwidth_bytes_per_s
 
         print(json.dumps(read_bandwidth_bytes_per_s(THREADS)))
         return

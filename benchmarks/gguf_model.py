@@ -91,7 +91,7 @@ def _interleave(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> None:
-    """Token texts and merges; the benchmark feeds token ids, so only the count and the end token matter."""
+    """Token texts and merges of a byte-level BPE that cuts text as GPT-2 does, its special tokens and chat template."""
     path = folder / "tokenizer.json"
     spec = json.loads(path.read_text()) if path.exists() else {"model": {"vocab": {}, "merges": []}, "added_tokens": []}
     tokens = [f"<unused{i}>" for i in range(vocab_size)]
@@ -106,5 +106,20 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> No
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges(merges or ["a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
+    config = json.loads((folder / "config.json").read_text())
+    writer.add_bos_token_id(config.get("bos_token_id") or 0)
+    writer.add_eos_token_id(config.get("eos_token_id") or 0)
+    writer.add_add_bos_token(False)
+    if template := _chat_template(folder):
+        writer.add_chat_template(template)
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The template of a model folder, in either of the files that may hold it."""
+    for name, read in (
+        ("chat_template.jinja", str),
+        ("tokenizer_config.json", lambda text: json.loads(text).get("chat_template")),
+    ):
+        if (folder / name).exists() and (found := read((folder / name).read_text(encoding="utf-8"))):
+            return found
+    return None

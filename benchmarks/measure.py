@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -53,22 +54,35 @@ def load_at_start() -> float:
 
 def timed_training(trainer: Any) -> float:
     """Train with a transformers.Trainer; seconds from its first step to its last, data in and set-up out."""
+    return sum(step_seconds(trainer))
+
+
+def step_seconds(trainer: Any) -> list[float]:
+    """Train with a transformers.Trainer; seconds of each step, data in and set-up out; the last one has the end too."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        """When training began and ended."""
+        """When training began, and when each step and the whole ended."""
 
-        start_s = end_s = 0.0
+        def __init__(self) -> None:
+            self.marks: list[float] = []
 
-        def on_train_begin(self, *_, **__):
-            self.start_s = time.perf_counter()
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.marks.append(time.perf_counter())
 
-        def on_train_end(self, *_, **__):
-            self.end_s = time.perf_counter()
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.marks.append(time.perf_counter())
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            self.marks[-1] = time.perf_counter()
+
+    import torch
 
     trainer.add_callback(clock := Clock())
     trainer.train()
-    return clock.end_s - clock.start_s
+    return [after - before for before, after in itertools.pairwise(clock.marks)]
 
 
 def minilm() -> Path:

@@ -14,6 +14,9 @@ from typing import Any
 
 import click
 
+from benchmarks.memory_tables import fused_loss_table, gpu_run_table, gpu_table, planner_table, side_by_side_table
+from benchmarks.tuned import tune_table
+
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md")
@@ -31,12 +34,17 @@ def main(check: bool) -> None:
         page.write_text(filled, encoding="utf-8")
 
 
-def fill(text: str) -> str:
-    """The page with each part between `<!-- begin NAME -->` and `<!-- end NAME -->` made anew."""
+def fill(text: str, results: Path = RESULTS, *, absent: str | None = None) -> str:
+    """The page with each part between `<!-- begin NAME -->` and `<!-- end NAME -->` made anew.
+
+    `absent` stands where a part has no result; without it that is a FileNotFoundError.
+    """
     for name, part in PARTS.items():
         pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         if pattern.search(text):
-            body = part(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+            file = results / f"{name}.json"
+            is_absent = absent is not None and not file.exists()
+            body = absent if is_absent else part(json.loads(file.read_text(encoding="utf-8")))
             text = pattern.sub(lambda found, body=body: f"{found[1]}{body}\n{found[2]}", text)
     return text
 
@@ -348,6 +356,12 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "encoder_speed": encoder_speed_table,
     "survival": survival_table,
     "snips_tries": snips_tries_table,
+    "gpu": gpu_table,
+    "gpu_run": gpu_run_table,
+    "planner": planner_table,
+    "fused_loss": fused_loss_table,
+    "side_by_side": side_by_side_table,
+    "tune": tune_table,
 }
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def _rows(run_dir: RunDir, known: dict[str, dict[str, Any]]) -> Iterator[dict[st
                 kind,
                 path,
                 run_dir.results / "rows.json",
-                run_dir.cache / DISTRIBUTIONS,
+                run_dir.results / DISTRIBUTIONS,
                 answers,
                 run_dir.merged / "tokenizer.json",
             )

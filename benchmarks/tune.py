@@ -1,0 +1,242 @@
+"""Searches against each other at equal budgets of training tokens, on nano-SNIPS and MiniLM-BANKING77.
+
+    EDGETUNE_DATA=... python -m benchmarks.tune trainings --task nano-snips     # the table, resumable
+    EDGETUNE_DATA=... python -m benchmarks.tune searches                        # over what tables are whole
+    EDGETUNE_DATA=... python -m benchmarks.tune tests --task nano-snips         # default and tuned, on test rows
+
+All three write into results/tune.json and go on where they were stopped. Trainings are real ones, on few rows so that
+one core can do a whole grid; searches are `edgetune tune`'s own, over that table (tune_table.py); tests train the
+recipe as it is and with the values that the searches found, with new seeds, and score both on test rows that nothing
+else has seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import random
+import shutil
+import statistics
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import torch
+from optuna.storages import InMemoryStorage
+
+from benchmarks.readme import RESULTS
+from benchmarks.tune_table import SCORE, Axis, TableBench, grid, train_entry
+from benchmarks.tune_tasks import TASKS, Task, task_recipe
+from edgetune.files import read_json, write_json
+from edgetune.provenance import provenance
+from edgetune.recipe import Recipe
+from edgetune.run_dir import RunDir
+from edgetune.tune import study as studies
+from edgetune.tune.effects import paired_effect
+from edgetune.tune.findings import row
+from edgetune.tune.run import run_trials
+from edgetune.tune.space import recipe_with
+from edgetune.tune.storage import quiet_optuna
+from edgetune.tune.study import StudyDir, has_budget, open_search
+from edgetune.tune.trial import Workbench
+
+OUT = RESULTS / "tune.json"
+BUDGET = 12
+"""Whole trainings whose tokens a search may spend."""
+MOST_TRIALS = 60
+TEST_SEEDS = range(101, 106)
+METHODS = {
+    "random": ("random", "none"),
+    "TPE": ("tpe", "none"),
+    "TPE + halving": ("tpe", "halving"),
+    "TPE + Hyperband": ("tpe", "hyperband"),
+    "GP": ("gp", "none"),
+}
+"""Sampler and pruner of each."""
+
+
+@click.group()
+def main() -> None:
+    """Searches for hyperparameters, compared."""
+
+
+task_option = click.option("--task", type=click.Choice(list(TASKS)), required=True)
+work_option = click.option("--work", type=click.Path(path_type=Path), default=Path("runs/benchmark-tune"))
+
+
+@main.command()
+@task_option
+@work_option
+def trainings(task: str, work: Path) -> None:
+    """Train what is missing of a task's grid, in an order that a seed shuffles."""
+    recipe = task_recipe(task, work)
+    bench = Workbench(recipe, work / task)
+    _keep(task, lambda found: {**found, "auto_learning_rate": bench.learning_rate})
+    wanted = list(grid(TASKS[task].axes))
+    random.Random(0).shuffle(wanted)
+    done = [entry["values"] for entry in _read(task).get("table", [])]
+    for values in wanted:
+        if values in done:
+            continue
+        folder = work / task / "training"
+        shutil.rmtree(folder, ignore_errors=True)
+        entry = train_entry(bench, recipe, _typed(values), folder)
+        _keep(task, lambda found, entry=entry: {**found, "table": [*found.get("table", []), entry]})
+        click.echo(f"{task}: {entry}", err=True)
+
+
+@main.command()
+@work_option
+@click.option("--seeds", default=10, show_default=True)
+def searches(work: Path, seeds: int) -> None:
+    """Search every whole table by every method, each with so many seeds; what is there already stays."""
+    for task, one in TASKS.items():
+        table = _read(task).get("table", [])
+        if len(table) < len(list(grid(one.axes))):
+            click.echo(f"{task}: {len(table)} trainings, its table is not whole", err=True)
+            continue
+        rate = _read(task)["auto_learning_rate"]
+        bench = TableBench(one.axes, table, worst_score=one.worst_score, learning_rate=rate)
+        recipe = task_recipe(task, work)
+        facts = {
+            "budget_tokens": BUDGET * bench.tokens,
+            "training_tokens": bench.tokens,
+            "default": _own(recipe, bench),
+            "is_loss": recipe.evaluate.metric == "loss",
+            "extremes": list(bench.extremes),
+        }
+        for name, how in METHODS.items():
+            found = _read(task).get("searches", {})
+            if len(found.get(name, [])) == seeds:
+                continue
+            runs = [_search(recipe, one, bench, *how, seed=seed) for seed in range(seeds)]
+            kept = {**facts, "searches": {**found, name: runs}}
+            _keep(task, lambda before, kept=kept: {**before, **kept})
+            click.echo(f"{task}: {name}: {statistics.fmean(run['course'][-1][1] for run in runs):.4f}", err=True)
+
+
+@main.command()
+@task_option
+@work_option
+def tests(task: str, work: Path) -> None:
+    """Train the default and the tuned recipe with TEST_SEEDS and score both on the test rows."""
+    recipe = task_recipe(task, work)
+    tuned = _best_values(task)
+    bench = Workbench(recipe, work / task)
+    judged = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, eval=recipe.data.test))
+    judge = Workbench(judged, work / task / "judge")
+    if judge.labels != bench.labels:
+        raise click.ClickException("the test rows have other labels than the eval rows")
+    for seed in TEST_SEEDS:
+        for name, values in (("default", {}), ("tuned", tuned)):
+            made = _read(task).get("tests", {}).get(name, {})
+            if str(seed) in made:
+                continue
+            folder = work / task / "test"
+            shutil.rmtree(folder, ignore_errors=True)
+            changed = recipe_with(recipe, {**_typed(values), "train.seed": seed})
+            bench.measure(changed, folder)
+            scored = judge.score(changed, RunDir(folder))
+            value = scored.loss if scored.score is None else scored.score
+            _keep(task, lambda found, name=name, seed=seed, value=value: _with_test(found, name, seed, value))
+            click.echo(f"{task}: {name}, seed {seed}: {value:.4f}", err=True)
+    _keep(task, lambda found: {**found, "tuned_values": tuned, "test_effect": _effect(recipe, found["tests"])})
+
+
+def _search(recipe: Recipe, task: Task, bench: TableBench, sampler: str, pruner: str, *, seed: int) -> dict[str, Any]:
+    """A search's course, (tokens spent, score) whenever it found a better one, and the values it ends with."""
+    space = {
+        axis.key: {"low": axis.points[0], "high": axis.points[-1], "log": True} | _kind(axis) for axis in task.axes
+    }
+    table = dataclasses.replace(
+        recipe.tune,
+        space=space,
+        sampler=sampler,
+        pruner=pruner,
+        seed=seed,
+        trials=MOST_TRIALS,
+        tokens=BUDGET * bench.tokens,
+    )
+    in_memory = mock.patch("edgetune.tune.study.open_storage", side_effect=lambda _: InMemoryStorage())  # faster
+    with tempfile.TemporaryDirectory() as folder, quiet_optuna(), in_memory:
+        found = open_search(
+            dataclasses.replace(recipe, tune=table), StudyDir(Path(folder) / "searches" / "study"), bench=bench
+        )
+        run_trials(found, lambda one: has_budget(one) and studies.spent(one.study)["trials"] < one.most_trials)
+        rows = [row(trial, found.space) for trial in found.study.get_trials(deepcopy=False)]
+    is_better = operator.lt if recipe.evaluate.metric == "loss" else operator.gt
+    spent, course, values = 0, list[tuple[int, float]](), {}
+    for trial in rows:
+        spent += trial.get("tokens") or 0
+        if spent > table.tokens:  # the last trial; equal budgets
+            break
+        if trial["state"] == "complete" and (not course or is_better(trial["objectives"][0], course[-1][1])):
+            course.append((spent, trial["objectives"][0]))
+            values = trial["values"]
+    return {"seed": seed, "trials": len(rows), "course": course, "values": values}
+
+
+def _own(recipe: Recipe, bench: TableBench) -> float:
+    """The score of the recipe as it is, by the table."""
+    values = {"train.learning_rate": bench.learning_rate} if recipe.train.learning_rate == "auto" else {}
+    return float(bench.look_up(recipe_with(recipe, values))[SCORE])
+
+
+def _best_values(task: str) -> dict[str, Any]:
+    """The values of TPE + Hyperband's search whose best score is the median of its seeds."""
+    found = _read(task).get("searches")
+    if not found:
+        raise click.ClickException(f"{task} has no searches yet")
+    runs = sorted(found["TPE + Hyperband"], key=lambda run: run["course"][-1][1])
+    return dict(runs[len(runs) // 2]["values"])
+
+
+def _with_test(found: dict[str, Any], name: str, seed: int, value: float) -> dict[str, Any]:
+    made = found.get("tests", {})
+    return {**found, "tests": {**made, name: {**made.get(name, {}), str(seed): value}}}
+
+
+def _effect(recipe: Recipe, made: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    ours, theirs = ([made[name][str(seed)] for seed in TEST_SEEDS] for name in ("tuned", "default"))
+    return dataclasses.asdict(paired_effect(ours, theirs, is_loss=recipe.evaluate.metric == "loss"))
+
+
+def _kind(axis: Axis) -> dict[str, Any]:
+    """Ends of an integer key's range as integers."""
+    if axis.key == "train.learning_rate":
+        return {}
+    return {"low": int(axis.points[0]), "high": int(axis.points[-1])}
+
+
+def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value if key == "train.learning_rate" else int(value) for key, value in values.items()}
+
+
+def _read(task: str) -> dict[str, Any]:
+    found = read_json(OUT)["tasks"] if OUT.exists() else {}
+    return dict(found.get(task, {}))
+
+
+def _keep(task: str, change: Any) -> None:
+    """Put what was measured of a task into results/tune.json."""
+    before = read_json(OUT) if OUT.exists() else {"tasks": {}}
+    tasks = {**before["tasks"], task: change(before["tasks"].get(task, {}))}
+    write_json(
+        OUT,
+        {
+            "what": "searches over tables of real trainings, interpolated between them; see benchmarks/tune.py",
+            "methods": {name: list(how) for name, how in METHODS.items()},
+            "budget_trainings": BUDGET,
+            "rows": {name: dict(task.rows) for name, task in TASKS.items()},
+            "threads": torch.get_num_threads(),
+            "tasks": tasks,
+            "provenance": provenance(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
