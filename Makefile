@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 # One process a core, each with one thread (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n logical --dist worksteal
 
-.PHONY: quickstart test test-all test-random test-newest lint upgrade clean
+.PHONY: quickstart test test-all test-random test-newest lint upgrade benchmark clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/edgetune run recipes/quickstart.toml
@@ -43,6 +43,10 @@ upgrade:
 	.venv-upgrade/bin/python -m pip freeze --exclude-editable | sed 's/+.*//' > constraints.txt
 	rm -rf .venv-upgrade
 
+# runs/benchmark keeps what is done, so that the next call goes on there. ARGS: --list, --only NAME, --full, --minutes 120 ...
+benchmark: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.reproduce $(ARGS)
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -52,6 +56,10 @@ $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) -e '.[dev]'
+	touch $@ $(VENV)/.train
+
+$(VENV)/.bench: $(BIN)/python pyproject.toml
+	$(INSTALL) -e '.[bench]'
 	touch $@ $(VENV)/.train
 
 clean:
