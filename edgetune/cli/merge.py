@@ -12,6 +12,8 @@ import click
 from edgetune.cli import console
 from edgetune.cli.options import force_option, json_option
 
+MERGE_BASES = ("trained", "original", "auto")
+
 
 @click.command("merge", epilog="Example: edgetune merge runs/quickstart --base original --out quickstart-merged")
 @click.argument("target", metavar="RUN_OR_ADAPTER", type=click.Path(path_type=Path))
@@ -24,14 +26,15 @@ from edgetune.cli.options import force_option, json_option
 )
 @click.option(
     "--base",
-    "merge_base",
-    type=click.Choice(["trained", "original", "auto"]),
+    "asked",
+    metavar="[trained|original|auto|FOLDER]",
     help="Merge on the dequantised 4-bit base that was trained, on the 16-bit original, or (auto, of a run) on the one "
-    "that loses less on its eval rows.  [default: the recipe's; original for an adapter made elsewhere]",
+    "that loses less on its eval rows.  [default: the recipe's; original for an adapter made elsewhere]  Or the folder "
+    "(or hub id) of the base, where the adapter names another place.",
 )
 @force_option
 @json_option
-def command(target: Path, out: Path | None, merge_base: str | None, force: bool, as_json: bool) -> None:
+def command(target: Path, out: Path | None, asked: str | None, force: bool, as_json: bool) -> None:
     """Fold the adapter of RUN_OR_ADAPTER into its base: a plain Hugging Face folder.
 
     The adapter may come from EdgeTune, PEFT, TRL or Unsloth. Memory: a few times the largest weight.
@@ -42,7 +45,8 @@ def command(target: Path, out: Path | None, merge_base: str | None, force: bool,
     from edgetune.lora.merge import is_merged, merge
     from edgetune.run_dir import RunDir
 
-    adapter, base, default_base = _find(target)
+    merge_base, elsewhere = (asked, None) if asked in MERGE_BASES else (None, asked)
+    adapter, base, default_base = _find(target, elsewhere)
     out = out or (target / "merged" if adapter != target else beside(target, "-merged"))
     refuse_to_replace(out, adapter, base, what="merged model", is_one=is_merged)
     if out.exists() and not force:
@@ -80,8 +84,11 @@ def _choose(target: Path, base: Path, merge_base: str, progress: Any) -> Literal
     return merge_base_of(recipe, run_dir, base, progress=progress)
 
 
-def _find(target: Path) -> tuple[Path, Path, str]:
-    """Adapter folder, base folder, and the base to merge on where none was asked for."""
+def _find(target: Path, elsewhere: str | None) -> tuple[Path, Path, str]:
+    """Adapter folder, base folder, and the base to merge on where none was asked for.
+
+    `elsewhere`: where the base is, if not where the run or the adapter says.
+    """
     from edgetune.errors import ModelError
     from edgetune.lora.read import is_adapter, read_adapter_config, read_record
     from edgetune.model.base import resolve_base
@@ -95,13 +102,19 @@ def _find(target: Path) -> tuple[Path, Path, str]:
         model = recipe.model
         if not is_adapter(run_dir.adapter):
             raise ModelError(f"{target}: no adapter yet", cure=f"train one: edgetune train RECIPE --out {target}")
-        base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)
+        base = resolve_base(elsewhere or model.base, model.revision, trust_remote_code=model.trust_remote_code)
         return run_dir.adapter, base, recipe.export.merge_base
     if not target.is_dir():
         raise ModelError(f"{target}: no such folder", cure="give a run folder or an adapter folder")
     config, record = read_adapter_config(target), read_record(target)
+    kept = "trained" if record else "original"
+    if elsewhere:
+        return target, resolve_base(elsewhere), kept
     name = record.get("base") or config.get("base_model_name_or_path")
+    cure = "say where its base is: edgetune merge ADAPTER --base FOLDER"
     if not name:
-        raise ModelError(f"{target}: it does not name its base", cure="set base_model_name_or_path in its config")
-    base = resolve_base(name, record.get("revision") or config.get("revision"))
-    return target, base, "trained" if record else "original"
+        raise ModelError(f"{target}: it does not name its base", cure=cure)
+    try:
+        return target, resolve_base(name, record.get("revision") or config.get("revision")), kept
+    except ModelError as error:
+        raise ModelError(f"{target}: its base cannot be had: {error.message}", cure=cure) from None

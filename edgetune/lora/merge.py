@@ -229,8 +229,10 @@ def _write_weights(
 
 def _fold(name: str, weight: Tensor, adapter: Adapter, held: _Held) -> Tensor:
     """One tensor of the merged model: float32 where the adapter changes it, else in the type it was held in."""
-    if name in adapter.replaced:
+    pair = adapter.pairs.get(name)
+    if name in adapter.replaced and pair is None:
         return adapter.replaced[name]
+    weight = adapter.replaced.get(name, weight)
     if held.dtype is not None and weight.is_floating_point():
         if name in held.quantized:
             weight = as_trained(weight, double_quantization=held.is_double, dtype=held.dtype, device=device())
@@ -238,7 +240,6 @@ def _fold(name: str, weight: Tensor, adapter: Adapter, held: _Held) -> Tensor:
             weight = embedding_as_trained(weight, held.ends_kind, dtype=held.dtype, device=device())
         else:
             weight = weight.to(held.dtype)
-    pair = adapter.pairs.get(name)
     if pair is None:
         return weight
     return merge_weight(weight.float(), pair.a, pair.b, scaling=pair.scaling, magnitude=pair.magnitude)

@@ -75,7 +75,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA on disk. `pairs` and `replaced` (weights trained whole) are keyed by the names of base tensors."""
+    """A LoRA on disk. `pairs` and `replaced` are keyed by the names of base tensors.
+
+    `replaced` has weights that were trained whole, and copies of the base's that PEFT saves beside a LoRA on embedding
+    or head: a tensor in both is the pair folded into the copy.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -96,6 +100,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     if not file.exists():
         raise ModelError(f"{folder}: no {CONFIG}", cure="give an adapter folder in PEFT's format")
     config = read_json(file, ModelError, cure=AGAIN)
+    if "fine_tune_type" in config and "peft_type" not in config:
+        raise ModelError(
+            f"{folder}: an adapter of mlx-lm, whose format is another one",
+            cure="fuse it with mlx_lm.fuse and give the fused model, or train it again",
+        )
     if config.get("peft_type") != "LORA":
         raise ModelError(
             f"{folder}: a {config.get('peft_type')} adapter", cure="EdgeTune handles LoRA, rsLoRA and DoRA"
@@ -164,12 +173,18 @@ def _group(places: Mapping[str, Place]) -> tuple[dict[str, dict[str, Place]], di
     modules: dict[str, dict[str, Place]] = {}
     whole: dict[str, Place] = {}
     for key, place in places.items():
-        name = key.removeprefix(PREFIX).replace(".base_layer", "").replace(".modules_to_save", "")
+        name = _plain(key).removeprefix(PREFIX).replace(".base_layer", "").replace(".modules_to_save", "")
         if match := FAMILY.match(name):
             modules.setdefault(match["module"], {})[match["part"]] = place
         else:
             whole[name] = place
     return modules, whole
+
+
+def _plain(key: str) -> str:
+    """A key without what torch.compile, DistributedDataParallel and PEFT (an adapter's name) put into it."""
+    key = key.removeprefix("module.").replace("_orig_mod.", "")
+    return re.sub(r"\.(lora_A|lora_B|lora_magnitude_vector)\.default\b", r".\1", key)
 
 
 def _pair(folder: Path, module: str, parts: Mapping[str, Place], config: Mapping[str, Any]) -> Pair:

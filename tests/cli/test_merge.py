@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,31 @@ def test_a_folder_without_an_adapter_is_an_error_with_a_cure(run_folder: Path, t
     untrained = merge(run_folder)
     assert (untrained.exit_code, "no adapter yet" in untrained.stderr) == (2, True)
     assert "Traceback" not in missing.stderr + untrained.stderr
+
+
+@pytest.mark.parametrize("named", ["/content/drive/base", "../elsewhere", None])
+def test_a_base_that_lies_elsewhere_is_asked_for_and_can_be_given(
+    run_folder: Path, tiny_base: Path, tmp_path: Path, named: str | None
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run_folder / "adapter", adapter)
+    (adapter / "edgetune.json").unlink()
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": named}))
+    asked = merge(adapter)
+    assert asked.exit_code == 2
+    assert "say where its base is: edgetune merge ADAPTER --base FOLDER" in asked.stderr
+    done = merge(adapter, "--base", tiny_base)
+    assert done.exit_code == 0, done.stderr
+    assert "on the original base" in done.stdout
+
+
+def test_a_run_whose_base_moved_is_told_where_it_is(run_folder: Path, tiny_base: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_base, moved)
+    assert merge(run_folder, "--base", moved).exit_code == 0
+    wrong = merge(run_folder, "--base", "trainde", "--out", tmp_path / "other")
+    assert (wrong.exit_code, len(wrong.stderr.splitlines())) == (2, 1)
 
 
 def test_what_edgetune_did_not_write_is_never_replaced(run_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from edgetune.errors import ModelError, RunError
 from edgetune.lora import merge as merge_module
@@ -17,7 +17,10 @@ from edgetune.model.base import load_base, load_merged, load_tokenizer
 from edgetune.recipe import LoraTable, ModelTable
 
 # Plain PEFT, which some tests call themselves, asks transformers for a property that was renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),
+]
 
 
 def make_adapter(base: Path, folder: Path, lora: LoraTable, **options: Any) -> Any:
@@ -115,6 +118,77 @@ def test_an_adapter_made_by_plain_peft_merges_with_patterns_and_a_whole_norm(tin
     merge(tmp_path / "a", tiny_base, tmp_path / "m", merge_base="original")
     merged = load_merged(tmp_path / "m")
     torch.testing.assert_close(logits(merged), logits(model.eval()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def untied_base(tiny_base: Path, tmp_path: Path) -> Path:
+    """tiny_base with an output head of its own."""
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "untied"))
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, tie_word_embeddings=False)
+    torch.manual_seed(6)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def by_peft(base: Path, folder: Path, **config: Any) -> Any:
+    """A model with an adapter of PEFT's own, each factor drawn, saved in `folder` as PEFT saves it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(5)
+    settings = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", **config}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**settings))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) * 0.1
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ".*(q_proj|lm_head)"},
+        {"target_modules": ["lm_head"], "use_dora": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+        {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
+        {"target_modules": "all-linear", "use_rslora": True, "exclude_modules": ["k_proj"]},
+    ],
+    ids=["head", "head by a regex", "head with DoRA", "ends saved whole", "one layer", "all but one"],
+)
+def test_a_merge_computes_what_peft_computes(untied_base: Path, tmp_path: Path, config: dict[str, Any]) -> None:
+    model = by_peft(untied_base, tmp_path / "a", **config)
+    merge(tmp_path / "a", untied_base, tmp_path / "m", merge_base="original")
+    torch.testing.assert_close(logits(load_merged(tmp_path / "m")), logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda key: f"_orig_mod.{key}",
+        lambda key: key.replace("base_model.model.", "base_model.model._orig_mod."),
+        lambda key: key.replace(".weight", ".default.weight"),
+        lambda key: key.removeprefix("base_model.model."),
+        lambda key: f"module.{key}",
+    ],
+    ids=["compiled outside", "compiled inside", "a plain state dict", "without a prefix", "DDP"],
+)
+def test_names_that_other_wrappers_gave_are_read(untied_base: Path, tmp_path: Path, wrapped: Any) -> None:
+    model = by_peft(untied_base, tmp_path / "a", target_modules=["q_proj", "v_proj"])
+    path = tmp_path / "a/adapter_model.safetensors"
+    save_file({wrapped(key): tensor for key, tensor in load_file(path).items()}, path)
+    merge(tmp_path / "a", untied_base, tmp_path / "m", merge_base="original")
+    torch.testing.assert_close(logits(load_merged(tmp_path / "m")), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_of_mlx_lm_is_called_that(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "num_layers": 2}))
+    with pytest.raises(ModelError, match=r"an adapter of mlx-lm.*mlx_lm\.fuse"):
+        merge(tmp_path, tiny_base, tmp_path / "m")
 
 
 def test_the_folder_is_a_whole_model(tiny_base: Path, tmp_path: Path) -> None:
