@@ -32,6 +32,8 @@ from edgetune.runtime.bundle import GENAI_CONFIG
 AS_IT_COMES = {"KMP_BLOCKTIME": "200"}
 """LLVM's own default, which GNU's OpenMP does not read: with it EdgeTune takes the user to have chosen."""
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
+INTELS = Path(sys.prefix) / "lib" / "libiomp5.so"
+"""Of the package intel-openmp: what torch has on Windows, and nearly what it has on macOS; left out without it."""
 BUSY = "while True: pass"
 NEIGHBOURS = (0, 1, 2)
 
@@ -95,6 +97,10 @@ def _contestants(folder: Path) -> list[Contestant]:
     found.append(
         Contestant("training step, transformers.Trainer", "trainer step", environment=tuple(AS_IT_COMES.items()))
     )
+    if INTELS.exists():
+        for way, environment in (("Intel's OpenMP as it comes", AS_IT_COMES), ("Intel's OpenMP, edgetune", {})):
+            variables = {"LD_PRELOAD": str(INTELS), **environment}
+            found.append(Contestant(f"training step, {way}", "training step", environment=tuple(variables.items())))
     merged = _random_llama(folder / "merged")
     for number, (way, options) in enumerate(
         {

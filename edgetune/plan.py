@@ -212,6 +212,8 @@ def _check(recipe: Recipe) -> tuple[dict[str, dict[str, int]], int]:
     for which in ("train", "eval", "test"):
         if which == "train" or getattr(recipe.data, which) is not None:
             rows[which] = attempt(functools.partial(_look_at_rows, recipe, which, tokenizer))
+    if rows["train"] is not None and not recipe.is_classifier:
+        attempt(lambda: _look_at_references(recipe))
     if recipe.evaluate.folds and rows["train"] is not None:
         attempt(lambda: deal(recipe))
     if len(problems) == 1:
@@ -220,6 +222,17 @@ def _check(recipe: Recipe) -> tuple[dict[str, dict[str, int]], int]:
         lines = [str(problem) for problem in problems]
         raise RecipeError("\n".join([f"{len(lines)} problems", *lines]), problems=lines)
     return rows, len(labels)
+
+
+def _look_at_references(recipe: Recipe) -> None:
+    """Raises DataError for a row of those that will be scored, the first ones, that [evaluate] metric cannot score."""
+    from edgetune.data.prepare import examples
+    from edgetune.evaluate.rows import check_reference
+
+    metric: Any = recipe.evaluate.metric
+    for example in itertools.islice(examples(recipe, "test"), COUNTED_ROWS):
+        answer = example.messages[-1].content if example.messages else None
+        check_reference(example.messages[:-1], answer, example.place, metric)
 
 
 def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:

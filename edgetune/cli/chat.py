@@ -49,7 +49,7 @@ def command(bundle: Path, system: str | None, adapter: str | None, **sampling: A
 
 
 def _lines() -> Iterator[str]:
-    """Stripped lines from stdin until it ends; on a terminal with a prompt and line editing."""
+    """Stripped lines from stdin until it ends, without byte order marks; with prompt and line editing on a terminal."""
     prompt = ""
     if sys.stdin.isatty():
         prompt = "> "
@@ -57,7 +57,7 @@ def _lines() -> Iterator[str]:
             import readline  # noqa: F401  importing it gives input() its line editing
     while True:
         try:
-            yield input(prompt).strip()
+            yield input(prompt).removeprefix("\ufeff").strip()
         except EOFError:
             if prompt:
                 console.note("")

@@ -68,7 +68,10 @@ def command(bundle: Path, texts: tuple[str, ...], top_k: int, as_json: bool) -> 
 
 
 def _batches() -> Iterator[Sequence[str]]:
-    """Lines of stdin, line ends left out, as many together as came at once. Raises PromptError if one is not UTF-8."""
+    """Lines of stdin, byte order mark and line ends left out, as many together as came at once.
+
+    Raises PromptError if one is not UTF-8.
+    """
     number = 0
     for lines in _arrivals():
         for start in range(0, len(lines), MOST_LINES):
@@ -76,7 +79,7 @@ def _batches() -> Iterator[Sequence[str]]:
             for line in lines[start : start + MOST_LINES]:
                 number += 1
                 try:
-                    batch.append(line.decode("utf-8").removesuffix("\r"))
+                    batch.append(line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r"))
                 except UnicodeDecodeError as error:
                     if batch:
                         yield batch

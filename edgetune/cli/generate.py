@@ -63,9 +63,9 @@ def command(
 
 
 def _read_stdin() -> str:
-    """All of stdin as text, its last line end left out. Raises PromptError if it is not UTF-8."""
+    """All of stdin as text, byte order mark and last line end left out. Raises PromptError if it is not UTF-8."""
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
+        return sys.stdin.buffer.read().decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise PromptError(f"stdin: not UTF-8 text: {error.reason} at byte {error.start}") from None
 

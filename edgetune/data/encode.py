@@ -94,6 +94,8 @@ def _render_with_spans(
 
 def _span(whole: str, example: Example, number: int, tokenizer: Any) -> tuple[int, int]:
     """First and last character (exclusive) of the answer that is message `number`."""
+    if number == 0:
+        return _opening_span(whole, example, tokenizer)
     before = render(tokenizer, example.messages[:number], add_generation_prompt=True)
     if not whole.startswith(before):
         raise DataError(
@@ -113,6 +115,16 @@ def _span(whole: str, example: Example, number: int, tokenizer: Any) -> tuple[in
             cure='split the row into single turns, or set data.loss_on = "all"',
         )
     return len(before), end + len(tokenizer.eos_token)
+
+
+def _opening_span(whole: str, example: Example, tokenizer: Any) -> tuple[int, int]:
+    """The span of a first message that is an answer: no template can be asked for what stands before it."""
+    content = example.messages[0].content.strip()
+    start = whole.find(content)
+    upto = render(tokenizer, example.messages[:1])
+    if start < 0 or not whole.startswith(upto):
+        raise DataError("the chat template does not write a first message of the assistant", cure="leave it out")
+    return start, len(upto)
 
 
 def _tokenise(

@@ -1,4 +1,4 @@
-"""One data file -> rows, streamed: JSON lines, JSON, CSV, TSV and parquet, each also with .gz.
+"""One data file -> rows, streamed: JSON lines, JSON, CSV, TSV, parquet and Arrow, each also with .gz.
 
 Every row knows its place, so that a complaint about it can name file and line.
 """
@@ -11,14 +11,14 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from edgetune.errors import DataError
 
-EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 CHUNK_CHARACTERS = 1 << 20
 
 
@@ -38,10 +38,10 @@ def extension(path: Path) -> str:
 def file_rows(path: Path) -> Iterator[Row]:
     """The rows of a file in order; memory does not grow with them. Raises DataError."""
     kind = extension(path)
-    if kind == ".parquet":
-        yield from _parquet_rows(path)
+    if kind in (".parquet", ".arrow"):
+        yield from _table_rows(path, kind)
         return
-    read = {".jsonl": _json_lines, ".json": _json_rows, ".csv": _separated_rows, ".tsv": _separated_rows}[kind]
+    read = {".jsonl": _json_lines, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _tsv_rows}[kind]
     try:
         with open_text(path) as file:
             yield from read(file, path)
@@ -201,39 +201,110 @@ def _object(value: Any, place: str) -> dict[str, Any]:
     return value
 
 
-def _separated_rows(file: IO[str], path: Path) -> Iterator[Row]:
-    """CSV or TSV with a header; a text with separators, quotes or line breaks stands in quotes, its own doubled."""
+def _csv_rows(file: IO[str], path: Path) -> Iterator[Row]:
+    """CSV with a header; a text with commas, quotes or line breaks stands in quotes, its own doubled."""
     csv.field_size_limit(sys.maxsize)
-    is_tsv = extension(path) == ".tsv"
-    reader = csv.DictReader(file, delimiter="\t" if is_tsv else ",", strict=True)
+    yield from _separated_rows(csv.reader(file, strict=True), path, "CSV", cure=_QUOTE)
+
+
+def _tsv_rows(file: IO[str], path: Path) -> Iterator[Row]:
+    """TSV with a header: a line is a row and a quotation mark an ordinary character (IANA, tab-separated-values).
+
+    Spreadsheets and pandas write TSV as CSV with tabs. A file is read so where its lines cannot be rows, or where each
+    name in its header is in quotes; a cell, where it is in quotes and has doubled ones inside, and no others.
+    """
+    csv.field_size_limit(sys.maxsize)
+    header = next(file, "").rstrip("\r\n")
+    is_quoted = all(len(name) > 1 and name[0] == name[-1] == '"' for name in header.split("\t"))
+    are_rows = all(line.count("\t") == header.count("\t") for line in file if line.strip("\r\n"))
+    file.seek(0)
+    if is_quoted or not are_rows:
+        yield from _separated_rows(csv.reader(file, delimiter="\t", strict=True), path, "TSV", cure=_QUOTE)
+        return
+    for row in _separated_rows(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), path, "TSV", cure=_QUOTE):
+        yield Row({name: _unquoted(text) for name, text in row.values.items()}, row.place)
+
+
+def _unquoted(text: str) -> str:
+    """A cell as it was before a writer of CSV quoted it; any other text as it is."""
+    inner = text[1:-1].replace('""', "")
+    is_quoted = len(text) > 3 and text[0] == text[-1] == '"' and '"' not in inner and inner != text[1:-1]
+    return text[1:-1].replace('""', '"') if is_quoted else text
+
+
+def _separated_rows(reader: Any, path: Path, kind: str, *, cure: str) -> Iterator[Row]:
+    """The rows of a csv.reader whose first one names the columns; blank lines are none."""
     try:
-        names = reader.fieldnames or []
-        if twice := [name for name in names if list(names).count(name) > 1]:
+        names: list[str] = next(reader, [])
+        if twice := [name for name in names if names.count(name) > 1]:
             raise DataError(f"{path}:1: column '{twice[0]}' occurs twice in the header")
-        for values in reader:
+        for cells in reader:
+            if not cells:
+                continue
             place = f"{path}:{reader.line_num}"
-            if None in values or None in values.values():
-                raise DataError(f"{place}: has another number of columns than the header", cure=_QUOTE)
-            yield Row(dict(values), place)
+            if len(cells) != len(names):
+                raise DataError(f"{place}: has another number of columns than the header", cure=cure)
+            yield Row(dict(zip(names, cells, strict=True)), place)
     except csv.Error as error:
-        kind = "TSV" if is_tsv else "CSV"
-        raise DataError(f"{path}:{reader.line_num}: not valid {kind}: {error}", cure=_QUOTE) from None
+        raise DataError(f"{path}:{reader.line_num}: not valid {kind}: {error}", cure=cure) from None
 
 
 _QUOTE = "put texts that hold separators or quotes into quotes, and double the quotes inside"
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _table_rows(path: Path, kind: str) -> Iterator[Row]:
+    """The rows of a parquet or Arrow file, numbered classes as the names that datasets keeps in its metadata."""
     import pyarrow
-    import pyarrow.parquet
 
-    number = 0
+    number, classes = 0, None
     try:
         with path.open("rb") as raw:
             file: Any = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024):
+            for batch in _batches(file, kind):
+                classes = class_names(batch.schema.metadata) if classes is None else classes
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(values, f"{path}: row {number}")
+                    yield Row(with_class_names(values, classes), f"{path}: row {number}")
     except (pyarrow.ArrowException, OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}") from None
+        what = "parquet" if kind == ".parquet" else "Arrow"
+        raise DataError(f"{path}: cannot be read as {what}: {str(error).splitlines()[0]}") from None
+
+
+def _batches(file: Any, kind: str) -> Iterator[Any]:
+    """Record batches of a parquet file, or of an Arrow file in either of its forms, a stream or with a footer."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if kind == ".parquet":
+        yield from pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024)
+        return
+    magic = file.read(6)
+    file.seek(0)
+    if magic == b"ARROW1":
+        opened = pyarrow.ipc.open_file(file)
+        yield from (opened.get_batch(index) for index in range(opened.num_record_batches))
+    else:
+        yield from pyarrow.ipc.open_stream(file)
+
+
+def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """The names of each column of numbered classes, from what datasets writes into a schema's metadata."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        kinds = {column: kind.get("feature") or kind for column, kind in features.items() if isinstance(kind, dict)}
+        return {column: kind["names"] for column, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def with_class_names(values: dict[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A row with its numbered classes as names, in lists too; -1, which stands for no class, as None."""
+    return values | {column: _class_name(values.get(column), names) for column, names in classes.items()}
+
+
+def _class_name(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_class_name(item, names) for item in value]
+    if not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None

@@ -29,6 +29,8 @@ class Example:
     text: str | None
     place: str
     labels: tuple[str, ...] = ()
+    unanswered: int = 0
+    """Last turns that were left out because no answer follows them: nothing of them is learned or scored."""
 
 
 COLUMNS: dict[Format, tuple[str, ...]] = {
@@ -39,8 +41,27 @@ COLUMNS: dict[Format, tuple[str, ...]] = {
     "text": ("text",),
 }
 """The columns that make a format, in the order in which they are looked for."""
-ROLES = ("system", "user", "assistant", "tool")
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES = {**{role: role for role in ("system", "user", "assistant", "tool")}, "developer": "system"}
+SHAREGPT_ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "assistant"),
+    "system": "system",
+    "tool": "tool",
+}
+SYSTEM_COLUMN, HISTORY_COLUMN, LABEL_COLUMN = "system", "history", "label"
+"""Beside the columns of a format: the row's system message; earlier turns of an Alpaca row, as pairs; of a preference
+row whether its answer is a good one."""
+UNREAD_COLUMNS = {
+    "tools": "tools that the model may call are not handled",
+    "chosen": "a row with a chosen and a rejected answer is one of preferences",
+    "rejected": "a row with a chosen and a rejected answer is one of preferences",
+}
+UNREAD_KEYS = {
+    "tool_calls": "calls of tools are not handled",
+    "function_call": "calls of tools are not handled",
+    "reasoning_content": "reasoning beside the answer is not handled",
+}
+"""What would change what is learned, and why it is refused rather than left out."""
 
 
 def detect(row: Row) -> tuple[Format, str]:
@@ -59,27 +80,45 @@ def to_example(row: Row, form: Format, *, system: str | None = None) -> Example:
     """A row as an example; `system` goes first where the row has no system message. Raises DataError with the place."""
     if form == "text":
         return Example((), text_of(row, "text"), row.place)
+    _refuse_unread(row)
     messages = _READERS[form](row)
-    if not any(message.role == "assistant" for message in messages):
+    answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
+    if not answers:
         raise DataError(f"{row.place}: has no assistant message, so nothing to learn")
-    if system is not None and messages[0].role != "system":
-        messages = (Message("system", system), *messages)
-    return Example(tuple(messages), None, row.place)
+    end = answers[-1] + 1
+    own = row.values.get(SYSTEM_COLUMN)
+    said = text_of(row, SYSTEM_COLUMN) if own is not None and own != "" else system
+    if said is not None and messages[0].role != "system":
+        messages, end = (Message("system", said), *messages), end + 1
+    return Example(tuple(messages[:end]), None, row.place, unanswered=len(messages) - end)
+
+
+def _refuse_unread(row: Row) -> None:
+    """Raises DataError for a row of which a part would be dropped that says what is to be learned."""
+    for column, reason in UNREAD_COLUMNS.items():
+        if row.values.get(column) not in (None, [], "", "[]", {}):
+            raise DataError(
+                f"{row.place}: column '{column}': {reason}", cure="leave the column out, or the rows with it"
+            )
+    if row.values.get(LABEL_COLUMN) is False:
+        raise DataError(
+            f"{row.place}: label is false, which marks a bad answer: it would be learned as a good one",
+            cure="keep the rows whose label is true",
+        )
 
 
 def _from_messages(row: Row) -> tuple[Message, ...]:
-    return _turns(row, "messages", role_key="role", content_key="content", roles={role: role for role in ROLES})
+    return _turns(row, "messages")
 
 
 def _from_sharegpt(row: Row) -> tuple[Message, ...]:
-    return _turns(row, "conversations", role_key="from", content_key="value", roles=SHAREGPT_ROLES)
+    return _turns(row, "conversations")
 
 
 def _from_prompt(row: Row) -> tuple[Message, ...]:
     """Texts, or lists of messages as TRL has them."""
     if isinstance(row.values.get("prompt"), list):
-        roles = {role: role for role in ROLES}
-        parts = [_turns(row, column, role_key="role", content_key="content", roles=roles) for column in COLUMNS[_PC]]
+        parts = [_turns(row, column) for column in COLUMNS[_PC]]
         return (*parts[0], *parts[1])
     return Message("user", text_of(row, "prompt")), Message("assistant", text_of(row, "completion"))
 
@@ -89,7 +128,21 @@ def _from_alpaca(row: Row) -> tuple[Message, ...]:
     more = text_of(row, "input") if row.values.get("input") is not None else ""
     if more:
         asked = f"{asked}\n\n{more}"
-    return Message("user", asked), Message("assistant", text_of(row, "output"))
+    return *_history(row), Message("user", asked), Message("assistant", text_of(row, "output"))
+
+
+def _history(row: Row) -> tuple[Message, ...]:
+    """The earlier turns of an Alpaca row: [[question, answer], ...]."""
+    pairs = row.values.get(HISTORY_COLUMN) or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise DataError(f"{row.place}: column '{HISTORY_COLUMN}' must be a list of pairs, a question and its answer")
+    turns = []
+    for number, pair in enumerate(pairs):
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            if not isinstance(text, str):
+                raise DataError(f"{row.place}: {HISTORY_COLUMN}[{number}]: must hold two texts")
+            turns.append(Message(role, encodable(text, f"{row.place}: {HISTORY_COLUMN}[{number}]")))
+    return tuple(turns)
 
 
 _PC: Format = "prompt-completion"
@@ -126,25 +179,40 @@ def encodable(text: str, where: str) -> str:
     return text
 
 
-def _turns(row: Row, column: str, *, role_key: str, content_key: str, roles: Mapping[str, str]) -> tuple[Message, ...]:
+def _turns(row: Row, column: str) -> tuple[Message, ...]:
+    """The messages in a column, each in the words of OpenAI's or of ShareGPT's."""
     turns = row.values.get(column)
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{row.place}: column '{column}' must be a list of messages that is not empty")
-    return tuple(
-        _turn(turn, f"{row.place}: {column}[{n}]", role_key, content_key, roles) for n, turn in enumerate(turns)
-    )
+    return tuple(_turn(turn, f"{row.place}: {column}[{n}]") for n, turn in enumerate(turns))
 
 
-def _turn(turn: Any, where: str, role_key: str, content_key: str, roles: Mapping[str, str]) -> Message:
-    if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
-        raise DataError(f"{where}: must have '{role_key}' and '{content_key}'")
+WORDS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
+    ("role", "content", ROLES),
+    ("from", "value", SHAREGPT_ROLES),
+)
+"""How a message is spelled: the keys of who says it and what is said, and who there is."""
+
+
+def _turn(turn: Any, where: str) -> Message:
+    words = turn if isinstance(turn, dict) else {}
+    spelled = next((item for item in WORDS if item[0] in words and item[1] in words), None)
+    if spelled is None:
+        raise DataError(
+            f"{where}: must have 'role' and 'content', or 'from' and 'value'",
+            cure=f"it has {', '.join(map(repr, words)) or 'neither'}",
+        )
+    role_key, content_key, roles = spelled
     role, content = turn[role_key], turn[content_key]
+    for key, reason in UNREAD_KEYS.items():
+        if turn.get(key):
+            raise DataError(f"{where}: {key}: {reason}", cure="write it into the content as text, or leave the key out")
     if not isinstance(role, str) or role not in roles:
         raise DataError(f"{where}: unknown role {role!r}", cure=f"known: {', '.join(roles)}")
-    if turn.get("tool_calls") or turn.get("weight") == 0:
-        raise DataError(f"{where}: tool_calls and weights of messages are not handled", cure="write calls as text")
+    if turn.get("weight") == 0:
+        raise DataError(f"{where}: weights of messages are not handled", cure="leave the key out")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text", "")) for part in content)
+        content = "".join(str(part.get("text") or "") for part in content)
     if not isinstance(content, str):
         raise DataError(f"{where}: '{content_key}' must be a text; tool calls and pictures are not handled")
     return Message(roles[role], encodable(content, where))

@@ -31,7 +31,7 @@ from edgetune.hashes import hash_values
 from edgetune.recipe import DataTable, Recipe
 
 BATCH_ROWS = 256
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class DataReport:
     trained_tokens: int
     longest: int
     """Tokens of the longest row read, also of one that was dropped."""
+    unanswered: int
+    """Rows, of both splits, whose last turns were left out because no answer follows them."""
     has_default_template: bool
     """The tokenizer has no chat template; EdgeTune's default is used."""
 
@@ -80,6 +82,7 @@ class DataReport:
             (self.truncated, f"{self.truncated:,} rows cut to max_seq_len; {longest} tokens"),
             (self.dropped_untrainable, f"{self.dropped_untrainable:,} rows with nothing to learn left out"),
             (self.eval_dropped, f"{self.eval_dropped:,} eval rows left out, too long or with nothing to learn"),
+            (self.unanswered, f"of {self.unanswered:,} rows the turns after the last answer left out"),
             (self.has_default_template, "the tokenizer has no chat template; EdgeTune's default is used"),
         )
         return tuple(line for applies, line in lines if applies)
@@ -300,6 +303,7 @@ def _write(recipe: Recipe, tokenizer: Any, folder: Path, has_default_template: b
         tokens=counts["tokens"],
         trained_tokens=counts["trained_tokens"],
         longest=counts["longest"],
+        unanswered=counts["unanswered"] + eval_counts["unanswered"],
         has_default_template=has_default_template,
     )
     write_json(folder / "report.json", dataclasses.asdict(report))
@@ -326,6 +330,7 @@ def _kept(stream: Iterator[Example], tokenizer: Any, data: DataTable, counts: Co
     while batch := list(itertools.islice(stream, BATCH_ROWS)):
         encoded = encode_batch(batch, tokenizer, loss_on=data.loss_on)
         for example, whole in zip(batch, encoded, strict=True):
+            counts["unanswered"] += bool(example.unanswered)
             row = _fit(whole, data, counts, is_empty=_is_empty(example, data))
             if row is not None:
                 yield row

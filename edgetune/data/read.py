@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgetune.data import iob
-from edgetune.data.files import EXTENSIONS, Row, extension, file_rows, not_utf8
+from edgetune.data.files import EXTENSIONS, Row, extension, file_rows, not_utf8, with_class_names
 from edgetune.errors import DataError
 from edgetune.hashes import hash_file
 from edgetune.recipe import DataTable
@@ -33,6 +33,7 @@ SPLIT_NAMES: dict[str, Split] = {
     "test": "test",
 }
 SPLITS: tuple[Split, ...] = ("train", "eval", "test")
+SAVED_BESIDE_ARROW = ("dataset_dict.json", "dataset_info.json", "state.json")
 TEXT_FILE = ".txt"
 """One text a file, in a folder named after its label."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
@@ -187,12 +188,17 @@ def _grouped(files: Iterable[tuple[Split | None, Path]]) -> dict[Split, tuple[Pa
 
 
 def _names(folder: Path) -> list[Path]:
-    """The files under a folder, relative to it, in order; hidden ones and those of runs of EdgeTune are none."""
-    found = []
+    """The files under a folder, relative to it, in order; hidden ones and those of runs of EdgeTune are none.
+
+    Nor are those that describe the Arrow files of `datasets.Dataset.save_to_disk`.
+    """
+    found: list[Path] = []
     for path, folders, files in os.walk(folder):
         kept = [name for name in folders if not RunDir(Path(path, name)).is_run and not name.startswith(".")]
         folders[:] = kept
         found += [Path(path, name).relative_to(folder) for name in files if not name.startswith(".")]
+    if any(extension(name) == ".arrow" for name in found):
+        found = [name for name in found if name.name not in SAVED_BESIDE_ARROW]
     return sorted(found)
 
 
@@ -245,14 +251,10 @@ def _hub_rows(source: str, split: Split | None) -> Iterator[Row]:
 
     table = _load_hub(source, split)
     features = getattr(table, "features", None) or {}
-    classes = {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
+    kinds = {column: getattr(kind, "feature", kind) for column, kind in features.items()}
+    classes = {column: kind.names for column, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
     for number, values in enumerate(table, start=1):
-        names = {
-            column: kind.int2str(values[column])
-            for column, kind in classes.items()
-            if values[column] is not None and values[column] >= 0
-        }
-        yield Row({**values, **names}, f"{source}:{number}")
+        yield Row(with_class_names(values, classes), f"{source}:{number}")
 
 
 def _from_hub(source: str, load: Any) -> Any:

@@ -128,7 +128,7 @@ def make_eval_set(
             f"{source}: no row to evaluate on fits {context_length} tokens" if rows else f"{source}: no rows"
         )
     for row in fitting:
-        _check_reference(row, metric)
+        check_reference(row.messages, row.reference, row.place, metric)
     return EvalSet(
         rows=tuple(fitting),
         metric=metric,
@@ -190,22 +190,21 @@ def _check_file(recipe: Recipe) -> str:
     return str(path.resolve())
 
 
-def _check_reference(row: EvalRow, metric: Metric) -> None:
+def check_reference(asked: Sequence[Any], reference: str | None, place: str, metric: Metric) -> None:
+    """Raises DataError for a row, the messages `asked` and the right answer, that the metric cannot score."""
     if metric == "loss":
         return
-    if row.reference is None or not row.messages:
+    if reference is None or not asked:
         raise DataError(
-            f"{row.place}: holds no question with an answer, which {metric} needs", cure='set evaluate.metric = "loss"'
+            f"{place}: holds no question with an answer, which {metric} needs", cure='set evaluate.metric = "loss"'
         )
-    if metric == "final_number" and final_number(row.reference) is None:
+    if metric == "final_number" and final_number(reference) is None:
         raise DataError(
-            f"{row.place}: the reference has no number: {row.reference[:60]!r}",
-            cure='set evaluate.metric = "exact_match"',
+            f"{place}: the reference has no number: {reference[:60]!r}", cure='set evaluate.metric = "exact_match"'
         )
-    if metric == "json" and not parse_json(row.reference)[0]:
+    if metric == "json" and not parse_json(reference)[0]:
         raise DataError(
-            f"{row.place}: the reference is not JSON: {row.reference[:60]!r}",
-            cure='set evaluate.metric = "exact_match"',
+            f"{place}: the reference is not JSON: {reference[:60]!r}", cure='set evaluate.metric = "exact_match"'
         )
 
 

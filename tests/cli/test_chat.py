@@ -35,7 +35,7 @@ def test_each_line_of_a_pipe_is_answered(tiny_bundle: Path) -> None:
         {"role": "user", "content": "turn off"},
     ]
     second = decoder.generate(messages, max_new_tokens=5).text
-    result = run(tiny_bundle, "turn on\n\n turn off \n")
+    result = run(tiny_bundle, "\ufeffturn on\n\n turn off \n")  # a byte order mark, as some pipes begin
     assert (result.exit_code, result.stdout) == (0, f"{first}\n{second}\n")
 
 

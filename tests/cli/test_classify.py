@@ -76,6 +76,11 @@ def test_lines_are_answered_while_more_are_to_come(word_bundle: Path) -> None:
     assert (process.returncode, out, errors) == (0, b"", b"")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_text(word_bundle: Path) -> None:
+    marked, plain = (json.loads(run(word_bundle, "--json", stdin=text).stdout) for text in ("\ufeffcard\n", "card\n"))
+    assert marked["results"] == plain["results"]
+
+
 def test_top_k_adds_further_labels_before_the_text(word_bundle: Path) -> None:
     assert run(word_bundle, "card card money", "--top-k", 2).stdout == "card\t0.9997\tmoney\t0.0003\n"
     assert run(word_bundle, "-", "--top_k", 2, stdin="card card money\n").stdout == (

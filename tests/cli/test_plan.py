@@ -77,6 +77,30 @@ def test_bad_rows_an_adapter_of_nowhere_and_broken_weights_are_found_without_loa
     assert "no-adapter" in result.stderr
 
 
+TURN = {"role": "user", "content": "on"}, {"role": "assistant", "content": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "complaint"),
+    [
+        ([{"text": "once upon a time"}], [], 'which exact_match needs; set evaluate.metric = "loss"'),
+        ([{"messages": [TURN[1]]}], [], "holds no question with an answer"),
+        ([{"messages": [*TURN]}], ["evaluate.metric=json"], "the reference is not JSON"),
+        ([{"messages": [*TURN]}, {"messages": [*TURN], "tools": [{"name": "f"}]}], [], "column 'tools'"),
+    ],
+)
+def test_rows_that_no_score_can_be_taken_of_are_found_before_the_training(
+    recipe: Path, tmp_path: Path, rows: list, settings: list[str], complaint: str
+) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [word for item in [f'data.test="{path}"', *settings] for word in ("--set", item)]
+    result = plan(recipe, *asked)
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_an_unknown_key_is_found_before_any_file(recipe: Path) -> None:
     result = plan(recipe, "--set", "lora.rnak=4")
     assert result.exit_code == 2

@@ -54,6 +54,16 @@ def test_every_answer_with_its_end_token_is_learned_and_nothing_else(tokenizer, 
     assert learned(row, tokenizer) == [f"two{tokenizer.eos_token}", f"four{tokenizer.eos_token}"]
 
 
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_an_answer_that_opens_the_conversation_is_learned_too(tokenizer, template):
+    if template:
+        tokenizer.chat_template = template
+    turns = (("assistant", "hello"), ("user", "turn on the lamp"), ("assistant", "ok"))
+    example = Example(tuple(Message(*turn) for turn in turns), None, "a:1")
+    row = encode(example, tokenizer, max_seq_len=512, loss_on="completion")
+    assert learned(row, tokenizer) == [f"hello{tokenizer.eos_token}", f"ok{tokenizer.eos_token}"]
+
+
 def test_the_prompt_is_the_one_that_generation_starts_from(tokenizer):
     example = chat("turn on the lamp", "ok")
     row = encode(example, tokenizer, max_seq_len=512, loss_on="completion")

@@ -48,6 +48,48 @@ def test_the_system_message_goes_first_only_where_there_is_none():
     assert [message.role for message in example(own, system="be brief").messages] == ["system", "user", "assistant"]
 
 
+@pytest.mark.parametrize("form", SAME)
+def test_the_row_s_own_system_column_goes_first(form):
+    found = example({**SAME[form], "system": "be quick"}, system="be brief")
+    assert (found.messages[0].role, found.messages[0].content) == ("system", "be quick")
+    assert example({**SAME[form], "system": None}, system="be brief").messages[0].content == "be brief"
+
+
+def test_the_history_of_an_alpaca_row_stands_before_its_question():
+    found = example({**SAME["alpaca"], "history": [["one", "two"], ["three", "four"]], "system": "s"})
+    assert [message.content for message in found.messages] == ["s", "one", "two", "three", "four", "hi", "ho"]
+    assert example({**SAME["alpaca"], "history": []}).messages == example(SAME["alpaca"]).messages
+
+
+def test_messages_may_be_spelled_either_way_in_either_column():
+    other = SAME["sharegpt"]["conversations"]
+    for values in ({"messages": other}, {"conversations": CHAT}):
+        assert [(message.role, message.content) for message in example(values).messages] == [
+            ("user", "hi"),
+            ("assistant", "ho"),
+        ]
+
+
+def test_a_developer_says_what_a_system_message_says():
+    found = example({"messages": [{"role": "developer", "content": "be brief"}, *CHAT]})
+    assert found.messages[0].role == "system"
+
+
+def test_an_absent_text_in_a_list_of_parts_is_no_text():
+    parts = [{"type": "text", "text": "hi"}, {"type": "text", "text": None}, {"type": "text"}]
+    assert example({"messages": [{"role": "user", "content": parts}, CHAT[1]]}).messages[0].content == "hi"
+
+
+def test_turns_after_the_last_answer_are_left_out_and_counted():
+    found = example({"messages": [*CHAT, {"role": "user", "content": "thanks"}]})
+    assert ([message.content for message in found.messages], found.unanswered) == (["hi", "ho"], 1)
+    assert example(SAME["messages"]).unanswered == 0
+
+
+def test_rows_whose_label_is_a_good_one_and_empty_columns_are_read():
+    assert example({**SAME["prompt-completion"], "label": True, "tools": None, "chosen": []}).messages
+
+
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
@@ -67,6 +109,15 @@ def test_the_system_message_goes_first_only_where_there_is_none():
         ({"messages": [*CHAT, {"role": "assistant", "content": "a", "weight": 0}]}, "weights of messages are not"),
         ({"prompt": ["a"], "completion": "b"}, "must have 'role'"),
         ({"text": {"a": 1}}, "column 'text' must be a text, not dict"),
+        ({"prompt": "a", "completion": "b", "label": False}, "label is false, which marks a bad answer"),
+        ({"messages": CHAT, "tools": [{"type": "function"}]}, "column 'tools': tools that the model may call"),
+        ({"prompt": "a", "completion": "b", "rejected": "c"}, "column 'rejected': a row with a chosen and a rejected"),
+        ({"messages": [CHAT[0], {**CHAT[1], "function_call": {"name": "f"}}]}, r"messages\[1\]: function_call: calls"),
+        ({"messages": [CHAT[0], {**CHAT[1], "reasoning_content": "so"}]}, r"messages\[1\]: reasoning_content: reas"),
+        ({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [{"id": 1}]}]}, r"messages\[1\]: tool_calls: calls of"),
+        ({"messages": [{"speaker": "user", "text": "a"}]}, r"or 'from' and 'value'; it has 'speaker', 'text'"),
+        ({"instruction": "a", "output": "b", "history": [["c"]]}, "column 'history' must be a list of pairs"),
+        ({"instruction": "a", "output": "b", "history": [["c", 1]]}, r"history\[0\]: must hold two texts"),
     ],
 )
 def test_a_row_that_is_no_example_is_named(values, complaint):

@@ -44,6 +44,76 @@ def test_every_kind_of_file_gives_the_same_rows_also_compressed(tmp_path, kind):
     assert [row.values for row in rows(str(packed))] == ROWS
 
 
+def test_a_quotation_mark_is_an_ordinary_character_of_tsv(tmp_path):
+    """An open quote, one that is closed lines later, and a word in quotes: each line is a row all the same."""
+    texts = ['"call me', "win", 'he said ok"', '"yes" he said', '"', '"quoted"', "a 'b'"]
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + "".join(f"{text}\tx\n" for text in texts))
+    found = list(rows(str(tmp_path / "a.tsv")))
+    assert [row.values["text"] for row in found] == texts
+    assert [row.place.rpartition(":")[2] for row in found] == [str(number) for number in range(2, len(texts) + 2)]
+
+
+def test_tsv_that_a_writer_of_csv_quoted_is_read_as_it_was_meant(tmp_path):
+    texts = ['he said "no"', '"all of it"', "plain", '""']
+    for name, quoting in (("minimal", csv.QUOTE_MINIMAL), ("all", csv.QUOTE_ALL)):
+        with (tmp_path / f"{name}.tsv").open("w", newline="") as file:
+            csv.writer(file, delimiter="\t", quoting=quoting).writerows([("text", "label"), *((t, "x") for t in texts)])
+        assert [row.values["text"] for row in rows(str(tmp_path / f"{name}.tsv"))] == texts
+
+
+@pytest.mark.parametrize("before", ['"row",ok', '"one\ntwo\nthree",ok'])
+def test_a_cell_that_csv_cannot_hold_is_named_with_its_own_line(tmp_path, before):
+    lines = f'text,label\n{before}\nplain,ok\n"he said \\"no\\", so",bad\n'
+    (tmp_path / "a.csv").write_text(lines)
+    line = lines.splitlines().index('"he said \\"no\\", so",bad') + 1
+    with pytest.raises(DataError, match=rf"a\.csv:{line}: not valid CSV"):
+        list(rows(str(tmp_path / "a.csv")))
+
+
+CLASSES = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["off", "on"])})
+LABELLED = {"text": ["a", "b", "c"], "label": [1, 0, -1]}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder", "arrow", "file with a footer"])
+def test_numbered_classes_have_the_names_that_datasets_wrote(tmp_path, kind):
+    table = datasets.Dataset.from_dict(LABELLED, features=CLASSES)
+    path = tmp_path / "saved"
+    if kind == "parquet":
+        path = tmp_path / "a.parquet"
+        table.to_parquet(path)
+    elif kind == "file with a footer":
+        import pyarrow
+
+        path = tmp_path / "a.arrow"
+        with pyarrow.ipc.new_file(path, table.data.table.schema) as file:
+            file.write_table(table.data.table)
+    else:
+        table.save_to_disk(path)
+        path = next(path.glob("*.arrow")) if kind == "arrow" else path
+    assert [row.values["label"] for row in rows(str(path))] == ["on", "off", None]
+
+
+def test_lists_of_numbered_classes_have_names_too(tmp_path):
+    kind = datasets.Features({"labels": datasets.Sequence(datasets.ClassLabel(names=["off", "on"]))})
+    datasets.Dataset.from_dict({"labels": [[1, 0], []]}, features=kind).to_parquet(tmp_path / "a.parquet")
+    assert [row.values["labels"] for row in rows(str(tmp_path / "a.parquet"))] == [["on", "off"], []]
+
+
+def test_a_saved_dict_of_datasets_has_its_splits(tmp_path):
+    table = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": table, "test": table.select([1])}).save_to_disk(tmp_path / "saved")
+    source = str(tmp_path / "saved")
+    assert splits(source) == ("train", "test")
+    assert [row.values for row in rows(source, split="train")] == ROWS
+    assert [row.values for row in rows(source, split="test")] == ROWS[1:]
+
+
+def test_a_damaged_arrow_file_is_one_line(tmp_path):
+    (tmp_path / "a.arrow").write_bytes(b"ARROW1 and no more")
+    with pytest.raises(DataError, match=r"a\.arrow: cannot be read as Arrow"):
+        list(rows(str(tmp_path / "a.arrow")))
+
+
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_json_that_comes_in_pieces_reads_the_same_with_the_lines_of_its_rows(tmp_path, monkeypatch, size):
     monkeypatch.setattr(files, "CHUNK_CHARACTERS", size)
