@@ -36,6 +36,8 @@ INTELS = Path(sys.prefix) / "lib" / "libiomp5.so"
 """Of the package intel-openmp: what torch has on Windows, and nearly what it has on macOS; left out without it."""
 BUSY = "while True: pass"
 NEIGHBOURS = (0, 1, 2)
+PEERS = ("trainer step", "llama.cpp token")
+"""Work of other tools: one that does not run on this machine is left out, and the reason kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,8 @@ def main(rounds: int, out: Path) -> None:
     with tempfile.TemporaryDirectory() as work:
         contestants = _contestants(Path(work))
         seconds: dict[tuple[str, int], list[float]] = {}
+        absent = {one.name: problem for one in contestants if one.work in PEERS and (problem := _problem(one))}
+        contestants = [one for one in contestants if one.name not in absent]
         for number, neighbours, one in itertools.product(range(rounds), NEIGHBOURS, contestants):
             with _busy(neighbours):
                 found = in_child("benchmarks.busy_child", one.work, one.argument, environment=dict(one.environment))
@@ -71,6 +75,7 @@ def main(rounds: int, out: Path) -> None:
             "neighbours": "processes that keep a core busy",
             "rounds": rounds,
             "rows": rows,
+            "absent": absent,
             "load_at_start": load,
             "provenance": provenance(seed=0),
         },
@@ -78,6 +83,15 @@ def main(rounds: int, out: Path) -> None:
     for name, row in rows.items():
         times = "  ".join(f"{row['slower'][str(count)]:5.2f} x" for count in NEIGHBOURS[1:])
         click.echo(f"{name:50} {row['seconds']['0']['median'] * 1e3:8.2f} ms idle  {times} beside one and two")
+
+
+def _problem(one: Contestant) -> str | None:
+    """Why a peer does not run here; None where it does."""
+    try:
+        in_child("benchmarks.busy_child", one.work, one.argument, environment=dict(one.environment))
+    except click.ClickException as error:
+        return (error.message.splitlines() or ["it ended without a word"])[-1]
+    return None
 
 
 def _row(one: Contestant, seconds: dict[tuple[str, int], list[float]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-RECIPE = "recipes/quickstart.toml"
+RECIPE = Path("recipes/quickstart.toml")
 STEPS = 12
 REPAIR_STEPS = 16
 PROMPT_TOKENS, NEW_TOKENS = 32, 32

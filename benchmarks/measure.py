@@ -34,7 +34,7 @@ def in_child(module: str, *arguments: str | int | Path, environment: Mapping[str
     variables = {**ours, "TQDM_DISABLE": "1", **(environment or {})}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     if done.returncode != 0:
-        raise click.ClickException(f"{' '.join(command[1:])} failed:\n{done.stderr[-3000:]}")
+        raise click.ClickException(f"{' '.join(command[1:])} failed with {done.returncode}:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
