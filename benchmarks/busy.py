@@ -32,6 +32,8 @@ from edgetune.runtime.bundle import GENAI_CONFIG
 AS_IT_COMES = {"KMP_BLOCKTIME": "200"}
 """LLVM's own default, which GNU's OpenMP does not read: with it EdgeTune takes the user to have chosen."""
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
+OTHER_SPINS = (3000, 300000)
+"""Turns beside our own, on a training step."""
 INTELS = Path(sys.prefix) / "lib" / "libiomp5.so"
 """Of the package intel-openmp: what torch has on Windows, and nearly what it has on macOS; left out without it."""
 BUSY = "while True: pass"
@@ -67,22 +69,29 @@ def main(rounds: int, out: Path) -> None:
                 found = in_child("benchmarks.busy_child", one.work, one.argument, environment=dict(one.environment))
             seconds.setdefault((one.name, neighbours), []).append(found["seconds"])
             click.echo(f"round {number + 1}, {neighbours} beside, {one.name}: {found['seconds']:.4f} s", err=True)
+            if (neighbours, one) == (NEIGHBOURS[-1], contestants[-1]):
+                rows = _write(out, contestants, seconds, rounds=number + 1, absent=absent, load_at_start=load)
+    for name, row in rows.items():
+        times = "  ".join(f"{row['slower'][str(count)]:5.2f} x" for count in NEIGHBOURS[1:])
+        click.echo(f"{name:50} {row['seconds']['0']['median'] * 1e3:8.2f} ms idle  {times} beside one and two")
+
+
+def _write(
+    out: Path, contestants: list[Contestant], seconds: dict[tuple[str, int], list[float]], **more: Any
+) -> dict[str, Any]:
+    """The rounds so far, so that a run cut short leaves those that were whole."""
     rows = {one.name: _row(one, seconds) for one in contestants}
     write_json(
         out,
         {
-            "what": "seconds of a training step, a repair step, 16 answers of a torch model, a decoded token",
+            "what": "seconds of a training step, a repair step, 12 answers of a torch model, a decoded token",
             "neighbours": "processes that keep a core busy",
-            "rounds": rounds,
             "rows": rows,
-            "absent": absent,
-            "load_at_start": load,
+            **more,
             "provenance": provenance(seed=0),
         },
     )
-    for name, row in rows.items():
-        times = "  ".join(f"{row['slower'][str(count)]:5.2f} x" for count in NEIGHBOURS[1:])
-        click.echo(f"{name:50} {row['seconds']['0']['median'] * 1e3:8.2f} ms idle  {times} beside one and two")
+    return rows
 
 
 def _problem(one: Contestant) -> str | None:
@@ -108,6 +117,9 @@ def _contestants(folder: Path) -> list[Contestant]:
     for work in ("training step", "repair step", "torch answers"):
         for way, environment in (("as torch comes", AS_IT_COMES), ("passive", PASSIVE), ("edgetune", {})):
             found.append(Contestant(f"{work}, {way}", work, environment=tuple(environment.items())))
+    for turns in OTHER_SPINS:
+        spin = (("GOMP_SPINCOUNT", str(turns)),)
+        found.append(Contestant(f"training step, GOMP_SPINCOUNT={turns}", "training step", environment=spin))
     found.append(
         Contestant("training step, transformers.Trainer", "trainer step", environment=tuple(AS_IT_COMES.items()))
     )

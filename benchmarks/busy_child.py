@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 RECIPE = Path("recipes/quickstart.toml")
-STEPS = 12
-REPAIR_STEPS = 16
+STEPS = 10
+REPAIR_STEPS = 12
+EVAL_ROWS = 8
+"""Few, so that a measurement is nearly all steps."""
 PROMPT_TOKENS, NEW_TOKENS = 32, 32
 
 
@@ -40,11 +42,18 @@ def _recipe(*settings: str) -> Any:
     )
 
 
+def _few_rows(folder: Path) -> Path:
+    path = folder / "eval.jsonl"
+    row = {"prompt": "turn the kitchen light on", "completion": '{"room": "kitchen", "light": "on"}'}
+    path.write_text(f"{json.dumps(row)}\n" * EVAL_ROWS, encoding="utf-8")
+    return path
+
+
 def _training_step(_: str, folder: Path) -> float:
     from edgetune.run_dir import RunDir
     from edgetune.train.loop import train
 
-    result = train(_recipe(), RunDir(folder / "run").create())
+    result = train(_recipe(f"data.eval={_few_rows(folder)}"), RunDir(folder / "run").create())
     return result.train_s / result.steps
 
 
@@ -63,7 +72,7 @@ def _repair_step(_: str, folder: Path) -> float:
     from edgetune.model.base import load_tokenizer, resolve_base
     from edgetune.train.repair import repair
 
-    recipe = _recipe(f"export.repair_steps={REPAIR_STEPS}")
+    recipe = _recipe(f"export.repair_steps={REPAIR_STEPS}", f"data.eval={_few_rows(folder)}")
     merged = resolve_base(recipe.model.base)
     tokenizer = load_tokenizer(merged)
     rows, grid = prepare(recipe, tokenizer, cache=folder / "cache"), grid_of(recipe.export)
@@ -88,7 +97,7 @@ def _torch_answers(_: str, folder: Path) -> float:
     from edgetune.model.base import resolve_base
     from edgetune.recipe import ModelTable
 
-    recipe = _recipe("evaluate.max_rows=16", "evaluate.max_new_tokens=24")
+    recipe = _recipe("evaluate.max_rows=12", "evaluate.max_new_tokens=16")
     base = resolve_base(recipe.model.base)
     table = ModelTable(base=str(base))
     rows = prepare_eval_set(recipe, Target("base", "base", base, table), folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -33,15 +34,11 @@ RECORDED_PACKAGES = (
 
 def provenance(seed: int | None = None) -> dict[str, Any]:
     """What a result must carry to be repeated: versions, commit, platform, processor, cores, seed, command."""
-    versions = {}
-    for name in RECORDED_PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     return {
         "edgetune": __version__,
-        "commit": _commit(),
+        "commit": _commit(Path(__file__).parent.parent),
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": dict(_versions()),
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -51,9 +48,22 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
-    """The commit of the clone that this package runs from, "+" after it if files differ; None for an installed one."""
-    clone = Path(__file__).parent.parent
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of those of RECORDED_PACKAGES that are installed."""
+    found = {}
+    for name in RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+@functools.cache
+def _commit(clone: Path) -> str | None:
+    """The commit of a clone, "+" after it if files differ; None where there is none, as for an installed package.
+
+    Asked once: what a process has loaded stays what it was.
+    """
     if not (clone / ".git").exists():
         return None
     git = ["git", "-C", str(clone)]
@@ -64,6 +74,7 @@ def _commit() -> str | None:
     return None
 
 
+@functools.cache
 def _processor() -> str:
     """The processor's name where the system tells it."""
     with contextlib.suppress(OSError):

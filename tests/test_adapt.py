@@ -25,7 +25,7 @@ max_seq_len = 128
 [lora]
 r = 8
 [train]
-max_steps = 40
+max_steps = 20
 batch_size = 4
 gradient_accumulation_steps = 1
 learning_rate = 2e-2

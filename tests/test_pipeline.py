@@ -25,6 +25,9 @@ max_steps = 20
 batch_size = 4
 gradient_accumulation_steps = 1
 learning_rate = 1e-2
+eval_steps = 5
+[export]
+repair_steps = 4
 [evaluate]
 metric = "json"
 max_rows = 8

@@ -72,11 +72,12 @@ def bench(
     subjects = _subjects(paths, overrides)
     truth = _reference(subjects, reference)
     with pinned(settings.threads) as cores:
-        costs, machines = measure_costs([subject.target for subject in subjects], settings, progress)
         worth, data = _score(subjects, truth, progress)
         if task:
             for subject, scores in zip(subjects, worth, strict=True):
                 scores["score"] = measure_harness(subject.target, task, settings, progress)
+        # Last: rows or a task that cannot be read are told before minutes of measuring.
+        costs, machines = measure_costs([subject.target for subject in subjects], settings, progress)
     targets = [
         {**_identity(subject.target), **scores, **cost}
         for subject, cost, scores in zip(subjects, costs, worth, strict=True)

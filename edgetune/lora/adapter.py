@@ -65,11 +65,15 @@ def save(model: Any, folder: Path, table: ModelTable, *, beside: Callable[[Path]
         config.base_model_name_or_path = table.base
         config.revision = table.revision
     with atomic_folder(folder) as temporary, quiet():
+        model.create_or_update_model_card = _write_no_card
         model.save_pretrained(str(temporary), safe_serialization=True, save_embedding_layers=False)
-        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
         write_json(temporary / RECORD, record)
         if beside is not None:
             beside(temporary)
+
+
+def _write_no_card(_: str) -> None:
+    """PEFT's card is a form with nothing filled in, and takes longer to make than a small adapter to save."""
 
 
 def load(model: Any, folder: Path) -> Any:

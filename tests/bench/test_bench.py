@@ -139,8 +139,10 @@ def test_a_short_context_is_halved_between_prompt_and_answer() -> None:
 
 
 @pytest.mark.skipif(not TIME.exists(), reason="no /usr/bin/time")
-@pytest.mark.parametrize("is_warm_too", [False, True])
-@pytest.mark.parametrize("kind", ["bundle", "base"])
+@pytest.mark.parametrize(
+    ("kind", "is_warm_too"),
+    [("bundle", False), ("bundle", True), ("base", True), pytest.param("base", False, marks=pytest.mark.slow)],
+)
 def test_peak_memory_is_what_time_says(
     kind: str, is_warm_too: bool, tiny_bundle: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ def test_what_cannot_stand_ends_with_2_before_anything_is_made(recipe, tmp_path,
 
 
 def test_one_at_a_time_ranks_the_keys_and_finds_no_best_recipe(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace("{ low = 1e-4, high = 1e-2, log = true }", "[1e-4, 1e-2]"))
     options = ("-o", tmp_path / "s", "--one-at-a-time", "--set", "tune.seeds=2")
     document = json.loads(run(recipe, *options, "--json").stdout)
     assert [item["key"] for item in document["keys"]] == ["train.learning_rate"]

@@ -42,6 +42,7 @@ def test_a_loss_that_never_falls_is_an_error(losses):
         suggest(RATES[: len(losses)], losses, diverged=None, recipe_rate=1.0)
 
 
+@pytest.mark.slow
 def test_a_training_at_the_suggested_rate_beats_rates_far_from_it(make_recipe, tmp_path):
     recipe = make_recipe("train.max_steps=30", "train.schedule=constant", "lora.dropout=0.0")
     found = find_rate(recipe, RunDir(tmp_path / "lr"), steps=60)

@@ -135,6 +135,7 @@ def test_a_run_of_several_processes_with_dropout_goes_on_to_the_same_bytes(launc
 
 
 @on_cpu
+@pytest.mark.slow
 def test_an_error_of_any_process_is_said_once_and_ends_all_with_its_code(launch, recipe_file, tmp_path):
     run = tmp_path / "run"
     done = launch("train", recipe_file, "-o", run, "--set", "data.train=nowhere.jsonl")
