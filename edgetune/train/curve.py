@@ -8,7 +8,7 @@ from edgetune.files import atomic_file
 from edgetune.train.events import read_events
 
 SMOOTHING = 0.05
-MARGINS = {"left": 0.11, "right": 0.97, "top": 0.91, "bottom": 0.13}
+MARGINS = {"left": 0.13, "right": 0.97, "top": 0.91, "bottom": 0.13}
 """Shares of the picture: a layout that measures its labels takes as long as the drawing."""
 SMOOTHED_STEPS = 10
 """Weight of a new step in the drawn moving average: 0.05 in long runs, 10 / steps in short ones."""
