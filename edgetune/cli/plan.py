@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetune.cli import console
-from edgetune.cli.options import force_option, json_option, recipe_argument, set_option
+from edgetune.cli.options import force_option, json_option, read_recipe, recipe_argument, set_option
 from edgetune.errors import RecipeError, RunError, shown
 from edgetune.files import write_text
 
@@ -54,11 +54,10 @@ def command(
     memory.
     """
     from edgetune.plan import duration, fitted, plan, refuse_over_budget
-    from edgetune.recipe import load_recipe
 
     if gpu_memory is not None:
         overrides = (*overrides, f"budget.gpu_memory={json.dumps(gpu_memory)}")
-    loaded = load_recipe(recipe, overrides)
+    loaded = read_recipe(recipe, overrides)
     if fit_to is not None and fit_to.exists() and not force:
         raise RunError(f"{fit_to}: exists already", cure="give another path, or --force to replace it")
     planned = plan(loaded)
