@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +111,7 @@ class Duration:
     is_all: bool
     """False: there are more rows than were counted, and it takes longer."""
     tokens: int
-    """Over all epochs."""
+    """Of the whole training."""
     steps: int
     tokens_per_s: float
 
@@ -127,25 +126,26 @@ def duration(planned: Plan) -> Duration | None:
     from edgetune.data.prepare import examples
     from edgetune.model.device import device
     from edgetune.model.duration import training_tokens_per_s
+    from edgetune.train.schedule import micro_batches_and_steps
 
     recipe, counts = planned.recipe, planned.rows["train"]
     if planned.device != device().type:
         return None
-    table, most = recipe.train, min(recipe.data.max_train_rows or COUNTED_ROWS, COUNTED_ROWS)
+    most = min(recipe.data.max_train_rows or COUNTED_ROWS, COUNTED_ROWS)
     rows = sum(1 for _ in itertools.islice(examples(recipe, "train"), most))
     is_all = rows < COUNTED_ROWS
     rows *= 1 + recipe.data.swapped_copies
     length = min(counts["tokens"] / counts["rows"], recipe.data.max_seq_len)
     is_packed = recipe.data.packing and not recipe.is_classifier
     a_sequence = max(1.0, recipe.data.max_seq_len / length) if is_packed else 1.0
-    a_step = recipe.batch_size * table.gradient_accumulation_steps * a_sequence
-    steps = min(math.ceil(rows * table.epochs / a_step), table.max_steps or sys.maxsize)
+    an_epoch = math.ceil(rows / a_sequence / recipe.batch_size)
+    micro_batches, steps = micro_batches_and_steps(recipe.train, an_epoch)
     speed = training_tokens_per_s(
         recipe,
         trained_share=counts.get("trained_tokens", 0) / max(1, counts["tokens"]),
         sample_tokens=round(length),
     )
-    return Duration(rows, is_all, round(min(rows * table.epochs, steps * a_step) * length), steps, speed)
+    return Duration(rows, is_all, round(micro_batches / an_epoch * rows * length), steps, speed)
 
 
 def _estimate(recipe: Recipe, rows: Mapping[str, Mapping[str, int]], labels: int, kind: str) -> Estimate:
