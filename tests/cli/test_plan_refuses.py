@@ -79,7 +79,7 @@ class Kit:
         """A LoRA on one module of the base, 64 by 64, with other values in its adapter_config.json."""
         folder = self.folder / "an-adapter"
         folder.mkdir()
-        rows = 512 if "lm_head" in module else 64
+        rows = 512 if "embed" in module else 64
         a, b = torch.zeros(2, 64), torch.zeros(rows, 2)
         names = {f"base_model.model.{module}.lora_{part}.weight": tensor for part, tensor in (("A", a), ("B", b))}
         save_file(names, folder / "adapter_model.safetensors")
@@ -368,9 +368,9 @@ ADAPTERS = {
         lambda k: {"lora.init_from": k.adapter(module="model.layers.7.self_attn.q_proj")},
         "does not have as a weight of its own; give the base it was trained on",
     ),
-    "an adapter on a tied head": Case(
-        lambda k: {"lora.init_from": k.adapter(module="model.embed_tokens")} | k.with_config(vocab_size=512),
-        "",
+    "an adapter on a tied embedding": Case(
+        lambda k: {"lora.init_from": k.adapter(module="model.embed_tokens")},
+        "train without embed_tokens and lm_head in target_modules and modules_to_save",
     ),
 }
 KEYS = {
@@ -409,7 +409,8 @@ LABELS = {
         'name yours in [data], e.g. columns = { text = "review", label = "stars" }',
     ),
     "no text": Case(
-        lambda k: k.labelled(**{"data.train": k.jsonl([{"text": "", "label": "x"}] * 3)}), "no row has a text to train on; a classifier needs two labels"
+        lambda k: k.labelled(**{"data.train": k.jsonl([{"text": "", "label": "x"}] * 3)}),
+        "no row has a text to train on; a classifier needs two labels",
     ),
     "a label that training lacks": Case(
         lambda k: k.labelled(**{"data.eval": k.jsonl([{"text": "a", "label": "blink"}])}),
