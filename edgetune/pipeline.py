@@ -197,7 +197,7 @@ def _plan(work: _Run) -> Any:
     from edgetune.plan import disk_bytes, plan, refuse_over_budget
     from edgetune.plan_checks import check_folder
 
-    planned = plan(work.recipe)
+    planned = plan(work.recipe, scored_rows=None)
     refuse_over_budget(work.recipe, planned)
     check_folder(work.run_dir, needed_bytes=disk_bytes(planned))
     for note in planned.notes:

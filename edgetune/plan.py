@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgetune.errors import OutOfMemoryError, RecipeError
 from edgetune.launch import launched
-from edgetune.plan_checks import COUNTED_ROWS, check_recipe
+from edgetune.plan_checks import SCORED_ROWS, check_recipe
 from edgetune.recipe import Recipe, parse_size
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from edgetune.model.memory import Estimate
     from edgetune.model.on_device import OnDevice
 
+COUNTED_ROWS = 100_000
+"""Training rows that are counted at most, to tell how long a training takes."""
 CHECKPOINTS = 3
 """Of adapter and optimizer that lie in a run folder at one time: two, and one that is being written."""
 
@@ -52,8 +54,8 @@ class Plan:
         return self.allowed_bytes is None or self.estimate.peak_bytes <= self.allowed_bytes
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Check all that the recipe names, then estimate.
+def plan(recipe: Recipe, *, scored_rows: int | None = SCORED_ROWS) -> Plan:
+    """Check all that the recipe names, then estimate; `scored_rows` are encoded of those that will be scored.
 
     Raises RecipeError with all problems, or the only one as it is.
     """
@@ -64,7 +66,7 @@ def plan(recipe: Recipe) -> Plan:
 
     budget = recipe.budget
     kind = "cuda" if budget.gpu_memory else device().type
-    checked = check_recipe(recipe, on=kind)
+    checked = check_recipe(recipe, on=kind, scored_rows=scored_rows)
     rows, labels = checked.rows, checked.labels
     allowed = parse_size(budget.gpu_memory or budget.memory)
     if allowed is not None and kind != "cuda":

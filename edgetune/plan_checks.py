@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CHECKED_ROWS = 200
 """Rows of each source that are read, rendered and tokenised."""
-COUNTED_ROWS = 100_000
-"""Rows that are read at most: to be scored, or to tell how long a training takes."""
+SCORED_ROWS = 2000
+"""Of the rows that will be scored, how many are encoded where nothing but a plan is asked for."""
 
 
 @dataclass
@@ -67,17 +67,20 @@ class Checked:
     notes: tuple[str, ...]
 
 
-def check_recipe(recipe: Recipe, *, on: str) -> Checked:
-    """Hold a recipe, planned for a "cpu" or "cuda" device, against all that it names.
+def check_recipe(recipe: Recipe, *, on: str, scored_rows: int | None) -> Checked:
+    """Hold a recipe, planned for a "cpu" or "cuda" device, against all that it names; of the rows that will be scored
+    so many are encoded, None: all.
 
     Raises RecipeError with all problems, or the only one as it is.
     """
     found = Findings()
     base, tokenizer = _check_base(recipe, found)
     _check_machine(recipe, base, found, on=on)
-    labels, rows = _check_rows(recipe, base, tokenizer, found)
+    labels, rows = _check_rows(recipe, tokenizer, found)
+    if base is not None and tokenizer is not None and rows and None not in rows.values():
+        _check_use(recipe, base, tokenizer, labels, found, scored_rows=scored_rows)
     found.raise_any()
-    return Checked(rows, labels, tuple(found.notes))
+    return Checked(rows, len(labels), tuple(found.notes))
 
 
 def _check_base(recipe: Recipe, found: Findings) -> tuple[Path | None, Any]:
@@ -126,16 +129,14 @@ def _check_machine(recipe: Recipe, base: Path | None, found: Findings, *, on: st
         found.attempt(lambda: check_liger(True, read_config(base).get("model_type", "")))
 
 
-def _check_rows(
-    recipe: Recipe, base: Path | None, tokenizer: Any, found: Findings
-) -> tuple[int, dict[str, dict[str, int]]]:
-    """How many labels there are, and counts over the first rows of each source."""
+def _check_rows(recipe: Recipe, tokenizer: Any, found: Findings) -> tuple[Sequence[str], dict[str, dict[str, int]]]:
+    """The labels, and counts over the first rows of each source; None where they cannot be read."""
     from edgetune.data.folds import deal
     from edgetune.data.labelled import check_labels
     from edgetune.data.prepare import has_own_rows, is_trained_on
     from edgetune.evaluate.rows import check_metric
 
-    attempt, rows = found.attempt, {}
+    attempt, rows = found.attempt, dict[str, dict[str, int]]()
     labels = (attempt(lambda: check_labels(recipe)) or ()) if recipe.is_classifier else ()
     splits: tuple[Split, ...] = ("train", "eval", "test")
     for which in splits if labels or not recipe.is_classifier else ():
@@ -146,14 +147,14 @@ def _check_rows(
             found.notes.append(f"data.{which}: the very rows that are trained on, so it says nothing of other rows")
     if not recipe.is_classifier:
         attempt(lambda: check_metric(recipe))
-    if base is not None and tokenizer is not None and None not in rows.values():
-        _check_use(recipe, base, tokenizer, labels, found)
     if recipe.evaluate.folds and rows.get("train") is not None:
         attempt(lambda: deal(recipe))
-    return len(labels), {which: counts for which, counts in rows.items() if counts is not None}
+    return labels, rows
 
 
-def _check_use(recipe: Recipe, base: Path, tokenizer: Any, labels: Sequence[str], found: Findings) -> None:
+def _check_use(
+    recipe: Recipe, base: Path, tokenizer: Any, labels: Sequence[str], found: Findings, *, scored_rows: int | None
+) -> None:
     """Whether some of the rows can be trained on, and what is to be scored can."""
     from edgetune.data.labelled import require_fitting
     from edgetune.data.prepare import require_usable
@@ -164,7 +165,7 @@ def _check_use(recipe: Recipe, base: Path, tokenizer: Any, labels: Sequence[str]
     if not recipe.is_classifier:
         longest = context_length(read_config(base), recipe.export)
         if found.holds(lambda: require_usable(recipe, tokenizer)):
-            found.attempt(lambda: check_scored_rows(recipe, tokenizer, context_length=longest))
+            found.attempt(lambda: check_scored_rows(recipe, tokenizer, context_length=longest, most=scored_rows))
     elif labels:
         longest = min(recipe.data.max_seq_len, text_limit(base, tokenizer))
         found.attempt(lambda: require_fitting(recipe, labels, tokenizer, max_length=longest))

@@ -7,6 +7,7 @@ own that reads the file. This module needs neither torch nor transformers to rea
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -120,7 +121,7 @@ def make_eval_set(
     fitting = [row for row in rows if len(row.input_ids) <= context_length]
     source = (split == "test" and recipe.data.test) or recipe.data.eval or recipe.data.train
     if not fitting:
-        raise _no_row_fits(source, context_length) if rows else DataError(f"{source}: no rows")
+        raise _no_row_fits(recipe, source, context_length) if rows else DataError(f"{source}: no rows")
     check_references(((row.messages, row.reference, row.place) for row in fitting), metric)
     return EvalSet(
         rows=tuple(fitting),
@@ -190,10 +191,9 @@ def check_metric(recipe: Recipe) -> None:
         _check_file(recipe)
 
 
-def check_scored_rows(recipe: Recipe, tokenizer: Any, *, context_length: int) -> None:
-    """Raises what make_eval_set raises for the rows that will be scored; encodes them as far as the first that fits.
-
-    DataError for a check that cannot be imported, too.
+def check_scored_rows(recipe: Recipe, tokenizer: Any, *, context_length: int, most: int | None = None) -> None:
+    """Raises what make_eval_set raises for the rows that will be scored, of which it encodes at most the first `most`,
+    or as far as one that fits; DataError for a check that cannot be imported, too.
     """
     from edgetune.data.prepare import examples
     from edgetune.evaluate.check import start_check
@@ -202,11 +202,15 @@ def check_scored_rows(recipe: Recipe, tokenizer: Any, *, context_length: int) ->
     if recipe.evaluate.metric == "check":
         start_check(_check_file(recipe))
     drawn, _ = _draw(recipe, examples(recipe, "test"))
-    asked = ((example, example.messages[-1].content if example.messages else None) for example in drawn)
-    told = ((example.messages[:-1], answer, example.place) for example, answer in asked)
+    every = (_encode(example, tokenizer, recipe) for example in drawn)
+    fitting = (row for row in itertools.islice(every, most) if len(row.input_ids) <= context_length)
+    told = [(row.messages, row.reference, row.place) for row in fitting]
+    if not told and not any(len(row.input_ids) <= context_length for row in every):
+        raise _no_row_fits(recipe, recipe.data.test or recipe.data.eval or recipe.data.train, context_length)
+    unread = drawn[most:] if most is not None else []
+    answers = (example.messages[-1].content if example.messages else None for example in unread)
+    told += [(row.messages[:-1], answer, row.place) for row, answer in zip(unread, answers, strict=True)]
     check_references(told, cast(Metric, recipe.evaluate.metric))
-    if not any(len(_encode(example, tokenizer, recipe).input_ids) <= context_length for example in drawn):
-        raise _no_row_fits(recipe.data.test or recipe.data.eval or recipe.data.train, context_length)
 
 
 def check_references(rows: Iterable[tuple[Sequence[Any], str | None, str]], metric: Metric) -> None:
@@ -239,11 +243,11 @@ def _problem_with(asked: Sequence[Any], reference: str | None, metric: Metric) -
     return None
 
 
-def _no_row_fits(source: str, context_length: int) -> DataError:
+def _no_row_fits(recipe: Recipe, source: str, context_length: int) -> DataError:
+    is_cut = recipe.export.max_length == context_length
     return DataError(
-        f"{source}: no row to evaluate on fits {context_length} tokens, the longest text of the base and of"
-        " export.max_length",
-        cure="give shorter rows in data.test, or a base with a longer context",
+        f"{source}: no row to evaluate on fits {context_length} tokens",
+        cure="raise export.max_length" if is_cut else "give shorter rows in data.test, or a base with a longer context",
     )
 
 

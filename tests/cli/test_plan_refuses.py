@@ -251,7 +251,7 @@ SCORES = {
         "c.py: has no function check; evaluate.check needs `def check(answer, row) -> bool`",
     ),
     "test rows longer than the context": Case(
-        {"export.max_length": 8}, "fits 8 tokens, the longest text of the base and of export.max_length"
+        {"export.max_length": 8}, "no row to evaluate on fits 8 tokens; raise export.max_length"
     ),
     "a metric of labels": Case({"evaluate.metric": "macro_f1"}, 'needs model.task = "classification"'),
 }
