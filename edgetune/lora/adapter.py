@@ -97,34 +97,41 @@ def check_targets(base: Path, recipe: Recipe) -> list[str]:
 
     Raises ModelError if no name is a part's, or a part is none that a LoRA can be merged into.
     """
-    table, targets = recipe.lora, recipe.lora.target_modules
-    if isinstance(targets, str) or table.init_from is not None:
+    table = recipe.lora
+    if isinstance(table.target_modules, str) or table.init_from is not None:
         return []
     model = empty_model(base, trust_remote_code=recipe.model.trust_remote_code)
     if recipe.is_classifier:
         drop_unused_pooler(model, recipe.classify.pooling)
-    parts = dict(model.named_modules())
-    matched = {name: part for name, part in parts.items() if name and is_target(name, targets)}
+    matched = _matched(model, table.target_modules)
+    if recipe.model.embedding_quantization != "none":
+        _refuse_frozen([name for name in end_modules(model) if name in matched], "lora.target_modules")
+    unknown = [target for target in table.target_modules if not any(is_target(name, (target,)) for name in matched)]
+    told = f"no part of the base is called {', '.join(unknown)}; the base's linears: {', '.join(_linear_names(model))}"
+    return [f"lora.target_modules: {told}"] if unknown else []
+
+
+def _matched(model: Any, targets: Iterable[str]) -> dict[str, Any]:
+    """The parts of a model that target_modules name, by path. Raises ModelError unless each can be merged into."""
+    parts = {name: part for name, part in model.named_modules() if name and is_target(name, targets)}
     cure = f"the base's linears: {', '.join(_linear_names(model))}"
-    if not matched:
+    if not parts:
         wanted = ", ".join(targets) or "an empty list"
         raise ModelError(f"lora.target_modules: {wanted}: no part of the base is called so", cure=cure)
-    for name, part in matched.items():
+    for name, part in parts.items():
         if isinstance(part, torch.nn.Embedding):
-            trained = "leave it out" if recipe.is_classifier else "lora.train_embeddings = true trains it whole"
-            raise ModelError(f"lora.target_modules: {name} is an embedding, not a linear", cure=trained)
+            whole = "leave it out" if model.config.model_type in ENCODERS else "lora.train_embeddings = true trains it"
+            raise ModelError(f"lora.target_modules: {name} is an embedding, not a linear", cure=whole)
         if not isinstance(part, torch.nn.Linear):
             raise ModelError(f"lora.target_modules: {name} is a {type(part).__name__}, not a linear", cure=cure)
     ties = tied_weights(model)
-    if tied := [name for name in matched if f"{name}.weight" in {*ties, *ties.values()}]:
-        raise ModelError(
-            f"lora.target_modules: {tied[0]} is tied to the embedding: they would have to differ afterwards",
-            cure="leave it out; lora.train_embeddings = true trains both as one",
-        )
-    if recipe.model.embedding_quantization != "none":
-        _refuse_frozen([name for name in end_modules(model) if name in matched], "lora.target_modules")
-    unknown = [target for target in targets if not any(is_target(name, (target,)) for name in matched)]
-    return [f"lora.target_modules: no part of the base is called {', '.join(unknown)}; {cure}"] if unknown else []
+    for name in parts:
+        if f"{name}.weight" in {*ties, *ties.values()}:
+            raise ModelError(
+                f"lora.target_modules: {name} is tied to the embedding: they would have to differ afterwards",
+                cure="leave it out; lora.train_embeddings = true trains both as one",
+            )
+    return parts
 
 
 def _linear_names(model: Any) -> list[str]:
@@ -156,6 +163,7 @@ def _attach_new(model: Any, table: LoraTable) -> Any:
     if not isinstance(targets, str):
         wanted = [name for name in end_modules(model) if any(f".{name}".endswith(f".{item}") for item in targets)]
         _refuse_quantized_ends(model, wanted, "lora.target_modules")
+        _matched(model, targets)
     with quiet():
         from peft import LoraConfig, TaskType, get_peft_model
 
@@ -179,6 +187,8 @@ def _attach_new(model: Any, table: LoraTable) -> Any:
 
 def _load(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     adapter = read_adapter(folder, Path(model.config._name_or_path))
+    if is_trainable:
+        refuse_tied(adapter, model)
     _refuse_quantized_ends(model, _changed_ends(model, adapter), str(folder))
     with quiet(), warnings.catch_warnings():
         from peft import PeftModel

@@ -341,7 +341,7 @@ ADAPTERS = {
     "no targets": Case({"lora.target_modules": []}, "an empty list: no part of the base is called so"),
     "the embedding": Case(
         {"lora.target_modules": ["embed_tokens", "q_proj"]},
-        "model.embed_tokens is an embedding, not a linear; lora.train_embeddings = true trains it whole",
+        "model.embed_tokens is an embedding, not a linear; lora.train_embeddings = true trains it",
     ),
     "the head that is the embedding": Case(
         {"lora.target_modules": ["lm_head", "q_proj"]},
