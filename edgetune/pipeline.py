@@ -194,10 +194,14 @@ def _write_recipe(work: _Run) -> Recipe:
 
 def _plan(work: _Run) -> Any:
     """The estimate, once the recipe fits the real files and its budget: what would stop a late stage stops here."""
-    from edgetune.plan import plan, refuse_over_budget
+    from edgetune.plan import disk_bytes, plan, refuse_over_budget
+    from edgetune.plan_checks import check_folder
 
-    planned = plan(work.recipe)
+    planned = plan(work.recipe, scored_rows=None)
     refuse_over_budget(work.recipe, planned)
+    check_folder(work.run_dir, needed_bytes=disk_bytes(planned))
+    for note in planned.notes:
+        work.say("plan", note)
     estimate = planned.estimate
     gib = estimate.peak_bytes / 1024**3
     work.say("plan", f"about {gib:.2f} GiB at the peak of training, {estimate.trainable_parameters:,} weights to train")

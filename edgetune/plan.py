@@ -6,17 +6,15 @@ Reads config.json, headers, tokenizer and the first rows; loads no weights. `edg
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgetune.errors import DataError, EdgeTuneError, OutOfMemoryError, RecipeError
+from edgetune.errors import OutOfMemoryError, RecipeError
 from edgetune.launch import launched
+from edgetune.plan_checks import SCORED_ROWS, check_recipe
 from edgetune.recipe import Recipe, parse_size
 
 if TYPE_CHECKING:
@@ -24,10 +22,10 @@ if TYPE_CHECKING:
     from edgetune.model.memory import Estimate
     from edgetune.model.on_device import OnDevice
 
-CHECKED_ROWS = 200
-"""Rows of each source that are read, rendered and tokenised."""
 COUNTED_ROWS = 100_000
 """Training rows that are counted at most, to tell how long a training takes."""
+CHECKPOINTS = 3
+"""Of adapter and optimizer that lie in a run folder at one time: two, and one that is being written."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,8 @@ class Plan:
     labels: int
     on_device: OnDevice
     """The bundle that this becomes."""
+    notes: tuple[str, ...] = ()
+    """What its owner may not expect, a line each."""
 
     @property
     def fits(self) -> bool:
@@ -54,8 +54,8 @@ class Plan:
         return self.allowed_bytes is None or self.estimate.peak_bytes <= self.allowed_bytes
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Check base, architecture, adapter and rows, then estimate.
+def plan(recipe: Recipe, *, scored_rows: int | None = SCORED_ROWS) -> Plan:
+    """Check all that the recipe names, then estimate; `scored_rows` are encoded of those that will be scored.
 
     Raises RecipeError with all problems, or the only one as it is.
     """
@@ -64,9 +64,10 @@ def plan(recipe: Recipe) -> Plan:
     from edgetune.model.memory import room_bytes
     from edgetune.model.on_device import expect_on_device
 
-    rows, labels = _check(recipe)
     budget = recipe.budget
     kind = "cuda" if budget.gpu_memory else device().type
+    checked = check_recipe(recipe, on=kind, scored_rows=scored_rows)
+    rows, labels = checked.rows, checked.labels
     allowed = parse_size(budget.gpu_memory or budget.memory)
     if allowed is not None and kind != "cuda":
         allowed //= launched().local_count
@@ -81,7 +82,7 @@ def plan(recipe: Recipe) -> Plan:
     if allowed is not None and recipe.model.quantization == "nf4":
         plain = _estimate(with_values(recipe, {"model.quantization": "none"}), rows, labels, kind).peak_bytes
         plain = plain if plain <= allowed else None
-    return Plan(recipe, needs, rows, allowed, kind, plain, labels, expect_on_device(recipe))
+    return Plan(recipe, needs, rows, allowed, kind, plain, labels, expect_on_device(recipe), checked.notes)
 
 
 def fitted(recipe: Recipe, planned: Plan) -> tuple[Recipe, list[Change]]:
@@ -104,6 +105,18 @@ def fitted(recipe: Recipe, planned: Plan) -> tuple[Recipe, list[Change]]:
     )
 
 
+def disk_bytes(planned: Plan) -> int:
+    """About what a run of the recipe writes: checkpoints, merged model, bundle, and the ledger's graphs."""
+    from edgetune.export.variants import MOST_FLOAT_BYTES
+    from edgetune.lora.merge import merged_dtype
+
+    base, trained = planned.estimate.base_parameters, planned.estimate.trainable_parameters
+    merges = 2 if planned.recipe.export.merge_base == "auto" else 1
+    merged = merges * base * merged_dtype(base).itemsize
+    as_floats = 4 * base if 4 * base <= MOST_FLOAT_BYTES else 0
+    return merged + as_floats + 2 * planned.on_device.bundle_bytes + CHECKPOINTS * trained * 3 * 4
+
+
 @dataclass(frozen=True)
 class Duration:
     """How long training will take here, about."""
@@ -112,7 +125,7 @@ class Duration:
     is_all: bool
     """False: there are more rows than were counted, and it takes longer."""
     tokens: int
-    """Over all epochs."""
+    """Of the whole training."""
     steps: int
     tokens_per_s: float
 
@@ -127,25 +140,26 @@ def duration(planned: Plan) -> Duration | None:
     from edgetune.data.prepare import examples
     from edgetune.model.device import device
     from edgetune.model.duration import training_tokens_per_s
+    from edgetune.train.schedule import micro_batches_and_steps
 
     recipe, counts = planned.recipe, planned.rows["train"]
     if planned.device != device().type:
         return None
-    table, most = recipe.train, min(recipe.data.max_train_rows or COUNTED_ROWS, COUNTED_ROWS)
+    most = min(recipe.data.max_train_rows or COUNTED_ROWS, COUNTED_ROWS)
     rows = sum(1 for _ in itertools.islice(examples(recipe, "train"), most))
     is_all = rows < COUNTED_ROWS
     rows *= 1 + recipe.data.swapped_copies
     length = min(counts["tokens"] / counts["rows"], recipe.data.max_seq_len)
     is_packed = recipe.data.packing and not recipe.is_classifier
     a_sequence = max(1.0, recipe.data.max_seq_len / length) if is_packed else 1.0
-    a_step = recipe.batch_size * table.gradient_accumulation_steps * a_sequence
-    steps = min(math.ceil(rows * table.epochs / a_step), table.max_steps or sys.maxsize)
+    an_epoch = math.ceil(rows / a_sequence / recipe.batch_size)
+    micro_batches, steps = micro_batches_and_steps(recipe.train, an_epoch)
     speed = training_tokens_per_s(
         recipe,
         trained_share=counts.get("trained_tokens", 0) / max(1, counts["tokens"]),
         sample_tokens=round(length),
     )
-    return Duration(rows, is_all, round(min(rows * table.epochs, steps * a_step) * length), steps, speed)
+    return Duration(rows, is_all, round(micro_batches / an_epoch * rows * length), steps, speed)
 
 
 def _estimate(recipe: Recipe, rows: Mapping[str, Mapping[str, int]], labels: int, kind: str) -> Estimate:
@@ -168,95 +182,3 @@ def refuse_over_budget(recipe: Recipe, planned: Plan) -> None:
             f" is {getattr(recipe.budget, key)}",
             cure="`edgetune plan RECIPE --fit NEW.toml` writes a recipe that fits; or raise the budget",
         )
-
-
-def _check(recipe: Recipe) -> tuple[dict[str, dict[str, int]], int]:
-    """What the first rows of each source are, and how many labels a classifier's training rows have.
-
-    Raises RecipeError with all problems, or the only one there is.
-    """
-    from edgetune.data.folds import deal
-    from edgetune.data.labelled import check_labels
-    from edgetune.export.architecture import check_architecture
-    from edgetune.export.encoder import check_libraries
-    from edgetune.export.quantize import check_int8_layers
-    from edgetune.lora.adapter import check_adapter
-    from edgetune.model.base import check_base, load_tokenizer, resolve_base
-    from edgetune.model.classifier import check_pooling
-
-    problems: list[EdgeTuneError] = []
-
-    def attempt(work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except EdgeTuneError as error:
-            if str(error) not in map(str, problems):
-                problems.append(error)
-            return None
-
-    model, adapter = recipe.model, recipe.lora.init_from
-    base = attempt(lambda: resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code))
-    tokenizer = None
-    if base is not None:
-        is_sound = attempt(lambda: check_base(base, trust_remote_code=model.trust_remote_code, task=model.task))
-        if is_sound:  # before the training, not after it
-            attempt(check_libraries if recipe.is_classifier else lambda: check_architecture(base))
-            attempt(lambda: check_int8_layers(base, recipe))
-            if recipe.is_classifier:
-                attempt(lambda: check_pooling(base, recipe.classify.pooling))
-        tokenizer = attempt(lambda: load_tokenizer(base, trust_remote_code=model.trust_remote_code))
-        if adapter is not None:
-            attempt(lambda: check_adapter(Path(adapter).expanduser(), base))
-    labels = (attempt(lambda: check_labels(recipe)) or ()) if recipe.is_classifier else ()
-    rows = {}
-    for which in ("train", "eval", "test"):
-        if which == "train" or getattr(recipe.data, which) is not None:
-            rows[which] = attempt(functools.partial(_look_at_rows, recipe, which, tokenizer))
-    if rows["train"] is not None and not recipe.is_classifier:
-        attempt(lambda: _look_at_references(recipe))
-    if recipe.evaluate.folds and rows["train"] is not None:
-        attempt(lambda: deal(recipe))
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        lines = [str(problem) for problem in problems]
-        raise RecipeError("\n".join([f"{len(lines)} problems", *lines]), problems=lines)
-    return rows, len(labels)
-
-
-def _look_at_references(recipe: Recipe) -> None:
-    """Raises DataError for a row of those that will be scored, the first ones, that [evaluate] metric cannot score."""
-    from edgetune.data.prepare import examples
-    from edgetune.evaluate.rows import check_reference
-
-    metric: Any = recipe.evaluate.metric
-    for example in itertools.islice(examples(recipe, "test"), COUNTED_ROWS):
-        answer = example.messages[-1].content if example.messages else None
-        check_reference(example.messages[:-1], answer, example.place, metric)
-
-
-def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
-    """Counts over the first rows of a source: rows, tokens, trained tokens or labels, rows that are too long."""
-    from edgetune.data.chat import ensure_chat_template
-    from edgetune.data.encode import encode_batch
-    from edgetune.data.prepare import examples
-
-    first = list(itertools.islice(examples(recipe, which), CHECKED_ROWS))
-    if not first:
-        raise DataError(f"data.{which}: holds no rows")
-    if tokenizer is None:
-        return {"rows": len(first)}
-    if recipe.is_classifier:
-        lengths = [len(tokenizer(example.text or "", verbose=False)["input_ids"]) for example in first]
-        too_long = sum(length > recipe.data.max_seq_len for length in lengths)
-        labels = len({label for example in first for label in example.labels})
-        return {"rows": len(first), "tokens": sum(lengths), "labels": labels, "too_long": too_long}
-    ensure_chat_template(tokenizer)
-    encoded = encode_batch(first, tokenizer, loss_on=recipe.data.loss_on)
-    return {
-        "rows": len(first),
-        "tokens": sum(len(row.input_ids) for row in encoded),
-        "trained_tokens": sum(row.trained_tokens for row in encoded),
-        "longest": max(len(row.input_ids) for row in encoded),
-        "too_long": sum(len(row.input_ids) > recipe.data.max_seq_len for row in encoded),
-    }

@@ -149,7 +149,7 @@ class TrainTable:
     seed: int = _at(0, least=0)
     epochs: float = _at(2.0, above=0.0)
     max_steps: int | None = _at(None, least=1)
-    """Optimizer steps; ends training before `epochs` do."""
+    """Optimizer steps, whatever `epochs` says: the rows are gone through again as often as it takes."""
     batch_size: Literal["auto"] | int = _at(4, least=1)
     """Sequences in one micro-batch; auto: as many as fit the memory, a step having as many as with the default."""
     gradient_accumulation_steps: int = _at(4, least=1)
@@ -349,6 +349,11 @@ class Recipe:
         return self.model.task == "classification"
 
     @property
+    def learned(self) -> str:
+        """What the loss is a mean over, one of them."""
+        return "text" if self.is_classifier else "trained token"
+
+    @property
     def batch_size(self) -> int:
         """train.batch_size as a number; the default's while it is "auto", which model.fit.settle decides."""
         size = self.train.batch_size
@@ -360,6 +365,18 @@ class Recipe:
     def gradient_checkpointing(self) -> bool:
         """train.gradient_checkpointing; no while it is "auto", which model.fit.settle decides."""
         return self.train.gradient_checkpointing is True
+
+    @property
+    def idle_keys(self) -> tuple[str, ...]:
+        """Keys that the recipe gives a value of their own and that do nothing for its task."""
+        if not self.is_classifier:
+            return ()
+        named = [key.partition(".")[::2] for key in DECODER_KEYS]
+        return tuple(
+            f"{table}.{key}"
+            for table, key in named
+            if getattr(getattr(self, table), key) != getattr(TABLES[table], key)
+        )
 
     def with_classify(self, **changes: Any) -> Recipe:
         """The recipe with other values in [classify]."""
@@ -385,6 +402,24 @@ CLASSIFIER_DEFAULTS: dict[str, dict[str, Any]] = {
     "evaluate": {"metric": "accuracy"},
 }
 """What a key is without a word in the recipe where model.task is "classification"; other keys as in the tables."""
+
+DECODER_KEYS = (
+    "data.format",
+    "data.system",
+    "data.loss_on",
+    "data.packing",
+    "train.fused_loss",
+    "export.head_bits",
+    "export.int8_layers",
+    "export.on_grid_steps",
+    "export.on_grid_learning_rate",
+    "export.repair_steps",
+    "export.repair_on",
+    "export.repair_learning_rate",
+    "export.max_length",
+    "evaluate.max_new_tokens",
+)
+"""What changes nothing of a classifier: a recipe that is shared between tasks may have it."""
 
 TABLES: dict[str, type] = {
     "model": ModelTable,
@@ -477,7 +512,7 @@ def problem_with(recipe: Recipe) -> str | None:
 
 def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
     """What two tables say against each other, if anything."""
-    metric, export = recipe.evaluate.metric, recipe.export
+    metric = recipe.evaluate.metric
     if problem := _rounding_problem(recipe) or _tuning_problem(recipe):
         return problem
     if problem := _plateau_problem(recipe.train):
@@ -499,8 +534,6 @@ def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
         if metric == "check" and recipe.evaluate.check is None:
             return 'evaluate.metric = "check": name the Python file in evaluate.check'
         return None
-    if not recipe.train.fused_loss:
-        return "train.fused_loss: is of decoders; leave it out of a classifier"
     if recipe.data.swapped_copies:
         return "data.swapped_copies: is for answers in JSON; leave it out of a classifier"
     if recipe.lora.train_embeddings:
@@ -509,13 +542,6 @@ def _contradiction(recipe: Recipe, raw: Mapping[str, Any]) -> str | None:
         return f'evaluate.metric = "{metric}": a classifier has {", ".join(CLASSIFIER_METRICS)}'
     if metric == "f1" and recipe.classify.positive_label is None:
         return 'evaluate.metric = "f1": name the label in classify.positive_label'
-    if export.head_bits != ExportTable().head_bits:
-        return "export.head_bits: a classifier's head stays float; leave it out"
-    for key in ("int8_layers", "on_grid_steps", "repair_steps", "repair_on"):
-        if getattr(export, key) != getattr(ExportTable(), key):
-            return f"export.{key}: is for decoders; leave it out of a classifier"
-    if export.max_length is not None:
-        return "export.max_length: data.max_seq_len is the length of a classifier's texts; leave it out"
     if recipe.classify.multi_label and recipe.classify.out_of_scope_label is not None:
         return "classify.out_of_scope_label: with multi_label a text that no label fits has none; leave this key out"
     return None
@@ -542,11 +568,12 @@ def _rounding_problem(recipe: Recipe) -> str | None:
     table = recipe.export
     if table.method in CALIBRATED and not table.calibration_rows:
         return f'export.method = "{table.method}": has no rows; raise export.calibration_rows, or take "search"'
-    if table.method != "auto" and table.on_grid_steps:
+    on_grid_steps = 0 if recipe.is_classifier else table.on_grid_steps
+    if table.method != "auto" and on_grid_steps:
         return "export.method: on_grid_steps round in a way of their own; leave one of the two out"
     if table.method == "awq" and recipe.is_classifier:
         return 'export.method = "awq": is for decoders; a classifier takes "gptq"'
-    if table.precision not in ("int2", "int4"):
+    if table.precision not in ("int2", "int4") and not recipe.is_classifier:
         for key in ("int8_layers", "on_grid_steps"):
             if getattr(table, key):
                 return f'export.{key}: has no effect on precision = "{table.precision}"; leave it out'
@@ -557,7 +584,7 @@ def _rounding_problem(recipe: Recipe) -> str | None:
     if table.block_size not in INT2_BLOCK_SIZES or table.accuracy_level != 4:
         sizes = ", ".join(map(str, INT2_BLOCK_SIZES))
         return f'export.precision = "int2": onnxruntime is fast with block_size {sizes} and accuracy_level 4 only'
-    if table.on_grid_steps:
+    if on_grid_steps:
         return 'export.precision = "int2": on_grid_steps are for "int4"; leave them out'
     return None
 

@@ -164,26 +164,37 @@ def claim(run_dir: RunDir, recipe_toml: str, *, force: bool = False) -> None:
     """
     asked = _claimed_tables(tomllib.loads(recipe_toml))
     run_dir.create()
-    if not run_dir.run_json.exists():
-        _refuse_strangers(run_dir)
     if force:
+        if not run_dir.run_json.exists():
+            _refuse_strangers(run_dir)
         _empty(run_dir)
-    record = run_dir.read()
-    if "asked" in record:
-        differences = _differences(record["asked"], asked)
-        is_same = not differences or (run_dir.recipe.exists() and asked == _claimed_tables(_read_toml(run_dir.recipe)))
-        if not is_same and not record.get("stages") and not any(path.exists() for path in _folders(run_dir)):
-            run_dir.recipe.unlink(missing_ok=True)  # the recipe failed before anything was made: it may be mended
-            run_dir.update({"asked": asked, "provenance": provenance(asked["train"].get("seed"))})
-        elif not is_same:
-            raise RunError(
-                f"{run_dir.path}: holds another run: {'; '.join(differences[:4])}",
-                cure="choose another folder with --out, or replace the run with --force",
-            )
-    else:  # run.json first: a recipe.toml without it is the user's own
+    differences = refuse_other_run(run_dir, recipe_toml)
+    if differences:
+        run_dir.recipe.unlink(missing_ok=True)  # the recipe failed before anything was made: it may be mended
+        run_dir.update({"asked": asked, "provenance": provenance(asked["train"].get("seed"))})
+    elif "asked" not in run_dir.read():  # run.json first: a recipe.toml without it is the user's own
         run_dir.update({"asked": asked, "provenance": provenance(asked["train"].get("seed"))})
     if not run_dir.recipe.exists():
         write_text(run_dir.recipe, recipe_toml)
+
+
+def refuse_other_run(run_dir: RunDir, recipe_toml: str) -> list[str]:
+    """What differs from the recipe that the folder was claimed for, where nothing was made from that: it may be mended.
+
+    Writes nothing. Raises RunError where `claim` would refuse.
+    """
+    if not run_dir.run_json.exists():
+        _refuse_strangers(run_dir)
+    asked, record = _claimed_tables(tomllib.loads(recipe_toml)), run_dir.read()
+    differences = _differences(record.get("asked", asked), asked)
+    if not differences or (run_dir.recipe.exists() and asked == _claimed_tables(_read_toml(run_dir.recipe))):
+        return []
+    if record.get("stages") or any(path.exists() for path in _folders(run_dir)):
+        raise RunError(
+            f"{run_dir.path}: holds another run: {'; '.join(differences[:4])}",
+            cure="choose another folder with --out, or replace the run with --force",
+        )
+    return differences
 
 
 def _claimed_tables(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@
 | 2 parts | data, model, lora, quant, assets | and torch, transformers, peft, safetensors | 0 to 2 |
 | 2 parts, too | evaluate.{metrics, text_metrics, resample, calibration, classification, rejection} | the same | same |
 | 3 stages | train, tune, export, evaluate, bench, report | and accelerate, onnx, optuna | 0 to 3; stages' public part |
-| 4 shell | pipeline, plan, {adapt, search, verify}_run, cli | click | 0 at module top, the rest inside a function |
+| 4 shell | pipeline, plan, plan_checks, ..._run, cli | click | 0 at module top, the rest inside a function |
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LAYERS = {
         "evaluate.rejection",
     ),
     3: ("train", "tune", "export", "evaluate", "bench", "report"),
-    4: ("pipeline", "plan", "adapt_run", "search_run", "verify_run", "cli", "__main__"),
+    4: ("pipeline", "plan", "plan_checks", "adapt_run", "search_run", "verify_run", "cli", "__main__"),
 }
 DEVICE = {"numpy", "onnxruntime", "tokenizers"}
 PARTS = DEVICE | {"torch", "transformers", "peft", "safetensors"}

@@ -284,19 +284,29 @@ def test_every_key_is_documented_in_the_readme():
 
 
 @pytest.mark.parametrize(
-    ("task", "setting", "complaint"),
+    ("setting", "key"),
     [
-        ("classification", "export.repair_steps=200", "repair_steps: is for decoders"),
-        ("classification", "export.on_grid_steps=10", "on_grid_steps: is for decoders"),
-        ("classification", 'export.int8_layers=["query"]', "int8_layers: is for decoders"),
-        ("classification", "export.head_bits=4", "a classifier's head stays float"),
-        ("classification", "export.max_length=64", "data.max_seq_len is the length"),
+        ("export.repair_steps=200", "export.repair_steps"),
+        ("export.on_grid_steps=10", "export.on_grid_steps"),
+        ('export.int8_layers=["query"]', "export.int8_layers"),
+        ("export.head_bits=4", "export.head_bits"),
+        ("export.max_length=64", "export.max_length"),
+        ("train.fused_loss=false", "train.fused_loss"),
+        ("evaluate.max_new_tokens=8", "evaluate.max_new_tokens"),
     ],
 )
-def test_an_export_key_that_would_do_nothing_is_refused(task: str, setting: str, complaint: str) -> None:
-    text = f'[model]\nbase = "x"\ntask = "{task}"\n[data]\ntrain = "y"\n'
-    with pytest.raises(RecipeError, match=complaint):
-        parse_recipe(text, source="r.toml", overrides=[setting])
+@pytest.mark.parametrize("precision", ["int4", "int8", "fp32"])
+def test_a_key_that_does_nothing_for_a_classifier_is_named_and_not_refused(setting, key, precision) -> None:
+    asked = [setting, f"export.precision={precision}"]
+    assert parse_recipe(CLASSIFIER, source="r.toml", overrides=asked).idle_keys == (key,)
+    if precision == "int4":
+        assert parse(SMALL, setting).idle_keys == ()
+
+
+def test_a_classifier_s_own_defaults_are_no_idle_keys() -> None:
+    recipe = parse_recipe(CLASSIFIER, source="r.toml")
+    assert recipe.idle_keys == ()
+    assert parse_recipe(recipe.to_toml(), source="again.toml").idle_keys == ()
 
 
 def test_every_key_is_in_the_readme() -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from edgetune.cli import console
+from edgetune.launch import launched
+
+if TYPE_CHECKING:
+    from edgetune.recipe import Recipe
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -30,6 +36,16 @@ adapter_option = click.option(
     metavar="NAME",
     help='Answer with this adapter of the bundle, "none" being the base alone.  [default: the one it was made with]',
 )
+
+
+def read_recipe(path: Path, overrides: tuple[str, ...]) -> Recipe:
+    """The recipe that a verb is given; keys in it that do nothing for its task are named. Raises RecipeError."""
+    from edgetune.recipe import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    if recipe.idle_keys and launched().is_main:
+        console.note(f"{path}: {', '.join(recipe.idle_keys)}: no effect on a classifier")
+    return recipe
 
 
 def sampling_options(command: _Command) -> _Command:

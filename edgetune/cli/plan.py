@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetune.cli import console
-from edgetune.cli.options import force_option, json_option, recipe_argument, set_option
+from edgetune.cli.options import force_option, json_option, out_option, read_recipe, recipe_argument, set_option
 from edgetune.errors import RecipeError, RunError, shown
 from edgetune.files import write_text
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     metavar="SIZE/s",
     help='How fast the device reads its memory, e.g. "8GB/s", for the bundle\'s tokens/s.  [default: as this machine]',
 )
+@out_option
 @force_option
 @json_option
 def command(
@@ -44,24 +45,30 @@ def command(
     gpu_memory: str | None,
     fit_to: Path | None,
     device_bandwidth: str | None,
+    out: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Check RECIPE against the real files; estimate memory and time of its training, and its bundle on the device.
 
-    Reads config, headers, tokenizer and the first rows, counts the training rows, measures this machine for a second;
-    loads no weights. Exits 4 if the budget is too small: [budget] gpu_memory (or --gpu-memory) where there is one, else
-    memory.
+    Reads config, headers, tokenizer and rows, measures this machine for a second; loads no weights. What would stop
+    `edgetune run` later, in its run folder too, is told now, all at once. Exits 4 if the budget is too small: [budget]
+    gpu_memory (or --gpu-memory) where there is one, else memory.
     """
-    from edgetune.plan import duration, fitted, plan, refuse_over_budget
-    from edgetune.recipe import load_recipe
+    from edgetune.plan import disk_bytes, duration, fitted, plan, refuse_over_budget
+    from edgetune.plan_checks import check_folder
+    from edgetune.run_dir import RunDir, refuse_other_run
 
     if gpu_memory is not None:
         overrides = (*overrides, f"budget.gpu_memory={json.dumps(gpu_memory)}")
-    loaded = load_recipe(recipe, overrides)
+    loaded = read_recipe(recipe, overrides)
     if fit_to is not None and fit_to.exists() and not force:
         raise RunError(f"{fit_to}: exists already", cure="give another path, or --force to replace it")
+    run_dir = RunDir(out or Path("runs") / loaded.name)
+    if out is not None and not force:
+        refuse_other_run(run_dir, loaded.to_toml())
     planned = plan(loaded)
+    check_folder(run_dir, needed_bytes=disk_bytes(planned))
     changes: list[Change] | None = None
     if fit_to is not None:
         fitting, changes = fitted(loaded, planned)
@@ -70,6 +77,8 @@ def command(
     if as_json:
         console.say_json(_document(loaded, planned, changes, takes, decoding))
     else:
+        for note in planned.notes:
+            console.note(f"plan: {note}")
         console.say(_table(loaded, planned))
         console.say(f"\n{_time(takes)}\n{_device(planned, decoding)}")
         if changes is not None and fit_to is not None:

@@ -9,7 +9,7 @@ import click
 
 from edgetune.cli import console
 from edgetune.cli.jointly import only_main, together
-from edgetune.cli.options import force_option, json_option, out_option, recipe_argument, set_option
+from edgetune.cli.options import force_option, json_option, out_option, read_recipe, recipe_argument, set_option
 from edgetune.cli.scores import describe, result_lines
 from edgetune.launch import launched
 
@@ -29,12 +29,11 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
     Stages that are up to date in the run folder are skipped, so a stopped run goes on where it was.
     """
     from edgetune.pipeline import run
-    from edgetune.recipe import load_recipe
     from edgetune.run_dir import RunDir
     from edgetune.verify_run import refuse_lost_gain
 
     with together():
-        loaded = load_recipe(recipe, overrides)
+        loaded = read_recipe(recipe, overrides)
         run_dir = RunDir(out or Path("runs") / loaded.name)
         console.work_in(run_dir.path)
         progress = console.ProgressLine()

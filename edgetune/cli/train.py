@@ -8,7 +8,7 @@ import click
 
 from edgetune.cli import console
 from edgetune.cli.jointly import only_main, together
-from edgetune.cli.options import force_option, json_option, out_option, recipe_argument, set_option
+from edgetune.cli.options import force_option, json_option, out_option, read_recipe, recipe_argument, set_option
 from edgetune.launch import launched
 
 
@@ -56,11 +56,10 @@ def command(
         return
     import dataclasses
 
-    from edgetune.recipe import load_recipe
     from edgetune.run_dir import RunDir
 
     with together():
-        loaded = load_recipe(recipe, overrides)
+        loaded = read_recipe(recipe, overrides)
         run_dir = RunDir(out or Path("runs") / loaded.name)
         console.work_in(run_dir.path)
         progress = console.ProgressLine()
@@ -91,7 +90,7 @@ def command(
     console.say(f"eval loss   {loss}")
     console.say(f"train loss  {result.train_loss:.4f}")
     stopped = " (stopped early)" if result.stopped_early else ""
-    console.say(f"steps       {result.steps}{stopped}, {result.trained_tokens:,} trained tokens")
+    console.say(f"steps       {result.steps}{stopped}, {result.trained_tokens:,} {loaded.learned}s")
     console.say(f"speed       {result.tokens_per_s:,.0f} tokens/s")
     console.say(f"memory      {result.peak_bytes / 1024**2:,.0f} MiB at the peak")
     console.say(f"curve       {run_dir.loss_curve}")
@@ -114,10 +113,9 @@ def _find_rate(recipe: Path, overrides: tuple[str, ...], out: Path | None, *, as
 
     from edgetune.files import refuse_to_replace, write_json
     from edgetune.lock import only_process
-    from edgetune.recipe import load_recipe
     from edgetune.run_dir import RunDir
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = read_recipe(recipe, overrides)
     run_dir = RunDir(out or Path("runs") / f"{loaded.name}-lr")
     results, picture = run_dir.path / "learning_rate.json", run_dir.path / "learning_rate.png"
     refuse_to_replace(run_dir.path, recipe, what="range test", is_one=lambda _: results.is_file())
@@ -129,7 +127,7 @@ def _find_rate(recipe: Path, overrides: tuple[str, ...], out: Path | None, *, as
             from edgetune.train.find_rate import draw_rates, find_rate
 
             found = find_rate(loaded, run_dir, progress=progress)
-            draw_rates(found, picture, title=loaded.name)
+            draw_rates(found, picture, title=loaded.name, per=loaded.learned)
             values = dataclasses.asdict(found)
             write_json(results, {**values, "provenance": provenance(loaded.train.seed)})
     finally:

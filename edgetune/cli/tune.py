@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetune.cli import console
-from edgetune.cli.options import force_option, json_option, recipe_argument, set_option
+from edgetune.cli.options import force_option, json_option, read_recipe, recipe_argument, set_option
 
 if TYPE_CHECKING:
     from edgetune.recipe import Recipe
@@ -65,14 +65,13 @@ def command(
     recipe is written into the study's folder. A study that was stopped or killed goes on when the same command is given
     again; more workers join with the same command. --force begins anew.
     """
-    from edgetune.recipe import load_recipe
     from edgetune.tune.search import search
     from edgetune.tune.study import StudyDir
 
     asked = {"trials": trials, "sampler": sampler, "pruner": pruner}
     more = [f"tune.{key}={value}" for key, value in asked.items() if value is not None]
     more += [f"tune.storage={json.dumps(storage)}"] if storage is not None else []
-    loaded = load_recipe(recipe, (*overrides, *more))
+    loaded = read_recipe(recipe, (*overrides, *more))
     folder = StudyDir(out or Path("runs") / f"{loaded.name}-tune")
     if one_at_a_time and applies:
         raise click.UsageError("--one-at-a-time finds no best recipe; leave --apply out")

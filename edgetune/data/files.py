@@ -104,7 +104,7 @@ def _json_rows(file: IO[str], path: Path) -> Iterator[Row]:
             yield Row(value, place)
 
 
-_ROW_LISTS = ("messages", "conversations", "prompt", "completion")
+_ROW_LISTS = ("messages", "conversations", "conversation", "prompt", "completion")
 """Columns of a row that may be lists themselves: an object with one of them is a row, not a wrapper."""
 
 

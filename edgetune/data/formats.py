@@ -41,6 +41,8 @@ COLUMNS: dict[Format, tuple[str, ...]] = {
     "text": ("text",),
 }
 """The columns that make a format, in the order in which they are looked for."""
+SINGULAR = "conversation"
+"""What some call ShareGPT's column."""
 ROLES = {**{role: role for role in ("system", "user", "assistant", "tool")}, "developer": "system"}
 SHAREGPT_ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -70,6 +72,8 @@ def detect(row: Row) -> tuple[Format, str]:
         if all(column in row.values for column in needed):
             quoted = " and ".join(f"'{column}'" for column in needed)
             return name, f"column{'s' if len(needed) > 1 else ''} {quoted}"
+    if SINGULAR in row.values:
+        return "sharegpt", f"column '{SINGULAR}'"
     raise DataError(
         f"{row.place}: no format has the columns {', '.join(row.values) or '(none)'}",
         cure='name yours in [data], e.g. columns = { prompt = "question", completion = "answer" }',
@@ -112,7 +116,7 @@ def _from_messages(row: Row) -> tuple[Message, ...]:
 
 
 def _from_sharegpt(row: Row) -> tuple[Message, ...]:
-    return _turns(row, "conversations")
+    return _turns(row, SINGULAR if SINGULAR in row.values and "conversations" not in row.values else "conversations")
 
 
 def _from_prompt(row: Row) -> tuple[Message, ...]:

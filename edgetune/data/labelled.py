@@ -206,7 +206,7 @@ def find_labels(rows: Iterable[Example], data: DataTable, *, known: tuple[str, .
     if len(found) < 2:
         what = f"one label only, {next(iter(found))!r}" if found else "no labels"
         if not filled:
-            what = f"none of the {empty:,} training rows has a text"
+            what = f"none of the {empty:,} training rows has a text" if empty else "no row has a text to train on"
         first = "" if data.max_train_rows is None else "raise data.max_train_rows, or "
         raise DataError(f"{data.train}: {what}; a classifier needs two labels", cure=f"{first}give rows of more labels")
     return tuple(sorted(found))
@@ -240,10 +240,7 @@ def _write(recipe: Recipe, tokenizer: Any, max_length: int, names: Sequence[str]
         batches = _kept(rows, recipe, tokenizer, max_length, counts[part])
         kept[part] = _write_part(batches, folder / part, names, is_set=recipe.classify.multi_label)
         if not kept[part]:
-            raise DataError(
-                f"{source_of(recipe, part)}: no {part} row can be used, {counts[part]['too_long']:,} are too long",
-                cure='raise data.max_seq_len, or set data.too_long = "truncate"',
-            )
+            raise _nothing_left(recipe, part, counts[part])
     per_label = _open(folder / "train", "", len(names)).counts()
     fewest, most = int(per_label.argmin()), int(per_label.argmax())
     train_source, eval_source = sources(recipe)
@@ -265,6 +262,26 @@ def _write(recipe: Recipe, tokenizer: Any, max_length: int, names: Sequence[str]
         longest=max(counts[part]["longest"] for part in PARTS),
     )
     write_json(folder / "report.json", dataclasses.asdict(report))
+
+
+def require_fitting(recipe: Recipe, labels: Sequence[str], tokenizer: Any, *, max_length: int) -> None:
+    """Raises DataError if no training row, or no eval row, is as short as max_length tokens and may not be cut.
+
+    Reads as far as the first that is.
+    """
+    numbers = numbered(labels)
+    for part in PARTS:
+        counts: Counter[str] = Counter()
+        rows = _inside(_split(recipe, part), recipe.classify, numbers, counts)
+        if next(_kept(rows, recipe, tokenizer, max_length, counts), None) is None:
+            raise _nothing_left(recipe, part, counts)
+
+
+def _nothing_left(recipe: Recipe, part: Part, counts: Counter[str]) -> DataError:
+    return DataError(
+        f"{source_of(recipe, part)}: no {part} row can be used, {counts['too_long']:,} are too long",
+        cure='raise data.max_seq_len, or set data.too_long = "truncate"',
+    )
 
 
 def _split(recipe: Recipe, part: Part) -> Iterator[Example]:

@@ -22,7 +22,7 @@ from edgetune.data.encode import Encoded, encode_batch
 from edgetune.data.files import Row
 from edgetune.data.formats import Example, Format, detect, to_example
 from edgetune.data.labels import find_columns, to_labelled
-from edgetune.data.read import Split, content_hashes, describe, rows, splits
+from edgetune.data.read import Split, content_hashes, describe, find, is_hub_id, rows, splits
 from edgetune.data.swap import Values
 from edgetune.data.tokens import Tokens, open_tokens, write_tokens
 from edgetune.errors import DataError
@@ -130,6 +130,41 @@ def examples(recipe: Recipe, which: Split) -> Iterator[Example]:
             yield example
 
 
+def has_own_rows(recipe: Recipe, which: Split) -> bool:
+    """Whether a split is a source of its own: named, or a file of its name in the training rows' folder."""
+    named = {"train": recipe.data.train, "eval": recipe.data.eval, "test": recipe.data.test}[which]
+    return named is not None or which in splits(recipe.data.train)
+
+
+def is_trained_on(recipe: Recipe, which: Split) -> bool:
+    """Whether a split that has_own_rows is the very file, or split, of the training rows."""
+    source, split, _ = _locate(recipe.data, which)
+    trained, trained_split, _ = _locate(recipe.data, "train")
+    if is_hub_id(source) or is_hub_id(trained):
+        return (source, split or "train") == (trained, trained_split or "train")
+    return (find(source).resolve(), split or "train") == (find(trained).resolve(), trained_split or "train")
+
+
+def no_rows(recipe: Recipe, which: Split) -> DataError:
+    """Why `examples` gives nothing."""
+    source, _, part = _locate(recipe.data, which)
+    if part == "train":  # of no rows at all there would be no eval rows to set apart
+        return _nothing_left(recipe.data, which, Counter())
+    return DataError(f"{source}: holds no rows")
+
+
+def require_usable(recipe: Recipe, tokenizer: Any) -> None:
+    """Raises DataError if no training row, or no eval row, could be used: all too long, or with nothing to learn.
+
+    Reads as far as the first that can.
+    """
+    ensure_chat_template(tokenizer)
+    for which, stream in (("train", _train_examples(recipe)), ("eval", examples(recipe, "eval"))):
+        counts: Counter[str] = Counter()
+        if next(_kept(stream, tokenizer, recipe.data, counts), None) is None:
+            raise _nothing_left(recipe.data, which, counts)
+
+
 def training_rows(recipe: Recipe) -> Iterator[tuple[Mapping[str, Any], Example]]:
     """The values and the example of each row that is labelled for training, at most data.max_train_rows.
 
@@ -232,6 +267,8 @@ def _eval_threshold(recipe: Recipe) -> float:
         least = min(least, draw)
         if least <= data.eval_fraction and count > 1:
             return data.eval_fraction
+    if not count:
+        raise DataError(f"{data.train}: holds no rows")
     if count < 2 or least == NEVER:
         what = "one row" if count < 2 else "one row a label"
         raise DataError(f"{data.train}: {what} cannot be split into train and eval rows", cure="name rows in data.eval")
@@ -279,13 +316,9 @@ def _write(recipe: Recipe, tokenizer: Any, folder: Path, has_default_template: b
         "train": write_tokens(_kept(train, tokenizer, data, counts), folder / "train"),
         "eval": write_tokens(_kept(examples(recipe, "eval"), tokenizer, data, eval_counts), folder / "eval"),
     }
-    if not kept["train"]:
-        raise DataError(_why_nothing_is_left(data, counts), cure=_cure(counts))
-    if not kept["eval"]:
-        raise DataError(
-            f"{data.eval or data.train}: no eval row can be used",
-            cure="give rows in data.eval or raise data.max_seq_len",
-        )
+    for which, seen in (("train", counts), ("eval", eval_counts)):
+        if not kept[which]:
+            raise _nothing_left(data, which, seen)
     train_source, train_split, _ = _locate(data, "train")
     read_from, eval_from = sources(recipe)
     form, reason = _format_of(data, train_source, train_split)
@@ -366,18 +399,18 @@ def _is_empty(example: Example, data: DataTable) -> bool:
     return data.loss_on == "completion" and not any(answer.strip() for answer in answers)
 
 
-def _why_nothing_is_left(data: DataTable, counts: Counter[str]) -> str:
-    if not counts:
-        return f"{data.train}: all rows are alike, so none is left once eval rows are set apart"
-    return (
-        f"{data.train}: no row can be trained on: {counts['too_long']} longer than {data.max_seq_len} tokens, "
-        f"{counts['untrainable']} without a token to learn"
+def _nothing_left(data: DataTable, which: str, counts: Counter[str]) -> DataError:
+    """Why no row of a split can be used."""
+    if which == "train" and not counts:
+        what = f"{data.train}: all rows are alike, so none is left once eval rows are set apart"
+        return DataError(what, cure="name rows in data.eval")
+    source = data.train if which == "train" else data.eval or data.train
+    what = "no row can be trained on" if which == "train" else "no eval row can be used"
+    cure = "fill the answers, or set data.loss_on"
+    if counts["too_long"] or counts["longest"] > data.max_seq_len:
+        cure = f"raise data.max_seq_len; the longest row has {counts['longest']} tokens"
+    return DataError(
+        f"{source}: {what}: {counts['too_long']} longer than {data.max_seq_len} tokens, "
+        f"{counts['untrainable']} without a token to learn",
+        cure=cure,
     )
-
-
-def _cure(counts: Counter[str]) -> str:
-    if not counts:
-        return "name rows in data.eval"
-    if counts["too_long"]:
-        return f"raise data.max_seq_len; the longest row has {counts['longest']} tokens"
-    return "fill the answers, or set data.loss_on"

@@ -21,12 +21,16 @@ from edgetune.model.base import resolve_base
 from edgetune.model.classifier import read_spec
 from edgetune.model.gguf import is_gguf
 from edgetune.provenance import provenance
-from edgetune.recipe import Recipe, load_recipe, parse_recipe
+from edgetune.recipe import ModelTable, Recipe, load_recipe, parse_recipe
 from edgetune.report.table import plain, values
 from edgetune.run_dir import RunDir, find_run
 from edgetune.runtime.bundle import open_bundle
 
 Progress = Callable[[Mapping[str, Any]], None]
+
+
+HOW_HELD = ("quantization", "double_quantization", "embedding_quantization", "compute_dtype", "trust_remote_code")
+"""Keys of [model] that a target outside any run can be measured with."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ def targets_of(path: str, *, overrides: Sequence[str] = ()) -> Asked:
     run_dir = None if is_gguf(path) else find_run(Path(path))
     if run_dir is None:
         target = target_at(path)
-        return Asked(_recipe_for(target, overrides), [target], target, None)
+        recipe = _recipe_for(target, overrides)
+        target = target if target.model is None else dataclasses.replace(target, model=recipe.model)
+        return Asked(recipe, [target], target, None)
     recipe = load_recipe(run_dir.recipe, overrides)
     table = recipe.model
     base = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
@@ -106,6 +112,7 @@ def _recipe_for(target: Target, overrides: Sequence[str]) -> Recipe:
         f"eval = {test.partition('=')[2]}\n"
     )
     recipe = parse_recipe(text, source=str(target.path), name=target.name, overrides=overrides)
+    held = _held(target, recipe, overrides)
     if target.task == "classification":
         spec = open_bundle(target.path).classifier_format if target.model is None else read_spec(target.path)
         outside = spec.out_of_scope_label or recipe.classify.out_of_scope_label
@@ -116,7 +123,26 @@ def _recipe_for(target: Target, overrides: Sequence[str]) -> Recipe:
         data = dataclasses.replace(recipe.data, system=system)
         export = dataclasses.replace(recipe.export, precision=bundle.precision)  # type: ignore[arg-type]
         return dataclasses.replace(recipe, data=data, export=export)
-    return recipe if target.model is None else dataclasses.replace(recipe, model=target.model)
+    return recipe if held is None else dataclasses.replace(recipe, model=held)
+
+
+def _held(target: Target, recipe: Recipe, overrides: Sequence[str]) -> ModelTable | None:
+    """How a target's model is held: as it says itself, but for the keys of [model] that are asked for.
+
+    Raises RecipeError for one that cannot be changed.
+    """
+    named = [text.partition("=")[0].strip().replace("-", "_").partition(".") for text in overrides]
+    keys = [key for table, _, key in named if table == "model"]
+    for key in keys:
+        if target.model is None:
+            raise RecipeError(f"--set model.{key}: has no effect on a {target.kind}", cure="leave it out")
+        if key not in HOW_HELD:
+            raise RecipeError(
+                f"--set model.{key}: {target.path} says that itself", cure=f"can be set: {', '.join(HOW_HELD)}"
+            )
+    if target.model is None:
+        return None
+    return dataclasses.replace(target.model, **{key: getattr(recipe.model, key) for key in keys})
 
 
 def _summarise(recipe: Recipe, eval_set: EvalSet | LabelSet, results: Sequence[Result], out: Path) -> Evaluation:

@@ -59,6 +59,11 @@ def run_check(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], *, seco
     return Checked(tuple(passed), timed_out, len(errors), errors[0] if errors else None)
 
 
+def start_check(path: Path) -> None:
+    """Raises DataError if the file cannot be imported or has no function `check`."""
+    _Worker(path).stop()
+
+
 class _Worker:
     """The process that holds the user's file; a new one after it had to be stopped."""
 

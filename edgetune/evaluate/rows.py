@@ -7,9 +7,10 @@ own that reads the file. This module needs neither torch nor transformers to rea
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -113,22 +114,15 @@ def make_eval_set(
     """
     from edgetune.data.prepare import examples
 
-    require(recipe.evaluate.metric)
-    found = list(examples(recipe, split))
+    check_metric(recipe)
     settings, metric = recipe.evaluate, cast(Metric, recipe.evaluate.metric)
-    drawn = found
-    if settings.max_rows is not None and settings.max_rows < len(found):
-        places = random.Random(recipe.train.seed).sample(range(len(found)), settings.max_rows)
-        drawn = [found[index] for index in sorted(places)]
+    drawn, count = _draw(recipe, examples(recipe, split))
     rows = [_encode(example, tokenizer, recipe) for example in drawn]
     fitting = [row for row in rows if len(row.input_ids) <= context_length]
     source = (split == "test" and recipe.data.test) or recipe.data.eval or recipe.data.train
     if not fitting:
-        raise DataError(
-            f"{source}: no row to evaluate on fits {context_length} tokens" if rows else f"{source}: no rows"
-        )
-    for row in fitting:
-        check_reference(row.messages, row.reference, row.place, metric)
+        raise _no_row_fits(recipe, source, context_length) if rows else DataError(f"{source}: no rows")
+    check_references(((row.messages, row.reference, row.place) for row in fitting), metric)
     return EvalSet(
         rows=tuple(fitting),
         metric=metric,
@@ -136,9 +130,9 @@ def make_eval_set(
         bootstrap_samples=settings.bootstrap_samples,
         confidence=settings.confidence,
         source=source,
-        source_rows=len(found),
+        source_rows=count,
         dropped_too_long=len(rows) - len(fitting),
-        check=_check_file(recipe) if metric == "check" else None,
+        check=str(_check_file(recipe)) if metric == "check" else None,
         check_seconds=settings.check_seconds,
     )
 
@@ -182,30 +176,88 @@ def _encode(example: Any, tokenizer: Any, recipe: Recipe) -> EvalRow:
     )
 
 
-def _check_file(recipe: Recipe) -> str:
+def _check_file(recipe: Recipe) -> Path:
     """The path of the user's check. Raises DataError if there is none."""
     path = Path(recipe.evaluate.check or "").expanduser()
     if not path.is_file():
         raise DataError(f"{path}: no such file", cure="evaluate.check names a Python file")
-    return str(path.resolve())
+    return path.resolve()
 
 
-def check_reference(asked: Sequence[Any], reference: str | None, place: str, metric: Metric) -> None:
-    """Raises DataError for a row, the messages `asked` and the right answer, that the metric cannot score."""
+def check_metric(recipe: Recipe) -> None:
+    """Raises MissingExtraError if a package is not there that [evaluate] metric needs, DataError if its file is not."""
+    require(recipe.evaluate.metric)
+    if recipe.evaluate.metric == "check":
+        _check_file(recipe)
+
+
+def check_scored_rows(recipe: Recipe, tokenizer: Any, *, context_length: int, most: int | None = None) -> None:
+    """Raises what make_eval_set raises for the rows that will be scored, of which it encodes at most the first `most`,
+    or as far as one that fits; DataError for a check that cannot be imported, too.
+    """
+    from edgetune.data.prepare import examples
+    from edgetune.evaluate.check import start_check
+
+    check_metric(recipe)
+    if recipe.evaluate.metric == "check":
+        start_check(_check_file(recipe))
+    drawn, _ = _draw(recipe, examples(recipe, "test"))
+    every = (_encode(example, tokenizer, recipe) for example in drawn)
+    fitting = (row for row in itertools.islice(every, most) if len(row.input_ids) <= context_length)
+    told = [(row.messages, row.reference, row.place) for row in fitting]
+    if not told and not any(len(row.input_ids) <= context_length for row in every):
+        raise _no_row_fits(recipe, recipe.data.test or recipe.data.eval or recipe.data.train, context_length)
+    unread = drawn[most:] if most is not None else []
+    answers = (example.messages[-1].content if example.messages else None for example in unread)
+    told += [(row.messages[:-1], answer, row.place) for row, answer in zip(unread, answers, strict=True)]
+    check_references(told, cast(Metric, recipe.evaluate.metric))
+
+
+def check_references(rows: Iterable[tuple[Sequence[Any], str | None, str]], metric: Metric) -> None:
+    """Raises DataError if the metric cannot score some of the rows: what is asked, the right answer, the place.
+
+    The first of them is named, and how many more there are.
+    """
+    first, more, count = None, 0, 0
+    for asked, reference, place in rows:
+        count += 1
+        problem = _problem_with(asked, reference, metric)
+        more += problem is not None and first is not None
+        first = first or (problem and (place, *problem))
+    if first:
+        place, what, cure = first
+        others = f", like {more:,} more of {count:,} rows" if more else ""
+        raise DataError(f"{place}: {what}{others}", cure=cure)
+
+
+def _problem_with(asked: Sequence[Any], reference: str | None, metric: Metric) -> tuple[str, str] | None:
+    """Why the metric cannot score a row, and what to do; None where it can."""
     if metric == "loss":
-        return
+        return None
     if reference is None or not asked:
-        raise DataError(
-            f"{place}: holds no question with an answer, which {metric} needs", cure='set evaluate.metric = "loss"'
-        )
+        return f"holds no question with an answer, which {metric} needs", 'set evaluate.metric = "loss"'
     if metric == "final_number" and final_number(reference) is None:
-        raise DataError(
-            f"{place}: the reference has no number: {reference[:60]!r}", cure='set evaluate.metric = "exact_match"'
-        )
+        return f"the reference has no number: {reference[:60]!r}", 'set evaluate.metric = "exact_match"'
     if metric == "json" and not parse_json(reference)[0]:
-        raise DataError(
-            f"{place}: the reference is not JSON: {reference[:60]!r}", cure='set evaluate.metric = "exact_match"'
-        )
+        return f"the reference is not JSON: {reference[:60]!r}", 'set evaluate.metric = "exact_match"'
+    return None
+
+
+def _no_row_fits(recipe: Recipe, source: str, context_length: int) -> DataError:
+    is_cut = recipe.export.max_length == context_length
+    return DataError(
+        f"{source}: no row to evaluate on fits {context_length} tokens",
+        cure="raise export.max_length" if is_cut else "give shorter rows in data.test, or a base with a longer context",
+    )
+
+
+def _draw(recipe: Recipe, found: Iterable[Any]) -> tuple[list[Any], int]:
+    """The rows that are scored, drawn by train.seed where there are more than evaluate.max_rows; how many there are."""
+    every, most = list(found), recipe.evaluate.max_rows
+    if most is None or most >= len(every):
+        return every, len(every)
+    places = random.Random(recipe.train.seed).sample(range(len(every)), most)
+    return [every[index] for index in sorted(places)], len(every)
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

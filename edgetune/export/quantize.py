@@ -148,7 +148,7 @@ def bits_of(places: Mapping[str, Place], grid: Grid, int8_layers: Sequence[str] 
 def check_int8_layers(base: Path, recipe: Recipe) -> None:
     """Raises ModelError for a name in [export] int8_layers that no matrix of the base has."""
     grid = grid_of(recipe.export)
-    if recipe.export.int8_layers and grid is not None:
+    if recipe.export.int8_layers and grid is not None and not recipe.is_classifier:
         bits_of(find_tensors(base), grid, recipe.export.int8_layers)
 
 

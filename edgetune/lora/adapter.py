@@ -16,12 +16,14 @@ import torch
 from edgetune import __version__
 from edgetune.errors import ModelError, first_line
 from edgetune.files import atomic_folder, write_json
-from edgetune.lora.read import AGAIN, RECORD, read_adapter
-from edgetune.model.base import ENCODERS, hash_base, resolve_base
+from edgetune.lora.read import AGAIN, RECORD, Adapter, read_adapter, refuse_tied, tied_weights
+from edgetune.model.base import ENCODERS, empty_model, hash_base, resolve_base
+from edgetune.model.classifier import drop_unused_pooler
 from edgetune.model.device import compute_dtype
 from edgetune.model.embedding import end_modules
+from edgetune.model.memory import is_target
 from edgetune.model.quiet import quiet
-from edgetune.recipe import LoraTable, ModelTable
+from edgetune.recipe import LoraTable, ModelTable, Recipe
 
 
 def attach(model: Any, table: LoraTable, *, gradient_checkpointing: bool = False, will_drop: bool = False) -> Any:
@@ -83,9 +85,68 @@ def load(model: Any, folder: Path) -> Any:
     return model.eval()
 
 
-def check_adapter(folder: Path, base: Path) -> None:
-    """Raises ModelError unless the adapter is a LoRA whose every tensor fits the base in folder `base`."""
-    read_adapter(folder, base)
+def check_adapter(folder: Path, base: Path, table: ModelTable | None = None) -> None:
+    """Raises ModelError unless the adapter is a LoRA whose every tensor fits the base in folder `base`, and can be
+    merged into it; with a recipe's [model], unless it can be trained on as that holds the base.
+    """
+    adapter = read_adapter(folder, base)
+    model = empty_model(base, trust_remote_code=table is not None and table.trust_remote_code)
+    refuse_tied(adapter, model)
+    if table is not None and table.embedding_quantization != "none":
+        _refuse_frozen(_changed_ends(model, adapter), str(folder))
+
+
+def check_targets(base: Path, recipe: Recipe) -> list[str]:
+    """Names in [lora] target_modules that no part of the base has, a line; [] where there are none.
+
+    Raises ModelError if no name is a part's, or a part is none that a LoRA can be merged into.
+    """
+    table = recipe.lora
+    if isinstance(table.target_modules, str) or table.init_from is not None:
+        return []
+    model = empty_model(base, trust_remote_code=recipe.model.trust_remote_code)
+    if recipe.is_classifier:
+        drop_unused_pooler(model, recipe.classify.pooling)
+    matched = _matched(model, table.target_modules)
+    if recipe.model.embedding_quantization != "none":
+        _refuse_frozen([name for name in end_modules(model) if name in matched], "lora.target_modules")
+    unknown = [target for target in table.target_modules if not any(is_target(name, (target,)) for name in matched)]
+    told = f"no part of the base is called {', '.join(unknown)}; the base's linears: {', '.join(_linear_names(model))}"
+    return [f"lora.target_modules: {told}"] if unknown else []
+
+
+def _matched(model: Any, targets: Iterable[str]) -> dict[str, Any]:
+    """The parts of a model that target_modules name, by path. Raises ModelError unless each can be merged into."""
+    parts = {name: part for name, part in model.named_modules() if name and is_target(name, targets)}
+    cure = f"the base's linears: {', '.join(_linear_names(model))}"
+    if not parts:
+        wanted = ", ".join(targets) or "an empty list"
+        raise ModelError(f"lora.target_modules: {wanted}: no part of the base is called so", cure=cure)
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Embedding):
+            whole = "leave it out" if model.config.model_type in ENCODERS else "lora.train_embeddings = true trains it"
+            raise ModelError(f"lora.target_modules: {name} is an embedding, not a linear", cure=whole)
+        if not isinstance(part, torch.nn.Linear):
+            raise ModelError(f"lora.target_modules: {name} is a {type(part).__name__}, not a linear", cure=cure)
+    ties = tied_weights(model)
+    for name in parts:
+        if f"{name}.weight" in {*ties, *ties.values()}:
+            raise ModelError(
+                f"lora.target_modules: {name} is tied to the embedding: they would have to differ afterwards",
+                cure="leave it out; lora.train_embeddings = true trains both as one",
+            )
+    return parts
+
+
+def _linear_names(model: Any) -> list[str]:
+    """Last words of the names of a model's linears, sorted."""
+    return sorted({name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)})
+
+
+def _changed_ends(model: Any, adapter: Adapter) -> list[str]:
+    """Embedding and output head, by path, as far as an adapter changes them."""
+    changed = {name.removesuffix(".weight") for name in (*adapter.pairs, *adapter.replaced)}
+    return [name for name in end_modules(model) if name in changed]
 
 
 def _draws(model: Any) -> bool:
@@ -106,6 +167,7 @@ def _attach_new(model: Any, table: LoraTable) -> Any:
     if not isinstance(targets, str):
         wanted = [name for name in end_modules(model) if any(f".{name}".endswith(f".{item}") for item in targets)]
         _refuse_quantized_ends(model, wanted, "lora.target_modules")
+        _matched(model, targets)
     with quiet():
         from peft import LoraConfig, TaskType, get_peft_model
 
@@ -123,17 +185,15 @@ def _attach_new(model: Any, table: LoraTable) -> Any:
         try:
             return _in_float32(get_peft_model(model, config))
         except ValueError as error:  # no module has such a name, or it is not a linear
-            parts = model.named_modules()
-            linears = {name.split(".")[-1] for name, part in parts if isinstance(part, torch.nn.Linear)}
-            raise ModelError(
-                f"lora.target_modules: {first_line(error)}", cure=f"the base's linears: {', '.join(sorted(linears))}"
-            ) from None
+            cure = f"the base's linears: {', '.join(_linear_names(model))}"
+            raise ModelError(f"lora.target_modules: {first_line(error)}", cure=cure) from None
 
 
 def _load(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     adapter = read_adapter(folder, Path(model.config._name_or_path))
-    changed = {name.removesuffix(".weight") for name in (*adapter.pairs, *adapter.replaced)}
-    _refuse_quantized_ends(model, [name for name in end_modules(model) if name in changed], str(folder))
+    if is_trainable:
+        refuse_tied(adapter, model)
+    _refuse_quantized_ends(model, _changed_ends(model, adapter), str(folder))
     with quiet(), warnings.catch_warnings():
         from peft import PeftModel
 
@@ -153,11 +213,14 @@ def _load(model: Any, folder: Path, *, is_trainable: bool) -> Any:
 
 def _refuse_quantized_ends(model: Any, names: Iterable[str], who: str) -> None:
     """Raises ModelError if `who` is to change an embedding or head, by its path, whose vectors are quantised."""
+    _refuse_frozen((name for name in names if hasattr(model.get_submodule(name), "vectors")), who)
+
+
+def _refuse_frozen(names: Iterable[str], who: str) -> None:
     for name in names:
-        if hasattr(model.get_submodule(name), "vectors"):
-            raise ModelError(
-                f"{who}: changes {name}, which model.embedding_quantization freezes", cure="leave one of the two out"
-            )
+        raise ModelError(
+            f"{who}: changes {name}, which model.embedding_quantization freezes", cure="leave one of the two out"
+        )
 
 
 def is_tied(model: Any) -> bool:

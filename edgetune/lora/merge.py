@@ -20,7 +20,7 @@ from torch import Tensor
 from edgetune import __version__
 from edgetune.errors import ModelError
 from edgetune.files import atomic_folder, write_json
-from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record
+from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record, refuse_tied, tied_weights
 from edgetune.model.base import check_base, empty_model, hash_base, is_encoder, model_tensors, read_config
 from edgetune.model.classifier import HEAD, SPEC
 from edgetune.model.device import compute_dtype, device
@@ -277,14 +277,8 @@ def _untied(adapter: Adapter, model: Any, places: Mapping[str, Place]) -> dict[s
 
     Raises ModelError if the adapter trained a tied weight: the two would have to differ afterwards.
     """
-    ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    replaced = () if adapter.config.get("ensure_weight_tying") else adapter.replaced
-    for name in {*ties, *ties.values()} & {*adapter.pairs, *replaced}:
-        raise ModelError(
-            f"{adapter.folder}: it changes {name}, which the base ties to its other end (embedding and output head)",
-            cure="train without embed_tokens and lm_head in target_modules and modules_to_save, or with "
-            "ensure_weight_tying (EdgeTune: lora.train_embeddings)",
-        )
+    refuse_tied(adapter, model)
+    ties = tied_weights(model)
     return {name: place for name, place in places.items() if ties.get(name) not in places}
 
 

@@ -168,6 +168,23 @@ def read_adapter(folder: Path, base: Path) -> Adapter:
     return Adapter(folder, config, record, pairs, replaced)
 
 
+def tied_weights(model: Any) -> dict[str, str]:
+    """Names of weights that a transformers model ties -> the one that holds for both."""
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def refuse_tied(adapter: Adapter, model: Any) -> None:
+    """Raises ModelError if the adapter trained one end of a tie in the model: the two would have to differ then."""
+    ties = tied_weights(model)
+    replaced = () if adapter.config.get("ensure_weight_tying") else adapter.replaced
+    for name in sorted({*ties, *ties.values()} & {*adapter.pairs, *replaced}):
+        raise ModelError(
+            f"{adapter.folder}: it changes {name}, which the base ties to its other end (embedding and output head)",
+            cure="train without embed_tokens and lm_head in target_modules and modules_to_save, or with "
+            "ensure_weight_tying (EdgeTune: lora.train_embeddings)",
+        )
+
+
 def _group(places: Mapping[str, Place]) -> tuple[dict[str, dict[str, Place]], dict[str, Place]]:
     """(module -> its LoRA parts, base tensor name -> a weight that was trained whole)."""
     modules: dict[str, dict[str, Place]] = {}

@@ -24,7 +24,7 @@ from edgetune.model.embedding import fill_ends, with_quantized_ends
 from edgetune.model.heap import give_back_freed
 from edgetune.model.nf4 import hold_layout
 from edgetune.model.quiet import quiet, silence_bitsandbytes
-from edgetune.model.weights import Place, find_tensors, hash_files
+from edgetune.model.weights import GGUF_CURE, Place, find_tensors, hash_files, name_folder
 from edgetune.recipe import MOST, ExportTable, ModelTable
 
 NANO = "edgetune:nano"
@@ -52,6 +52,8 @@ def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: b
     if folder.is_dir():
         return folder
     if folder.exists():
+        if folder.suffix == ".gguf":
+            raise ModelError(f"{base}: is a GGUF file", cure=GGUF_CURE)
         raise ModelError(f"{base}: is a file", cure="give the folder that holds the model's config.json")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base) or base.startswith("edgetune:"):
         raise ModelError(f"{base}: no such folder", cure=f"give a model folder, a hub id like org/name, or {NANO}")
@@ -76,11 +78,35 @@ def check_base(path: Path, *, trust_remote_code: bool = False, task: Task = "gen
     return config
 
 
+def check_shapes(path: Path) -> None:
+    """Raises ModelError if a base's files lack a weight that its config.json asks for, or have it in another shape."""
+    model, places = empty_model(path), model_tensors(path)
+    ties, prefix = dict(getattr(model, "all_tied_weights_keys", None) or {}), f"{model.base_model_prefix}."
+    missing = []
+    for name, tensor in model.state_dict().items():
+        place = next((places[n] for n in (name, name.removeprefix(prefix), f"{prefix}{name}") if n in places), None)
+        if place is not None and place.shape != tuple(tensor.shape):
+            raise ModelError(
+                f"{path}: {name} is {place.shape} in its files, config.json asks for {tuple(tensor.shape)}", cure=AGAIN
+            )
+        if place is None and not (name in ties or name.startswith(OPTIONAL)):
+            missing.append(name)
+    if missing:
+        raise _lacking(path, missing)
+
+
+def _lacking(path: Path, missing: list[str]) -> ModelError:
+    return ModelError(
+        f"{path}: config.json asks for {len(missing)} weights that are not there, e.g. {missing[0]}", cure=AGAIN
+    )
+
+
 def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
     """config.json of a model folder, or generation_config.json. Raises ModelError if it is missing or damaged."""
     file = path / name
     if not file.exists():
-        raise ModelError(f"{path}: no {name}", cure="give the folder of a Hugging Face model")
+        what, cure = name_folder(path) or (f"no {name}", "give the folder of a Hugging Face model")
+        raise ModelError(f"{path}: {what}", cure=cure)
     config = read_json(file, ModelError, cure=AGAIN)
     for key, least in NUMBERS.items():
         stated = config.get(key)
@@ -242,10 +268,7 @@ def _load(
         raise ModelError(f"{path}: cannot be loaded: {first_line(error)}") from None
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(OPTIONAL))
     if missing:
-        raise ModelError(
-            f"{path}: config.json asks for {len(missing)} weights that are not there, e.g. {missing[0]}",
-            cure="fetch the base again",
-        )
+        raise _lacking(path, missing)
     model.requires_grad_(False)
     return model.eval()
 
@@ -272,10 +295,10 @@ def _check_architecture(path: Path, config: dict[str, Any], task: Task) -> None:
             cure = f"known are: {', '.join(ENCODERS)}"
             raise ModelError(f"{path}: '{kind}' is not an encoder that EdgeTune can export", cure=cure)
         return
+    if kind in ENCODERS:  # transformers has decoders of some of these names too
+        raise ModelError(f"{path}: '{kind}' is an encoder", cure='set model.task = "classification"')
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return
-    if kind in ENCODERS:
-        raise ModelError(f"{path}: '{kind}' is an encoder", cure='set model.task = "classification"')
     close = difflib.get_close_matches(kind, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), n=3)
     known = close or ["llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "smollm3"]
     own_code = "; its own Python code needs trust_remote_code = true" if config.get("auto_map") else ""

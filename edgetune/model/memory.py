@@ -129,7 +129,7 @@ def nf4_bytes(double_quantization: bool) -> float:
 
 def adapter_parameters(linears: dict[str, nn.Module], lora: LoraTable) -> int:
     """Weights of a new adapter on the targeted linears: r * (in + out) each, and out more with DoRA."""
-    shapes = [_weight(module).shape for name, module in linears.items() if _is_target(name, lora.target_modules)]
+    shapes = [_weight(module).shape for name, module in linears.items() if is_target(name, lora.target_modules)]
     return sum(lora.r * (rows + columns) + rows * lora.use_dora for rows, columns in shapes)
 
 
@@ -144,7 +144,7 @@ def head_parameters(recipe: Recipe, labels: int, hidden: int) -> int:
     return labels * (hidden + (recipe.classify.head == "linear"))
 
 
-def _is_target(name: str, targets: str | Iterable[str]) -> bool:
+def is_target(name: str, targets: str | Iterable[str]) -> bool:
     """PEFT's rule: a module's path, or its end after a dot."""
     if isinstance(targets, str):
         return True
@@ -211,7 +211,7 @@ class _Step:
         values and, with dropout, a byte for each input. Of short samples on a CPU attention's shares too.
         """
         config, layers, lora = self.config, self.config.num_hidden_layers, self.recipe.lora
-        targets = [_weight(m) for name, m in self.linears.items() if _is_target(name, lora.target_modules)]
+        targets = [_weight(m) for name, m in self.linears.items() if is_target(name, lora.target_modules)]
         inner = lora.r * len(targets) / layers
         width = 2 * config.hidden_size + self.attention_width + 4 * self.mlp_width + inner
         kept = self.tokens * (width * self.item + (2 * config.hidden_size + self.normed_width) * 4)

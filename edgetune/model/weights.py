@@ -38,6 +38,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack")
+GGUF_CURE = "give the model it was made from, a folder or hub id with 16-bit safetensors"
 MAX_HEADER_BYTES = 100_000_000
 
 
@@ -50,6 +51,19 @@ class Place:
     shape: tuple[int, ...]
     start: int
     size_bytes: int
+
+
+def name_folder(folder: Path) -> tuple[str, str] | None:
+    """What a folder is that is no model's but EdgeTune knows, and what to give instead."""
+    if (folder / "adapter_config.json").is_file():
+        return "is an adapter", "give its base in model.base, and the adapter in lora.init_from"
+    if (folder / "run.json").is_file() and (folder / "recipe.toml").is_file():
+        return "is a run folder", f"give its merged model, {folder / 'merged'}, or the base it was trained on"
+    if (folder / "edgetune.json").is_file() and any(folder.glob("*.onnx")):
+        return "is a bundle, which runs and cannot be trained", "give the base or merged model that it was made from"
+    if gguf := next(folder.glob("*.gguf"), None):
+        return f"holds {gguf.name}, a GGUF file", GGUF_CURE
+    return None
 
 
 def find_tensors(folder: Path) -> dict[str, Place]:
@@ -195,11 +209,8 @@ def _no_weights(folder: Path) -> ModelError:
             f"{folder}: only {unsafe[0]}, a format that can run code when it is read; EdgeTune reads safetensors only",
             cure="convert it where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)",
         )
-    gguf = next(folder.glob("*.gguf"), None)
-    found = f"only {gguf.name}, " if gguf else ""
-    return ModelError(
-        f"{folder}: {found}no {SINGLE} and no {INDEX}", cure="give a folder with the model's safetensors weights"
-    )
+    what, cure = name_folder(folder) or ("", "give a folder with the model's safetensors weights")
+    return ModelError(f"{folder}: {what or f'no {SINGLE} and no {INDEX}'}", cure=cure)
 
 
 def _corrupted(path: Path, why: str) -> ModelError:

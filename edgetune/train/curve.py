@@ -14,8 +14,10 @@ SMOOTHED_STEPS = 10
 """Weight of a new step in the drawn moving average: 0.05 in long runs, 10 / steps in short ones."""
 
 
-def draw_curve(events: Path, out: Path, *, title: str) -> None:
+def draw_curve(events: Path, out: Path, *, title: str, per: str) -> None:
     """Training loss (each step, and its moving average) and eval loss over steps, as a PNG. Raises RunError.
+
+    `per`: what the loss is a mean over, one of them.
 
     A dotted line stands where the learning rate was lowered, with what it became.
     """
@@ -47,7 +49,7 @@ def draw_curve(events: Path, out: Path, *, title: str) -> None:
         axes.annotate(
             f"{losses[best]:.4f}", (steps[best], losses[best]), textcoords="offset points", xytext=(0, 8), ha="center"
         )
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)", title=title)
+    axes.set(xlabel="optimizer step", ylabel=f"loss (nats per {per})", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.margins(y=0.12)

@@ -57,7 +57,7 @@ class RateRange:
     """What the recipe has, "auto" decided."""
     rates: tuple[float, ...]
     losses: tuple[float, ...]
-    """Of each step, nats per trained token, before it was made."""
+    """Of each step, nats per trained token (or text), before it was made."""
     smoothed: tuple[float, ...]
 
 
@@ -71,7 +71,7 @@ def find_rate(
     3.3; the loss smoothed and its steepest fall taken as in fastai.
     """
     notify = progress or _say_nothing
-    table = dataclasses.replace(recipe.train, epochs=1e6, max_steps=steps, trackers=(), divergence_restarts=0)
+    table = dataclasses.replace(recipe.train, max_steps=steps, trackers=(), divergence_restarts=0)
     run_dir.create()
     parts = set_up(dataclasses.replace(recipe, train=table), run_dir, "", _without_steps(notify), base=base)
     state, micro = State(), stream(parts.task, 0, 0)
@@ -132,8 +132,8 @@ def smooth(losses: Sequence[float]) -> list[float]:
     return found
 
 
-def draw_rates(found: RateRange, out: Path, *, title: str) -> None:
-    """Loss over learning rate as a PNG, with what is suggested. Raises RunError."""
+def draw_rates(found: RateRange, out: Path, *, title: str, per: str) -> None:
+    """Loss, in nats per `per`, over learning rate as a PNG, with what is suggested. Raises RunError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -148,7 +148,7 @@ def draw_rates(found: RateRange, out: Path, *, title: str) -> None:
         (found.lowest, "lowest loss", "tab:orange"),
     ):
         axes.axvline(rate, color=color, linestyle="--", linewidth=1.0, label=f"{name}: {rate:.2e}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="loss (nats per trained token)", title=title)
+    axes.set(xscale="log", xlabel="learning rate", ylabel=f"loss (nats per {per})", title=title)
     axes.set_ylim(top=1.1 * max(found.losses[: found.rates.index(found.lowest) + 1]))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

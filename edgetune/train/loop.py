@@ -389,7 +389,7 @@ def _report(parts: Parts, run_dir: RunDir, state: State, event: Mapping[str, Any
 def _finish(parts: Parts, run_dir: RunDir, state: State, inputs: str, peak_bytes: int) -> TrainResult:
     """Result, picture and record; only then do the checkpoints go. Dying in between, all this is done again."""
     result = _result(parts, state, peak_bytes)
-    draw_curve(run_dir.events, run_dir.loss_curve, title=parts.recipe.name)
+    draw_curve(run_dir.events, run_dir.loss_curve, title=parts.recipe.name, per=parts.recipe.learned)
     data = dataclasses.asdict(parts.task.prepared.report)
     facts = {"device": str(parts.model.device), "dtype": parts.dtype, "data": data}
     record = {**dataclasses.asdict(result), **facts, "provenance": provenance(parts.recipe.train.seed)}

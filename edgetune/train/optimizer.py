@@ -30,7 +30,18 @@ def make_optimizer(
         is_spared = parameter.ndim < 2 and table.on_overfitting == "weight_decay"  # apart, for decay may come later
         groups.setdefault((decay, head_share if name.startswith("head.") else 1.0, is_spared), []).append(parameter)
     made = [{"params": part, "weight_decay": decay, "share": share} for (decay, share, _), part in groups.items()]
-    return OPTIMIZERS[table.optimizer](made, learning_rate, trained[0][1].device)
+    where = trained[0][1].device
+    check_optimizer(table.optimizer, where.type)
+    return OPTIMIZERS[table.optimizer](made, learning_rate, where)
+
+
+def check_optimizer(name: str, kind: str) -> None:
+    """Raises HardwareError if a "cpu" or "cuda" device has no such optimizer."""
+    if name.startswith("paged_") and kind != "cuda":
+        raise HardwareError(
+            "train.optimizer: paged optimizers need CUDA's unified memory; this run is on the CPU",
+            cure="use adamw_8bit or adamw",
+        )
 
 
 def _adamw(groups: list[Any], learning_rate: float, device: torch.device) -> torch.optim.Optimizer:
@@ -38,23 +49,16 @@ def _adamw(groups: list[Any], learning_rate: float, device: torch.device) -> tor
     return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, eps=EPSILON, fused=is_fused)
 
 
-def _bitsandbytes(
-    groups: list[Any], learning_rate: float, device: torch.device, *, name: str, is_paged: bool
-) -> torch.optim.Optimizer:
+def _bitsandbytes(groups: list[Any], learning_rate: float, _: torch.device, *, name: str) -> torch.optim.Optimizer:
     """AdamW of bitsandbytes (8-bit optimizers, arXiv:2110.02861; paged, QLoRA, arXiv:2305.14314, section 3)."""
     import bitsandbytes
 
-    if is_paged and device.type != "cuda":
-        raise HardwareError(
-            "train.optimizer: paged optimizers need CUDA's unified memory; this run is on the CPU",
-            cure="use adamw_8bit or adamw",
-        )
     return getattr(bitsandbytes.optim, name)(groups, lr=learning_rate, betas=BETAS, eps=EPSILON)
 
 
 OPTIMIZERS: dict[str, Callable[[list[Any], float, torch.device], torch.optim.Optimizer]] = {
     "adamw": _adamw,
-    "adamw_8bit": partial(_bitsandbytes, name="AdamW8bit", is_paged=False),
-    "paged_adamw": partial(_bitsandbytes, name="PagedAdamW32bit", is_paged=True),
-    "paged_adamw_8bit": partial(_bitsandbytes, name="PagedAdamW8bit", is_paged=True),
+    "adamw_8bit": partial(_bitsandbytes, name="AdamW8bit"),
+    "paged_adamw": partial(_bitsandbytes, name="PagedAdamW32bit"),
+    "paged_adamw_8bit": partial(_bitsandbytes, name="PagedAdamW8bit"),
 }

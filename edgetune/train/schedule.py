@@ -1,4 +1,7 @@
-"""The learning rate: what "auto" is, and what it is at each step. Pure functions of numbers, so nothing to save."""
+"""How long a training is, and its learning rate: what "auto" is, and what it is at each step.
+
+Pure functions of numbers, so nothing to save.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,21 @@ import math
 from typing import Any, Literal
 
 from edgetune.model.base import ENCODERS
+from edgetune.recipe import TrainTable
 
 Schedule = Literal["constant", "linear", "cosine", "plateau"]
+
+
+def micro_batches_and_steps(table: TrainTable, epoch_micro_batches: int) -> tuple[int, int]:
+    """Micro-batches and optimizer steps of a run whose epochs have so many micro-batches.
+
+    max_steps are made whatever `epochs` says: the rows are gone through again as often as they last for, or not whole.
+    """
+    a_step = table.gradient_accumulation_steps
+    if table.max_steps is not None:
+        return table.max_steps * a_step, table.max_steps
+    micro_batches = max(1, round(table.epochs * epoch_micro_batches))
+    return micro_batches, math.ceil(micro_batches / a_step)
 
 
 def auto_learning_rate(config: Any) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from edgetune.train.liger import check_liger
 from edgetune.train.loss import find_base
 from edgetune.train.offload import offload_checkpoints
 from edgetune.train.optimizer import make_optimizer
-from edgetune.train.schedule import auto_learning_rate
+from edgetune.train.schedule import auto_learning_rate, micro_batches_and_steps
 from edgetune.train.task import Generation, Task
 from edgetune.train.trackers import check_trackers
 
@@ -179,18 +178,13 @@ def _adapted_base(recipe: Recipe, device: torch.device, task: Task, base: Any) -
 def _counts(recipe: Recipe, epoch_micro_batches: int) -> dict[str, int]:
     """Micro-batches and optimizer steps of the run, and how often it evaluates and saves."""
     table = recipe.train
-    a_step = table.gradient_accumulation_steps
-    micro_batches = max(1, round(table.epochs * epoch_micro_batches))
-    steps = math.ceil(micro_batches / a_step)
-    if table.max_steps is not None and table.max_steps < steps:
-        steps = table.max_steps
-        micro_batches = steps * a_step
+    micro_batches, steps = micro_batches_and_steps(table, epoch_micro_batches)
     eval_steps = max(1, round(steps / EVALUATIONS)) if table.eval_steps == "auto" else table.eval_steps
     checkpoint_steps = eval_steps if table.checkpoint_steps == "auto" else table.checkpoint_steps
     return {
         "steps": steps,
         "micro_batches": micro_batches,
-        "micro_batches_a_step": a_step,
+        "micro_batches_a_step": table.gradient_accumulation_steps,
         "eval_steps": eval_steps,
         "checkpoint_steps": checkpoint_steps,
     }

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgetune.errors import RecipeError, shown
 from edgetune.model.fit import with_values
-from edgetune.recipe import MOST, Recipe, check_value, number_kind, problem_with, unknown_key
+from edgetune.recipe import DECODER_KEYS, MOST, Recipe, check_value, number_kind, problem_with, unknown_key
 
 GRID_POINTS = 3
 """Of a range without a step, in a grid."""
@@ -195,6 +195,10 @@ def _read(recipe: Recipe, name: str, value: Any) -> Range | Choices:
         raise _Refusal(f"cannot be searched: {FIXED_KEYS[name]}")
     if problem := unknown_key(name):
         raise _Refusal(problem)
+    if recipe.is_classifier and name in DECODER_KEYS:
+        raise _Refusal("has no effect on a classifier")
+    if name == "train.epochs" and recipe.train.max_steps is not None:
+        raise _Refusal("has no effect beside train.max_steps; leave one of the two out")
     item = _choices(name, value) if isinstance(value, list) else _range(name, value)
     for choice in item.values if isinstance(item, Choices) else (item.low, item.high):
         changed = with_values(recipe, {name: _checked(name, choice)})

@@ -29,6 +29,14 @@ def test_a_format_is_recognised_by_its_columns_and_gives_the_same_conversation(f
     assert turns == [("user", "hi"), ("assistant", "ho")]
 
 
+def test_the_column_conversation_is_read_as_conversations_is():
+    for turns in (SAME["sharegpt"]["conversations"], CHAT):
+        assert detect(Row({"conversation": turns}, "a:1")) == ("sharegpt", "column 'conversation'")
+        assert example({"conversation": turns}) == example(SAME["sharegpt"])
+    both = {"conversation": "a topic", **SAME["sharegpt"]}
+    assert example(both) == example(SAME["sharegpt"])
+
+
 def test_a_text_column_is_plain_text():
     found = example({"text": "once upon a time"})
     assert (found.text, found.messages) == ("once upon a time", ())

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.errors import BundleError, RunError
-from edgetune.evaluate.by_path import evaluate_path
+from edgetune.errors import BundleError, RecipeError, RunError
+from edgetune.evaluate.by_path import evaluate_path, targets_of
+from edgetune.recipe import ModelTable
 
 
 @pytest.mark.parametrize("name", ["rows.json", "summary.json", "bundle.json"])
@@ -21,6 +22,27 @@ def test_results_never_take_the_place_of_the_rows(word_bundle: Path, tmp_path: P
         evaluate_path(str(bundle), overrides=[f"data.test={json.dumps(str(rows))}"], out=tmp_path)
     assert rows.read_text() == '[{"text": "a card", "label": "card"}]'
     assert sorted(item.name for item in tmp_path.iterdir()) == ["bundle", name]
+
+
+def test_a_bare_folder_is_held_as_it_is_asked_for(tiny_base: Path) -> None:
+    rows = "data.test='x.jsonl'"
+    asked = targets_of(str(tiny_base), overrides=[rows, "model.compute-dtype=float32", "model.quantization=nf4"])
+    for table in (asked.recipe.model, asked.targets[0].model, asked.reader.model):
+        assert table == ModelTable(base=str(tiny_base), quantization="nf4", compute_dtype="float32")
+    plain = targets_of(str(tiny_base), overrides=[rows]).targets[0].model
+    assert plain == ModelTable(base=str(tiny_base), quantization="none")
+
+
+@pytest.mark.parametrize(
+    ("target", "key", "message"),
+    [
+        ("tiny_bundle", "compute_dtype=float32", r"--set model\.compute_dtype: has no effect on a bundle; leave"),
+        ("tiny_base", "base=x", r"--set model\.base: .* says that itself; can be set: quantization, "),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(request, target: str, key: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        targets_of(str(request.getfixturevalue(target)), overrides=["data.test='x.jsonl'", f"model.{key}"])
 
 
 @pytest.mark.parametrize(

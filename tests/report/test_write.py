@@ -100,6 +100,19 @@ def test_a_screen_reader_finds_captions_heads_and_names(page):
     assert all(item.get("tabindex") == "0" for _, item in page.tags if item.get("role") == "region")
 
 
+@pytest.mark.parametrize(
+    ("makers", "told"),
+    [
+        ((make_run,), "nats per trained token"),
+        ((make_label_run,), "nats per text"),
+        ((make_run, make_label_run), "nats per trained token, of classifiers per text"),
+    ],
+)
+def test_a_page_says_what_its_losses_are_means_over(tmp_path, makers, told):
+    folders = [make(tmp_path / str(number)) for number, make in enumerate(makers)]
+    assert f"<span>Evaluation loss, {told}</span>" in render(read_report(folders))
+
+
 def test_what_was_not_measured_is_said_and_no_zero(page):
     assert "not measured" in page.text
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from safetensors.torch import load_file
 
 from edgetune.data.labelled import LabelledTokens
@@ -20,9 +21,10 @@ from edgetune.lora.merge import merge
 from edgetune.model.base import load_merged, load_tokenizer
 from edgetune.model.classifier import Classifier, load_head, read_spec
 from edgetune.plan import plan
-from edgetune.recipe import ClassifyTable, Recipe, parse_recipe
+from edgetune.recipe import ClassifyTable, DataTable, ModelTable, Recipe, parse_recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.classify import Classification, bucketed
+from edgetune.train.curve import draw_curve
 from edgetune.train.loop import train
 from edgetune.train.setup import set_up
 
@@ -156,6 +158,17 @@ def test_the_head_s_rate_is_that_of_the_steps(recipe_for, tmp_path):
         adapter = load_file(run_dir.adapter / "adapter_model.safetensors")
         assert max(tensor.abs().max() for name, tensor in adapter.items() if "lora_B" in name) > 1e-3
     assert moved["1e-9"] < 1e-6 < 1e-3 < moved["1e-2"]
+
+
+def test_the_picture_of_a_classifier_s_loss_speaks_of_texts(recipe_for, tmp_path, monkeypatch):
+    told, plain = [], Axes.set
+    monkeypatch.setattr(Axes, "set", lambda axes, **values: told.append(values) or plain(axes, **values))
+    run_dir = RunDir(tmp_path / "run")
+    train(recipe_for("train.max_steps=2"), run_dir)
+    assert [(values["xlabel"], values["ylabel"]) for values in told] == [("optimizer step", "loss (nats per text)")]
+    assert run_dir.loss_curve.read_bytes().startswith(b"\x89PNG")
+    draw_curve(run_dir.events, tmp_path / "decoder.png", title="x", per=Recipe(ModelTable("b"), DataTable("t")).learned)
+    assert told[-1]["ylabel"] == "loss (nats per trained token)"
 
 
 def test_a_linear_head_learns_sets_of_labels(recipe_for, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -327,8 +328,33 @@ def test_weight_decay_spares_what_is_one_dimensional():
 
 def test_epochs_count_whole_passes_and_the_last_step_may_be_smaller(make_recipe, tmp_path):
     run_dir = RunDir(tmp_path / "r")
-    recipe = make_recipe("train.epochs=1.0", "train.max_steps=1000", "train.gradient_accumulation_steps=4")
+    recipe = make_recipe("train.epochs=1.0", "train.gradient_accumulation_steps=4")
+    recipe = replace(recipe, train=replace(recipe.train, max_steps=None))
     result = train(recipe, run_dir)
     record = json.loads((run_dir.results / "train.json").read_text())
     assert (result.tokens, result.trained_tokens) == (record["data"]["tokens"], record["data"]["trained_tokens"])
     assert math.isfinite(result.train_loss)
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(30, 1.0), (2, 100.0)])
+def test_max_steps_hold_whatever_epochs_say(make_recipe, tiny_rows, tmp_path, monkeypatch, steps, epochs):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(tiny_rows.read_text().splitlines(keepends=True)[:5]))
+    keys = (f"train.max_steps={steps}", f"train.epochs={epochs}", "train.eval_steps=auto")
+    recipe = make_recipe(f'data.train="{rows}"', f'data.eval="{tiny_rows}"', "data.packing=false", *keys)
+    orders, plain = [], task.Generation.epoch
+
+    def epoch(self, number):
+        orders.append((number, plain(self, number)))
+        return orders[-1][1]
+
+    monkeypatch.setattr(task.Generation, "epoch", epoch)
+    run_dir = RunDir(tmp_path / "r")
+    assert train(recipe, run_dir).steps == steps
+    events = read_events(run_dir.events)
+    rates = [event["learning_rate"] for event in events if "loss" in event]
+    assert (len(rates), rates[-1]) == (steps, pytest.approx(0.1 * 0.01))  # the schedule ends with the last step
+    assert [event["step"] for event in events if "eval_loss" in event][-1] == steps
+    passes = dict(orders)
+    assert sorted(passes) == list(range(20 if steps == 30 else 2))  # 5 rows: 3 micro-batches of 2, and 2 to a step
+    assert len({str(order) for order in passes.values()}) > 1

@@ -71,6 +71,20 @@ def test_a_run_that_dies_between_checkpoints_ends_with_the_same_bytes(make_recip
     assert steps_of(broken, "eval_loss") == [3, 6, 8]
 
 
+def test_steps_beyond_the_epochs_go_on_with_the_same_bytes_after_a_death(make_recipe, tmp_path, monkeypatch):
+    recipe = make_recipe("train.epochs=0.2", "train.max_steps=14", "train.eval_steps=5")
+    whole, broken = RunDir(tmp_path / "whole"), RunDir(tmp_path / "broken")
+    assert train(recipe, whole).steps == 14
+    with monkeypatch.context() as patch:
+        killed_at(patch, loop, "make_step", 13)
+        with pytest.raises(Killed):
+            train(recipe, broken)
+    seen = []
+    train(recipe, broken, progress=seen.append)
+    assert {"stage": "train", "message": "goes on after step 10 of 14"} in seen
+    assert adapter_bytes(broken) == adapter_bytes(whole)
+
+
 def test_a_best_adapter_written_after_the_last_checkpoint_is_taken_back(make_recipe, tmp_path, monkeypatch):
     recipe = make_recipe("train.checkpoint_steps=3", "train.eval_steps=2", "train.max_steps=8")
     run_dir = RunDir(tmp_path / "r")

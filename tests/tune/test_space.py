@@ -75,6 +75,16 @@ def test_all_problems_of_a_space_are_named_at_once():
     assert len(refusal.value.problems) == 2
 
 
+def test_a_classifier_s_space_has_no_key_that_does_nothing_for_it():
+    with pytest.raises(RecipeError, match=r'"export\.repair_steps": has no effect on a classifier'):
+        space_of('"export.repair_steps" = [10, 100]', overrides=["model.task=classification"])
+
+
+def test_epochs_are_not_searched_beside_max_steps():
+    with pytest.raises(RecipeError, match=r'"train\.epochs": has no effect beside train\.max_steps'):
+        space_of('"train.epochs" = [1, 2]', overrides=["train.max_steps=9"])
+
+
 def test_cmaes_needs_a_range():
     with pytest.raises(RecipeError, match="only choices"):
         read_space(a_recipe('[tune]\nsampler = "cmaes"\n[tune.space]\n"lora.r" = [8, 16]'))
