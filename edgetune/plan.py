@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CHECKED_ROWS = 200
 """Rows of each source that are read, rendered and tokenised."""
+RENDERED_ROWS = 8
+"""Of these, rows whose prompt is rendered as on the device too."""
 COUNTED_ROWS = 100_000
 """Training rows that are counted at most, to tell how long a training takes."""
 
@@ -47,6 +49,8 @@ class Plan:
     labels: int
     on_device: OnDevice
     """The bundle that this becomes."""
+    notes: tuple[str, ...]
+    """What is done with the rows that a user may not expect."""
 
     @property
     def fits(self) -> bool:
@@ -64,7 +68,7 @@ def plan(recipe: Recipe) -> Plan:
     from edgetune.model.memory import room_bytes
     from edgetune.model.on_device import expect_on_device
 
-    rows, labels = _check(recipe)
+    rows, labels, notes = _check(recipe)
     budget = recipe.budget
     kind = "cuda" if budget.gpu_memory else device().type
     allowed = parse_size(budget.gpu_memory or budget.memory)
@@ -81,7 +85,7 @@ def plan(recipe: Recipe) -> Plan:
     if allowed is not None and recipe.model.quantization == "nf4":
         plain = _estimate(with_values(recipe, {"model.quantization": "none"}), rows, labels, kind).peak_bytes
         plain = plain if plain <= allowed else None
-    return Plan(recipe, needs, rows, allowed, kind, plain, labels, expect_on_device(recipe))
+    return Plan(recipe, needs, rows, allowed, kind, plain, labels, expect_on_device(recipe), notes)
 
 
 def fitted(recipe: Recipe, planned: Plan) -> tuple[Recipe, list[Change]]:
@@ -170,8 +174,8 @@ def refuse_over_budget(recipe: Recipe, planned: Plan) -> None:
         )
 
 
-def _check(recipe: Recipe) -> tuple[dict[str, dict[str, int]], int]:
-    """What the first rows of each source are, and how many labels a classifier's training rows have.
+def _check(recipe: Recipe) -> tuple[dict[str, dict[str, int]], int, tuple[str, ...]]:
+    """What the first rows of each source are, how many labels a classifier's rows have, and what is to be told.
 
     Raises RecipeError with all problems, or the only one there is.
     """
@@ -212,6 +216,7 @@ def _check(recipe: Recipe) -> tuple[dict[str, dict[str, int]], int]:
     for which in ("train", "eval", "test"):
         if which == "train" or getattr(recipe.data, which) is not None:
             rows[which] = attempt(functools.partial(_look_at_rows, recipe, which, tokenizer))
+    notes = () if tokenizer is None or not rows["train"] else attempt(lambda: _look_at_chat(recipe, base, tokenizer))
     if rows["train"] is not None and not recipe.is_classifier:
         attempt(lambda: _look_at_references(recipe))
     if recipe.evaluate.folds and rows["train"] is not None:
@@ -221,7 +226,7 @@ def _check(recipe: Recipe) -> tuple[dict[str, dict[str, int]], int]:
     if problems:
         lines = [str(problem) for problem in problems]
         raise RecipeError("\n".join([f"{len(lines)} problems", *lines]), problems=lines)
-    return rows, len(labels)
+    return rows, len(labels), notes or ()
 
 
 def _look_at_references(recipe: Recipe) -> None:
@@ -233,6 +238,24 @@ def _look_at_references(recipe: Recipe) -> None:
     for example in itertools.islice(examples(recipe, "test"), COUNTED_ROWS):
         answer = example.messages[-1].content if example.messages else None
         check_reference(example.messages[:-1], answer, example.place, metric)
+
+
+def _look_at_chat(recipe: Recipe, base: Path, tokenizer: Any) -> tuple[str, ...]:
+    """What a user may not expect of how a decoder's rows are rendered and answers end.
+
+    Raises DataError or ModelError if nothing ends an answer, or the device would render a prompt otherwise.
+    """
+    from edgetune.data.chat import chat_notes, check_device_text, end_ids
+    from edgetune.data.prepare import examples
+
+    if recipe.is_classifier:
+        return ()
+    first = list(itertools.islice(examples(recipe, "train"), CHECKED_ROWS))
+    chats = [example for example in first if example.messages]
+    end_ids(tokenizer, base, is_chat=bool(chats))
+    for example in chats[:RENDERED_ROWS]:
+        check_device_text(tokenizer, example)
+    return chat_notes(tokenizer, chats) if chats else ()
 
 
 def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:

@@ -182,6 +182,7 @@ def _document(
             "bandwidth_bytes_per_s": decoding.bandwidth_bytes_per_s,
         },
         "first_rows": planned.rows,
+        "notes": planned.notes,
     }
 
 
@@ -204,6 +205,7 @@ def _table(recipe: Recipe, planned: Plan) -> str:
             f"data.{which}: first {counts['rows']} rows read, {counts['tokens']:,} tokens, {what};"
             f" {counts['too_long']} rows longer than max_seq_len"
         )
+    lines += [f"data.train: {note}" for note in planned.notes]
     if settled := _settled(recipe, planned):
         lines.append("auto: " + ", ".join(f"{key} = {_value(value)}" for key, value in settled.items()))
     where = "a GPU" if planned.device == "cuda" else "this machine's CPU"
