@@ -25,7 +25,7 @@ WORDS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
 """How a message is spelled: the keys of who says it and what is said, and who there is."""
 CALLS = ("tool_calls", "function_call")
 PICTURES = ("image", "images", "audio", "audios", "video", "videos")
-EMPTY: tuple[Any, ...] = (None, "", "[]", "{}", [], {})
+EMPTY: tuple[Any, ...] = (None, "", "[]", "{}", [], (), {})
 
 
 def read_message(turn: Any) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def read_tools(value: Any, *, is_bare: bool = False) -> list[dict[str, Any]]:
     value = from_json(value)
     if value in EMPTY:
         return []
-    tools = [from_json(tool) for tool in (value if isinstance(value, list) else [value])]
+    tools = [from_json(tool) for tool in (value if isinstance(value, list | tuple) else [value])]
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise PromptError("tools must be a list of JSON schemas, or JSON text of one", cure="see the README, `tools`")
     return [_framed(tool) if is_bare and "function" not in tool else dict(tool) for tool in tools]

@@ -79,7 +79,7 @@ def test_a_message_that_cannot_be_read_as_it_is_meant_is_refused(turn: Any, comp
 TOOL = {"type": "function", "function": {"name": "lamp"}}
 
 
-@pytest.mark.parametrize("value", [[TOOL], json.dumps([TOOL]), [json.dumps(TOOL)], TOOL, json.dumps(TOOL)])
+@pytest.mark.parametrize("value", [[TOOL], json.dumps([TOOL]), [json.dumps(TOOL)], (TOOL,), TOOL, json.dumps(TOOL)])
 def test_tools_are_a_list_of_schemas_however_they_are_written(value: Any) -> None:
     assert read_tools(value) == [TOOL]
     assert read_tools(value, is_bare=True) == [TOOL]
@@ -90,7 +90,7 @@ def test_schemas_without_a_frame_get_one_where_the_format_has_none() -> None:
     assert read_tools([TOOL["function"]]) == [TOOL["function"]]
 
 
-@pytest.mark.parametrize("value", [None, "", "[]", [], {}])
+@pytest.mark.parametrize("value", [None, "", "[]", [], (), {}])
 def test_no_tools_are_none(value: Any) -> None:
     assert read_tools(value) == []
 
