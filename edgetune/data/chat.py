@@ -96,6 +96,8 @@ def render_turns(
         return str(
             tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt, **more)
         )
+    except PromptError as error:  # of a .gguf file's template
+        raise DataError(error.message, cure=error.cure) from None
     except Exception as error:  # jinja2 and templates raise what they like
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"the chat template refuses these messages: {reason}") from None
