@@ -121,8 +121,9 @@ class Closing:
         """
         if whole.endswith(self.text, first, last):
             return last - len(self.text) + (self.text.find(self.token) + len(self.token) if self.token else 0)
-        at = whole.rfind(self.token, first, last) + len(self.token) if self.token else last
-        return at if at > first and not whole[at:last].strip() else last
+        at = whole.rfind(self.token, first, last) if self.token else -1
+        stop = at + len(self.token or "")
+        return stop if at >= 0 and not whole[stop:last].strip() else last
 
 
 def closing(tokenizer: Any) -> Closing:
@@ -156,6 +157,7 @@ def _fitted(
     """The turns in the template's own form. Raises DataError if it makes no use of something in them."""
     try:
         template.refuse_unwritten(turns, tools)
+        template.refuse_dropped_content(turns)
         return template.fitted(turns)
     except PromptError as error:
         raise DataError(error.message, cure=error.cure) from None

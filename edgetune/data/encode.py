@@ -155,7 +155,7 @@ def _opening_span(whole: str, example: Example, tokenizer: Any, end: Closing) ->
     content = example.messages[0].content.strip()
     start = whole.find(content)
     upto = render(tokenizer, example.messages[:1], tools=example.tools)
-    if start < 0 or not whole.startswith(upto):
+    if not content or start < 0 or not whole.startswith(upto):
         raise DataError("the chat template does not write a first message of the assistant", cure="leave it out")
     return start, end.end_of(whole, start, len(upto))
 

@@ -185,6 +185,13 @@ class ChatTemplate:
             if message["role"] == "tool" and not _writes_results(self):
                 raise _unwritten(f"{where}the role 'tool'", "write the result as a user's message")
 
+    def refuse_dropped_content(self, messages: Sequence[Turn]) -> None:
+        """Raises PromptError for text beside calls that this template leaves out: it would not be learned."""
+        for number, message in enumerate(messages, start=1):
+            has_both = message.get("tool_calls") and (message.get("content") or "").strip()
+            if has_both and not _writes_both(self):
+                raise _unwritten(f"message {number}: the content beside tool_calls", "leave it empty")
+
 
 def _normal(message: Turn) -> dict[str, Any]:
     """A message as transformers hands it to templates: no key is null, and reasoning has both of its usual names."""
@@ -277,6 +284,14 @@ def forgets_reasoning(template: ChatTemplate, key: str) -> bool:
     last = {"role": "assistant", "content": "a"}
     text = _tried(template, _ASKED, {**last, key: f"{_MARK}why"}, _ASKED, last)
     return writes_reasoning(template, key) and text is not None and f"{_MARK}why" not in text
+
+
+@functools.lru_cache(maxsize=32)
+def _writes_both(template: ChatTemplate) -> bool:
+    """Whether the content of a message is written that holds calls too."""
+    call = _known_call(as_text=habits(template).arguments_as_text)
+    text = _tried(template, _ASKED, {**call, "content": f"{_MARK}said"}, tools=[_TOOL])
+    return text is not None and f"{_MARK}said" in text
 
 
 @functools.lru_cache(maxsize=32)

@@ -288,6 +288,16 @@ def test_what_a_template_makes_no_use_of_is_refused_by_name(messages: list, tool
     ChatTemplate(DEAF).refuse_unwritten([USER, RESULT, {"role": "developer", "content": "x"}], None)
 
 
+def test_text_beside_calls_that_the_template_drops_is_refused_where_it_would_be_learned() -> None:
+    both = [USER, {**CALLING, "content": "I call it."}]
+    ChatTemplate(QWEN_LIKE).refuse_dropped_content(both)
+    ChatTemplate(TEXT_ARGUMENTS).refuse_dropped_content([USER, CALLING])
+    with pytest.raises(PromptError, match="message 2: the content beside tool_calls: the chat template makes no use"):
+        ChatTemplate(
+            "{% for m in messages %}{{ m.tool_calls | tojson if m.tool_calls else m.content }}{% endfor %}"
+        ).refuse_dropped_content(both)
+
+
 def test_a_role_that_the_template_drops_is_refused_or_becomes_one_that_it_knows() -> None:
     deaf = ChatTemplate("{% for m in messages if m.role in ['system', 'user'] %}{{ m.content }}{% endfor %}")
     with pytest.raises(PromptError, match="message 2: the role 'tool': the chat template makes no use of this"):
