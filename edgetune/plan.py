@@ -262,7 +262,7 @@ def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
     """Counts over the first rows of a source: rows, tokens, trained tokens or labels, rows that are too long."""
     from edgetune.data.chat import ensure_chat_template
     from edgetune.data.encode import encode_batch
-    from edgetune.data.prepare import examples
+    from edgetune.data.prepare import examples, says_nothing
 
     first = list(itertools.islice(examples(recipe, which), CHECKED_ROWS))
     if not first:
@@ -274,6 +274,8 @@ def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
         too_long = sum(length > recipe.data.max_seq_len for length in lengths)
         labels = len({label for example in first for label in example.labels})
         return {"rows": len(first), "tokens": sum(lengths), "labels": labels, "too_long": too_long}
+    if len(first) < CHECKED_ROWS and all(says_nothing(example, recipe.data) for example in first):
+        raise DataError(f"data.{which}: no row has anything to learn", cure="fill the answers, or set data.loss_on")
     ensure_chat_template(tokenizer)
     encoded = encode_batch(first, tokenizer, loss_on=recipe.data.loss_on)
     return {

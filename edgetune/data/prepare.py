@@ -345,7 +345,7 @@ def _kept(stream: Iterator[Example], tokenizer: Any, data: DataTable, counts: Co
         encoded = encode_batch(batch, tokenizer, loss_on=data.loss_on)
         for example, whole in zip(batch, encoded, strict=True):
             counts["unanswered"] += bool(example.unanswered)
-            row = _fit(whole, data, counts, is_empty=_is_empty(example, data))
+            row = _fit(whole, data, counts, is_empty=says_nothing(example, data))
             if row is not None:
                 yield row
 
@@ -372,7 +372,7 @@ def _fit(row: Encoded, data: DataTable, counts: Counter[str], *, is_empty: bool)
     return kept
 
 
-def _is_empty(example: Example, data: DataTable) -> bool:
+def says_nothing(example: Example, data: DataTable) -> bool:
     """Whether all that would be learned is to say nothing."""
     if not example.messages:
         return not (example.text or "").strip()

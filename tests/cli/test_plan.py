@@ -85,6 +85,11 @@ TURN = {"role": "user", "content": "on"}, {"role": "assistant", "content": "ok"}
     [
         ([{"text": "once upon a time"}], [], 'which exact_match needs; set evaluate.metric = "loss"'),
         ([{"messages": [TURN[1]]}], [], "holds no question with an answer"),
+        (
+            [{"messages": [TURN[0], {"role": "assistant", "content": None}]}],
+            [],
+            "data.test: no row has anything to learn",
+        ),
         ([{"messages": [*TURN]}], ["evaluate.metric=json"], "the reference is not JSON"),
         (
             [{"messages": [*TURN]}, {"messages": [*TURN], "tools": [{"name": "f"}]}],
