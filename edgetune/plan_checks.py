@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CHECKED_ROWS = 200
 """Rows of each source that are read, rendered and tokenised."""
+RENDERED_ROWS = 8
+"""Of these, conversations whose prompt is rendered as on the device too."""
 SCORED_ROWS = 2000
 """Of the rows that will be scored, how many are encoded where nothing but a plan is asked for."""
 
@@ -163,6 +165,7 @@ def _check_use(
     from edgetune.model.base import context_length, read_config, text_limit
 
     if not recipe.is_classifier:
+        found.attempt(lambda: found.notes.extend(_look_at_chat(recipe, base, tokenizer)))
         longest = context_length(read_config(base), recipe.export)
         if found.holds(lambda: require_usable(recipe, tokenizer)):
             found.attempt(lambda: check_scored_rows(recipe, tokenizer, context_length=longest, most=scored_rows))
@@ -170,6 +173,22 @@ def _check_use(
         longest = min(recipe.data.max_seq_len, text_limit(base, tokenizer))
         found.attempt(lambda: require_fitting(recipe, labels, tokenizer, max_length=longest))
         found.attempt(lambda: make_label_set(recipe, labels))
+
+
+def _look_at_chat(recipe: Recipe, base: Path, tokenizer: Any) -> list[str]:
+    """What a user may not expect of how a decoder's rows are rendered and answers end.
+
+    Raises DataError or ModelError if nothing ends an answer, or the device would render a prompt otherwise.
+    """
+    from edgetune.data.chat import chat_notes, check_device_text, end_ids
+    from edgetune.data.prepare import examples
+
+    first = list(itertools.islice(examples(recipe, "train"), CHECKED_ROWS))
+    chats = [example for example in first if example.messages]
+    end_ids(tokenizer, base, is_chat=bool(chats))
+    for example in chats[:RENDERED_ROWS]:
+        check_device_text(tokenizer, example)
+    return [f"data.train: {note}" for note in chat_notes(tokenizer, chats)] if chats else []
 
 
 def check_folder(run_dir: RunDir, *, needed_bytes: int) -> None:

@@ -12,8 +12,8 @@ from patience import LONG_S
 
 REPOSITORY = Path(__file__).parent.parent
 RUNTIME = sorted(path.stem for path in (REPOSITORY / "edgetune/runtime").glob("[a-z]*.py"))
-DEVICE = {"numpy", "onnxruntime", "onnxruntime_genai", "tokenizers"}
-ABSENT = ("torch", "transformers", "peft", "accelerate", "jinja2", "bitsandbytes", "datasets", "safetensors", "onnx")
+DEVICE = {"jinja2", "markupsafe", "numpy", "onnxruntime", "onnxruntime_genai", "tokenizers"}
+ABSENT = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors", "onnx")
 LOADED = "import json, sys; print(json.dumps(sorted(sys.modules)))"
 HELP = """
 import sys

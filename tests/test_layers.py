@@ -3,7 +3,7 @@
 | layer | modules | third-party at module top | may import |
 |---|---|---|---|
 | 0 words | errors, recipe, metric_names, files, hashes, ... provenance, child_process, threads | none | layer 0 |
-| 1 device | runtime | numpy, onnxruntime, tokenizers | 0, 1 |
+| 1 device | runtime | jinja2, numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quant, assets | and torch, transformers, peft, safetensors | 0 to 2 |
 | 2 parts, too | evaluate.{metrics, text_metrics, resample, calibration, classification, rejection} | the same | same |
 | 3 stages | train, tune, export, evaluate, bench, report | and accelerate, onnx, optuna | 0 to 3; stages' public part |
@@ -55,7 +55,7 @@ LAYERS = {
     3: ("train", "tune", "export", "evaluate", "bench", "report"),
     4: ("pipeline", "plan", "plan_checks", "adapt_run", "search_run", "verify_run", "cli", "__main__"),
 }
-DEVICE = {"numpy", "onnxruntime", "tokenizers"}
+DEVICE = {"jinja2", "numpy", "onnxruntime", "tokenizers"}
 PARTS = DEVICE | {"torch", "transformers", "peft", "safetensors"}
 THIRD_PARTY = {
     0: set(),

@@ -145,7 +145,7 @@ def test_a_run_leaves_a_page_of_itself(finished):
 
 
 @pytest.mark.parametrize(
-    "error", [ModuleNotFoundError("No module", name="jinja2"), OSError(28, "No space left"), KeyError(1)]
+    "error", [ModuleNotFoundError("No module", name="matplotlib"), OSError(28, "No space left"), KeyError(1)]
 )
 def test_a_run_without_its_page_is_done_all_the_same(edgetune, monkeypatch, error):
     def fail(*_, **__):

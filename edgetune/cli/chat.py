@@ -12,28 +12,34 @@ import click
 
 from edgetune.cli import console
 from edgetune.cli.options import adapter_option, sampling_options
+from edgetune.cli.tools import read_tools_file, tools_option
 from edgetune.errors import PromptError
 
 if TYPE_CHECKING:
     from edgetune.runtime.conversation import Conversation
 
+TOOL = "/tool "
+"""Begins a line that is a tool's result."""
+
 
 @click.command("chat", epilog="Example: edgetune chat runs/quickstart/bundle")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--system", help="System message, in place of the bundle's own.")
+@tools_option
 @adapter_option
 @sampling_options
-def command(bundle: Path, system: str | None, adapter: str | None, **sampling: Any) -> None:
+def command(bundle: Path, system: str | None, tools_from: Path | None, adapter: str | None, **sampling: Any) -> None:
     """Talk with a bundle: a line in, an answer out, until /exit or Ctrl-D. /reset forgets what was said.
 
-    Lines may also come from a pipe or a file. Needs no torch and no network.
+    /tool RESULT says what a tool gave back that the answer called. Lines may also come from a pipe or a file. Needs no
+    torch and no network.
     """
     from edgetune.runtime.conversation import Conversation
     from edgetune.runtime.decoder import Decoder, check_settings
 
     check_settings(**sampling)
     decoder = Decoder(bundle, adapter=adapter)
-    conversation = Conversation(decoder, system=system)
+    conversation = Conversation(decoder, system=system, tools=read_tools_file(tools_from))
     if sys.stdin.isatty():
         console.note(f"{decoder.bundle.name}: /reset forgets the conversation, /exit or Ctrl-D ends it")
     for line in _lines():
@@ -42,8 +48,10 @@ def command(bundle: Path, system: str | None, adapter: str | None, **sampling: A
         if line == "/reset":
             conversation.reset()
             console.note("chat: the conversation is forgotten")
+        elif line.startswith(TOOL):
+            _answer(conversation, {"role": "tool", "content": line.removeprefix(TOOL).strip()}, sampling)
         elif line.startswith("/") and " " not in line:
-            console.note(f"chat: {line}: unknown command; there are /reset and /exit")
+            console.note(f"chat: {line}: unknown command; there are /reset and /exit, and /tool RESULT")
         elif line:
             _answer(conversation, line, sampling)
 
@@ -66,11 +74,11 @@ def _lines() -> Iterator[str]:
             console.note("chat: that line is not UTF-8 text")
 
 
-def _answer(conversation: Conversation, text: str, sampling: dict[str, Any]) -> None:
+def _answer(conversation: Conversation, said: str | dict[str, str], sampling: dict[str, Any]) -> None:
     """Stream one answer; a message that does not fit is said and the conversation goes on."""
     dropped = conversation.dropped_turns
     try:
-        result = conversation.answer(text, on_text=console.stream, **sampling)
+        result = conversation.answer(said, on_text=console.stream, **sampling)
     except PromptError as error:
         console.report_error(error)
         return

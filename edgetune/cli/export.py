@@ -12,6 +12,7 @@ import click
 
 from edgetune.cli import console
 from edgetune.cli.options import force_option, json_option, set_option
+from edgetune.cli.scores import check_line
 
 if TYPE_CHECKING:
     from edgetune.export.export import ExportResult
@@ -119,8 +120,7 @@ def command(
         for line in _front(found):
             console.say(line)
     for check in result.verification.checks:
-        mark = "ok  " if check.passed else "note"
-        console.say(f"{mark} {check.name}: {check.value:.3g}, limit {check.limit:.3g} ({check.detail})")
+        console.say(check_line(dataclasses.asdict(check)))
     if not keep_adapter and result.bundle.path.resolve() == (run / "bundle").resolve():
         console.note(f"how much of the fine-tune it kept is not measured yet: edgetune verify {result.bundle.path}")
     console.say(

@@ -11,7 +11,6 @@ TRAIN_MODULES = frozenset(
         "datasets",
         "huggingface_hub",
         "httpx",
-        "matplotlib",
         "onnx",
         "onnx_ir",
         "onnxscript",
@@ -22,11 +21,11 @@ TRAIN_MODULES = frozenset(
     }
 )
 """Modules that `edgetune[train]` brings, by the name they are imported under."""
-REPORT_MODULES = frozenset({"jinja2", "markupsafe"})
-"""Modules that `edgetune[report]` brings; matplotlib, which it brings too, comes with either."""
+REPORT_MODULES = frozenset({"matplotlib"})
+"""Modules that `edgetune[report]` brings, and `edgetune[train]` too."""
 TUNE_MODULES = frozenset({"alembic", "cmaes", "optuna", "psutil", "scipy", "sklearn", "sqlalchemy"})
 """Modules that `edgetune[tune]` brings on top."""
-DEVICE_MODULES = frozenset({"numpy", "onnxruntime", "onnxruntime_genai", "tokenizers"})
+DEVICE_MODULES = frozenset({"jinja2", "markupsafe", "numpy", "onnxruntime", "onnxruntime_genai", "tokenizers"})
 """Modules that `edgetune` alone brings: missing only in a broken installation."""
 
 
@@ -39,7 +38,7 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
         )
     if module in REPORT_MODULES:
         return MissingExtraError(
-            f"{module} is not installed; pages need it", cure="install it: pip install 'edgetune[report]'"
+            f"{module} is not installed; pictures need it", cure="install it: pip install 'edgetune[report]'"
         )
     if module in TUNE_MODULES:
         return MissingExtraError(

@@ -191,6 +191,7 @@ def _document(
             "bandwidth_bytes_per_s": decoding.bandwidth_bytes_per_s,
         },
         "first_rows": planned.rows,
+        "notes": planned.notes,
     }
 
 

@@ -10,7 +10,7 @@ import click
 from edgetune.cli import console
 from edgetune.cli.jointly import only_main, together
 from edgetune.cli.options import force_option, json_option, out_option, read_recipe, recipe_argument, set_option
-from edgetune.cli.scores import describe, result_lines
+from edgetune.cli.scores import check_line, describe, result_lines
 from edgetune.launch import launched
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ def _show(result: RunResult, *, as_json: bool, verb: str) -> None:
     if folds := result.summary["folds"]:
         console.note(f"cross-validated, base and adapter: {folds['summary']}")
     console.note(describe(result.summary, labels))
+    for check in result.summary["verification"]:
+        if not check["passed"]:
+            console.note(check_line(check))
     console.note(f"\n{result.ledger}\n")
     console.note(result.summary["survival"]["verdict"])
     for line in result.summary["over_budget"]:

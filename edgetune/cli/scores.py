@@ -33,6 +33,12 @@ def describe(summary: Mapping[str, Any], score: Mapping[str, Any] | None = None)
     )
 
 
+def check_line(check: Mapping[str, Any]) -> str:
+    """One check of a verification that did not refuse the bundle."""
+    mark = "ok  " if check["passed"] else "note"
+    return f"{mark} {check['name']}: {check['value']:.3g}, limit {check['limit']:.3g} ({check['detail']})"
+
+
 def result_lines(name: str, score: Mapping[str, Any]) -> list[str]:
     """What a target scored beside the table, for people: fields, or a classifier's scores and its rejection."""
     lines = []

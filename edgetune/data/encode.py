@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgetune.data.chat import render
+from edgetune.data.chat import Closing, appended_end, closing, render
 from edgetune.data.formats import Example
 from edgetune.errors import DataError
 
@@ -46,11 +47,14 @@ def encode_batch(
     """Examples as token ids at their full length; one call of the tokenizer for all that have messages."""
     chats = [example for example in examples if example.messages]
     texts, spans = [], []
+    end: Closing | None = None
     for example in chats:
-        text, answers = _render_with_spans(example, tokenizer, is_masked=loss_on == "completion")
+        with _placed(example):
+            end = end or closing(tokenizer)
+            text, answers = _render_with_spans(example, tokenizer, end, is_masked=loss_on == "completion")
         texts.append(text)
         spans.append(answers)
-    encoded = iter(_tokenise(texts, spans, tokenizer) if chats else ())
+    encoded = iter(_tokenise(texts, spans, tokenizer, end) if end else ())
     result = []
     for example in examples:
         if example.messages:
@@ -66,6 +70,23 @@ def encode_batch(
     return result
 
 
+def answer_text(example: Example, tokenizer: Any) -> str:
+    """The last answer as a model that learned it writes it: its content, with calls and reasoning all of its text."""
+    last = example.messages[-1]
+    if not last.more:
+        return last.content
+    row = encode_batch([example], tokenizer, loss_on="completion")[0]
+    start = len(row.labels)
+    while start and row.labels[start - 1] == NOT_TRAINED:
+        start -= 1
+    stop = start
+    while start and row.labels[start - 1] != NOT_TRAINED:
+        start -= 1
+    ends = {closing(tokenizer).token_id, tokenizer.eos_token_id}
+    ids = [token for token in row.input_ids[start:stop] if token not in ends]
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
 def _plain_text(text: str, tokenizer: Any) -> list[int]:
     """Start token if there is one, the text, and the end-of-text token: all learned."""
     ids = list(tokenizer(text, verbose=False)["input_ids"]) if text else []
@@ -76,71 +97,87 @@ def _plain_text(text: str, tokenizer: Any) -> list[int]:
     return ids
 
 
-def _render_with_spans(
-    example: Example, tokenizer: Any, *, is_masked: bool = True
-) -> tuple[str, list[tuple[int, int]]]:
-    """The whole conversation and the characters of each answer, its end-of-turn marker included; none if not masked.
-
-    The text up to an answer must start the text of the whole, or the model would be trained on other prompts than
-    it is asked with. Raises DataError where a template breaks that.
-    """
+@contextlib.contextmanager
+def _placed(example: Example) -> Iterator[None]:
+    """A DataError raised in the block gets the example's place."""
     try:
-        whole = render(tokenizer, example.messages)
-        answers = [n for n, message in enumerate(example.messages) if message.role == "assistant"] if is_masked else []
-        return whole, [_span(whole, example, number, tokenizer) for number in answers]
+        yield
     except DataError as error:
         raise DataError(f"{example.place}: {error.message}", cure=error.cure) from None
 
 
-def _span(whole: str, example: Example, number: int, tokenizer: Any) -> tuple[int, int]:
+def _render_with_spans(
+    example: Example, tokenizer: Any, end: Closing, *, is_masked: bool
+) -> tuple[str, list[tuple[int, int]]]:
+    """The whole conversation and the characters of each answer, the token that ends it included; none if not masked.
+
+    The text up to an answer must start the text of the whole, or the model would be trained on other prompts than
+    it is asked with. Where the template puts no token behind an answer, the eos_token stands behind the last one: what
+    comes after the others is not learned, so that the model knows but this end. Raises DataError.
+    """
+    whole = render(tokenizer, example.messages, tools=example.tools)
+    answers = [n for n, message in enumerate(example.messages) if message.role == "assistant"] if is_masked else []
+    spans = [_span(whole, example, number, tokenizer, end) for number in answers]
+    appended = appended_end(tokenizer, end)
+    if not appended or example.messages[-1].role != "assistant":
+        return whole, spans
+    last = end.end_of(whole, 0, len(whole))
+    return whole[:last] + appended, [*spans[:-1], *((first, last + len(appended)) for first, _ in spans[-1:])]
+
+
+def _span(whole: str, example: Example, number: int, tokenizer: Any, end: Closing) -> tuple[int, int]:
     """First and last character (exclusive) of the answer that is message `number`."""
     if number == 0:
-        return _opening_span(whole, example, tokenizer)
-    before = render(tokenizer, example.messages[:number], add_generation_prompt=True)
+        return _opening_span(whole, example, tokenizer, end)
+    before = render(tokenizer, example.messages[:number], tools=example.tools, add_generation_prompt=True)
     if not whole.startswith(before):
         raise DataError(
             f"the chat template writes what stands before message {number + 1} in another way than it asks for it",
             cure='split the row into single turns, or set data.loss_on = "all"',
         )
     is_last = number + 1 == len(example.messages)
-    upto = whole if is_last else render(tokenizer, example.messages[: number + 1])
+    upto = whole if is_last else render(tokenizer, example.messages[: number + 1], tools=example.tools)
     if whole.startswith(upto):
-        return len(before), len(upto)
+        return len(before), end.end_of(whole, len(before), len(upto))
     # Some templates (Qwen3's) write the last answer with more around it than earlier ones: it ends at its end token.
     # That the answer itself still stands there is checked: others cut its reasoning out once it is history.
-    end = whole.find(tokenizer.eos_token, len(before)) if tokenizer.eos_token else -1
-    if end < 0 or example.messages[number].content.strip() not in whole[len(before) : end]:
+    last = whole.find(end.token, len(before)) if end.token else -1
+    if last < 0 or example.messages[number].content.strip() not in whole[len(before) : last]:
         raise DataError(
             f"the chat template writes message {number + 1} differently once others follow",
             cure='split the row into single turns, or set data.loss_on = "all"',
         )
-    return len(before), end + len(tokenizer.eos_token)
+    return len(before), last + len(end.token or "")
 
 
-def _opening_span(whole: str, example: Example, tokenizer: Any) -> tuple[int, int]:
+def _opening_span(whole: str, example: Example, tokenizer: Any, end: Closing) -> tuple[int, int]:
     """The span of a first message that is an answer: no template can be asked for what stands before it."""
     content = example.messages[0].content.strip()
     start = whole.find(content)
-    upto = render(tokenizer, example.messages[:1])
-    if start < 0 or not whole.startswith(upto):
+    upto = render(tokenizer, example.messages[:1], tools=example.tools)
+    if not content or start < 0 or not whole.startswith(upto):
         raise DataError("the chat template does not write a first message of the assistant", cure="leave it out")
-    return start, len(upto)
+    return start, end.end_of(whole, start, len(upto))
 
 
 def _tokenise(
-    texts: list[str], spans: list[list[tuple[int, int]]], tokenizer: Any
+    texts: list[str], spans: list[list[tuple[int, int]]], tokenizer: Any, closed_by: Closing
 ) -> list[tuple[list[int], list[bool]]]:
-    """Token ids and whether each belongs to an answer."""
+    """Token ids and whether each belongs to an answer.
+
+    No token is half an answer's: where an answer begins, or ends without a token of its own, the text is cut first.
+    """
     if not tokenizer.is_fast:
         return [_tokenise_in_parts(text, answers, tokenizer) for text, answers in zip(texts, spans, strict=True)]
     batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     rows = []
     for text, answers, ids, offsets in zip(texts, spans, batch["input_ids"], batch["offset_mapping"], strict=True):
-        if any(start < edge < end for edge, _ in answers for start, end in offsets):
+        edges = [edge for answer in answers for edge in (answer[:1] if closed_by.token else answer)]
+        if any(start < edge < end for edge in edges for start, end in offsets):
             rows.append(_tokenise_in_parts(text, answers, tokenizer))
             continue
         flags = [any(first <= start < last for first, last in answers) for start, _ in offsets]
-        rows.append((ids, _without_what_follows_the_end(ids, flags, tokenizer)))
+        rows.append((ids, flags))
     return rows
 
 
@@ -155,17 +192,4 @@ def _tokenise_in_parts(text: str, answers: list[tuple[int, int]], tokenizer: Any
             ids += pieces
             flags += [learned] * len(pieces)
         position = last
-    return ids, _without_what_follows_the_end(ids, flags, tokenizer)
-
-
-def _without_what_follows_the_end(ids: Sequence[int], flags: list[bool], tokenizer: Any) -> list[bool]:
-    """Answers end with their end token; a line break that the template puts after it is not learned."""
-    kept = list(flags)
-    for place in range(len(ids) - 1, 0, -1):
-        if kept[place] and (place + 1 == len(ids) or not flags[place + 1]):
-            stop = place
-            while stop > 0 and flags[stop] and ids[stop] != tokenizer.eos_token_id:
-                stop -= 1
-            if flags[stop] and ids[stop] == tokenizer.eos_token_id and place - stop <= 2:
-                kept[stop + 1 : place + 1] = [False] * (place - stop)
-    return kept
+    return ids, flags

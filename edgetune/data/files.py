@@ -21,6 +21,9 @@ from edgetune.errors import DataError
 EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 CHUNK_CHARACTERS = 1 << 20
 
+TOOL_KEYS = ("tools", "functions", "tool_calls", "function_call")
+"""Where the schemas of tools and calls of them stand, in a row or a message."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -264,7 +267,7 @@ def _table_rows(path: Path, kind: str) -> Iterator[Row]:
                 classes = class_names(batch.schema.metadata) if classes is None else classes
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(with_class_names(values, classes), f"{path}: row {number}")
+                    yield Row(without_filled(with_class_names(values, classes)), f"{path}: row {number}")
     except (pyarrow.ArrowException, OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         what = "parquet" if kind == ".parquet" else "Arrow"
         raise DataError(f"{path}: cannot be read as {what}: {str(error).splitlines()[0]}") from None
@@ -300,6 +303,19 @@ def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
 def with_class_names(values: dict[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """A row with its numbered classes as names, in lists too; -1, which stands for no class, as None."""
     return values | {column: _class_name(values.get(column), names) for column, names in classes.items()}
+
+
+def without_filled(value: Any, *, is_schema: bool = False) -> Any:
+    """Columns of an Arrow table without the nulls in tools and calls of them.
+
+    Arrow gives each of them the keys of all others, which would be learned as arguments that are null.
+    """
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if not (is_schema and item is None)}
+        return {key: without_filled(item, is_schema=is_schema or key in TOOL_KEYS) for key, item in kept.items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [without_filled(item, is_schema=is_schema) for item in value]
+    return value
 
 
 def _class_name(value: Any, names: Sequence[str]) -> Any:

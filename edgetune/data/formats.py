@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgetune.data.files import Row
-from edgetune.errors import DataError
+from edgetune.errors import DataError, PromptError
+from edgetune.runtime.messages import PICTURES, read_message, read_tools
 
 Format = Literal["messages", "prompt-completion", "alpaca", "sharegpt", "text"]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `role` is system, user, assistant or tool."""
+    """One turn. `role` is system, developer, user, assistant or tool."""
 
     role: str
     content: str
+    """What is said; "" where a message holds calls of tools alone."""
+    more: str = ""
+    """JSON of what else the chat template is to read: tool_calls, reasoning_content, ...; "" where there is nothing."""
+
+    @property
+    def turn(self) -> dict[str, Any]:
+        """The message as chat templates take it."""
+        return {"role": self.role, "content": self.content, **(json.loads(self.more) if self.more else {})}
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,18 @@ class Example:
     labels: tuple[str, ...] = ()
     unanswered: int = 0
     """Last turns that were left out because no answer follows them: nothing of them is learned or scored."""
+    tools_json: str = ""
+    """JSON of the tools that the assistant may call; "" where there are none."""
+
+    @property
+    def turns(self) -> list[dict[str, Any]]:
+        """The messages as chat templates take them."""
+        return [message.turn for message in self.messages]
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """The schemas of the tools."""
+        return list(json.loads(self.tools_json)) if self.tools_json else []
 
 
 COLUMNS: dict[Format, tuple[str, ...]] = {
@@ -43,25 +65,15 @@ COLUMNS: dict[Format, tuple[str, ...]] = {
 """The columns that make a format, in the order in which they are looked for."""
 SINGULAR = "conversation"
 """What some call ShareGPT's column."""
-ROLES = {**{role: role for role in ("system", "user", "assistant", "tool")}, "developer": "system"}
-SHAREGPT_ROLES = {
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "assistant"),
-    "system": "system",
-    "tool": "tool",
-}
 SYSTEM_COLUMN, HISTORY_COLUMN, LABEL_COLUMN = "system", "history", "label"
 """Beside the columns of a format: the row's system message; earlier turns of an Alpaca row, as pairs; of a preference
 row whether its answer is a good one."""
+TOOLS_COLUMN, FUNCTIONS_COLUMN = "tools", "functions"
+"""Schemas of the tools that the assistant may call; in the second, that of OpenAI's first form, they have no frame."""
+PREFERENCE = "a row with a chosen and a rejected answer is one of preferences"
 UNREAD_COLUMNS = {
-    "tools": "tools that the model may call are not handled",
-    "chosen": "a row with a chosen and a rejected answer is one of preferences",
-    "rejected": "a row with a chosen and a rejected answer is one of preferences",
-}
-UNREAD_KEYS = {
-    "tool_calls": "calls of tools are not handled",
-    "function_call": "calls of tools are not handled",
-    "reasoning_content": "reasoning beside the answer is not handled",
+    **dict.fromkeys(("chosen", "rejected"), PREFERENCE),
+    **dict.fromkeys(PICTURES, "pictures, sounds and films are not handled"),
 }
 """What would change what is learned, and why it is refused rather than left out."""
 
@@ -92,9 +104,30 @@ def to_example(row: Row, form: Format, *, system: str | None = None) -> Example:
     end = answers[-1] + 1
     own = row.values.get(SYSTEM_COLUMN)
     said = text_of(row, SYSTEM_COLUMN) if own is not None and own != "" else system
-    if said is not None and messages[0].role != "system":
+    if said is not None and messages[0].role not in ("system", "developer"):
         messages, end = (Message("system", said), *messages), end + 1
-    return Example(tuple(messages[:end]), None, row.place, unanswered=len(messages) - end)
+    tools = _tools(row, is_bare=form == "sharegpt")
+    return Example(tuple(messages[:end]), None, row.place, unanswered=len(messages) - end, tools_json=tools)
+
+
+def _tools(row: Row, *, is_bare: bool) -> str:
+    """JSON of the row's tools, "" where it has none. Raises DataError."""
+    for column in (TOOLS_COLUMN, FUNCTIONS_COLUMN):
+        try:
+            tools = read_tools(row.values.get(column), is_bare=is_bare or column == FUNCTIONS_COLUMN)
+        except PromptError as error:
+            raise DataError(f"{row.place}: column '{column}': {error.message}", cure=error.cure) from None
+        if tools:
+            return _json(tools, f"{row.place}: column '{column}'")
+    return ""
+
+
+def _json(value: Any, where: str) -> str:
+    """A value as JSON text. Raises DataError if UTF-8 cannot hold it, or JSON."""
+    try:
+        return encodable(json.dumps(value, ensure_ascii=False), where)
+    except TypeError as error:  # a date in a parquet file, say
+        raise DataError(f"{where}: {error}", cure="write it as a text") from None
 
 
 def _refuse_unread(row: Row) -> None:
@@ -191,32 +224,12 @@ def _turns(row: Row, column: str) -> tuple[Message, ...]:
     return tuple(_turn(turn, f"{row.place}: {column}[{n}]") for n, turn in enumerate(turns))
 
 
-WORDS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
-    ("role", "content", ROLES),
-    ("from", "value", SHAREGPT_ROLES),
-)
-"""How a message is spelled: the keys of who says it and what is said, and who there is."""
-
-
 def _turn(turn: Any, where: str) -> Message:
-    words = turn if isinstance(turn, dict) else {}
-    spelled = next((item for item in WORDS if item[0] in words and item[1] in words), None)
-    if spelled is None:
-        raise DataError(
-            f"{where}: must have 'role' and 'content', or 'from' and 'value'",
-            cure=f"it has {', '.join(map(repr, words)) or 'neither'}",
-        )
-    role_key, content_key, roles = spelled
-    role, content = turn[role_key], turn[content_key]
-    for key, reason in UNREAD_KEYS.items():
-        if turn.get(key):
-            raise DataError(f"{where}: {key}: {reason}", cure="write it into the content as text, or leave the key out")
-    if not isinstance(role, str) or role not in roles:
-        raise DataError(f"{where}: unknown role {role!r}", cure=f"known: {', '.join(roles)}")
-    if turn.get("weight") == 0:
-        raise DataError(f"{where}: weights of messages are not handled", cure="leave the key out")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text") or "") for part in content)
-    if not isinstance(content, str):
-        raise DataError(f"{where}: '{content_key}' must be a text; tool calls and pictures are not handled")
-    return Message(roles[role], encodable(content, where))
+    try:
+        read = read_message(turn)
+    except PromptError as error:
+        raise DataError(f"{where}: {error.message}", cure=error.cure) from None
+    role, content = read.pop("role"), read.pop("content")
+    if content is None:
+        read["content"] = None
+    return Message(role, encodable(content or "", where), _json(read, where) if read else "")

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from edgetune.data.chat import ensure_chat_template
+from edgetune.data.chat import chat_notes, ensure_chat_template
 from edgetune.data.encode import Encoded, encode_batch
 from edgetune.data.files import Row
 from edgetune.data.formats import Example, Format, detect, to_example
@@ -31,7 +31,9 @@ from edgetune.hashes import hash_values
 from edgetune.recipe import DataTable, Recipe
 
 BATCH_ROWS = 256
-CACHE_VERSION = 3
+NOTED_ROWS = 1000
+"""Rows that are looked at for what the chat template leaves out of them."""
+CACHE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class DataReport:
     """Rows, of both splits, whose last turns were left out because no answer follows them."""
     has_default_template: bool
     """The tokenizer has no chat template; EdgeTune's default is used."""
+    chat_notes: tuple[str, ...]
+    """What the chat template does with the rows that a user may not expect."""
 
     @property
     def summary(self) -> str:
@@ -85,7 +89,7 @@ class DataReport:
             (self.unanswered, f"of {self.unanswered:,} rows the turns after the last answer left out"),
             (self.has_default_template, "the tokenizer has no chat template; EdgeTune's default is used"),
         )
-        return tuple(line for applies, line in lines if applies)
+        return (*(line for applies, line in lines if applies), *self.chat_notes)
 
 
 @dataclass(frozen=True)
@@ -249,12 +253,20 @@ def _eval_draws(every: Iterable[Example]) -> Iterator[tuple[Example, float]]:
     seen: set[str] = set()
     kept: set[float] = set()
     for example in every:
-        content = json.dumps([(message.role, message.content) for message in example.messages] or example.text)
+        content = json.dumps(_said(example) or example.text)
         draw = (int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest()) + 1) / 2**64
         if not seen.issuperset(example.labels) and (example.text or "").strip():
             seen.update(example.labels)
             kept.add(draw)
         yield example, NEVER if draw in kept else draw
+
+
+def _said(example: Example) -> list[Any]:
+    """What identifies a conversation."""
+    turns: list[Any] = [
+        (turn.role, turn.content, turn.more) if turn.more else (turn.role, turn.content) for turn in example.messages
+    ]
+    return [*turns, example.tools_json] if example.tools_json else turns
 
 
 def _eval_threshold(recipe: Recipe) -> float:
@@ -322,6 +334,7 @@ def _write(recipe: Recipe, tokenizer: Any, folder: Path, has_default_template: b
     train_source, train_split, _ = _locate(data, "train")
     read_from, eval_from = sources(recipe)
     form, reason = _format_of(data, train_source, train_split)
+    noted = itertools.islice(examples(recipe, "train"), NOTED_ROWS)
     report = DataReport(
         format=form,
         format_reason=reason,
@@ -338,6 +351,7 @@ def _write(recipe: Recipe, tokenizer: Any, folder: Path, has_default_template: b
         longest=counts["longest"],
         unanswered=counts["unanswered"] + eval_counts["unanswered"],
         has_default_template=has_default_template,
+        chat_notes=chat_notes(tokenizer, noted) if form != "text" else (),
     )
     write_json(folder / "report.json", dataclasses.asdict(report))
 
@@ -364,7 +378,7 @@ def _kept(stream: Iterator[Example], tokenizer: Any, data: DataTable, counts: Co
         encoded = encode_batch(batch, tokenizer, loss_on=data.loss_on)
         for example, whole in zip(batch, encoded, strict=True):
             counts["unanswered"] += bool(example.unanswered)
-            row = _fit(whole, data, counts, is_empty=_is_empty(example, data))
+            row = _fit(whole, data, counts, is_empty=says_nothing(example, data))
             if row is not None:
                 yield row
 
@@ -391,12 +405,12 @@ def _fit(row: Encoded, data: DataTable, counts: Counter[str], *, is_empty: bool)
     return kept
 
 
-def _is_empty(example: Example, data: DataTable) -> bool:
+def says_nothing(example: Example, data: DataTable) -> bool:
     """Whether all that would be learned is to say nothing."""
     if not example.messages:
         return not (example.text or "").strip()
-    answers = (message.content for message in example.messages if message.role == "assistant")
-    return data.loss_on == "completion" and not any(answer.strip() for answer in answers)
+    answers = (message for message in example.messages if message.role == "assistant")
+    return data.loss_on == "completion" and not any(answer.more or answer.content.strip() for answer in answers)
 
 
 def _nothing_left(data: DataTable, which: str, counts: Counter[str]) -> DataError:

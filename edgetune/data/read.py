@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgetune.data import iob
-from edgetune.data.files import EXTENSIONS, Row, extension, file_rows, not_utf8, with_class_names
+from edgetune.data.files import EXTENSIONS, Row, extension, file_rows, not_utf8, with_class_names, without_filled
 from edgetune.errors import DataError
 from edgetune.hashes import hash_file
 from edgetune.recipe import DataTable
@@ -254,7 +254,7 @@ def _hub_rows(source: str, split: Split | None) -> Iterator[Row]:
     kinds = {column: getattr(kind, "feature", kind) for column, kind in features.items()}
     classes = {column: kind.names for column, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
     for number, values in enumerate(table, start=1):
-        yield Row(with_class_names(values, classes), f"{source}:{number}")
+        yield Row(without_filled(with_class_names(values, classes)), f"{source}:{number}")
 
 
 def _from_hub(source: str, load: Any) -> Any:

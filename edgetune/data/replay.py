@@ -98,7 +98,7 @@ def _first(recipe: Recipe) -> Iterator[Example]:
 
 def _content(example: Example) -> tuple[Any, ...]:
     """What makes two rows the same, wherever they lie."""
-    return example.messages, example.text, example.labels
+    return example.messages, example.text, example.labels, example.tools_json
 
 
 def _drawn(rows: Iterable[_Item], count: int, draw: random.Random) -> list[_Item]:
@@ -138,7 +138,7 @@ def _refuse_other_labels(rows: Iterable[Example], known: Container[str | None]) 
 def _row(example: Example, *, is_set: bool) -> dict[str, Any]:
     """An example as a row that reads back as it is, whatever the columns of its own file are called."""
     if example.messages:
-        return {"messages": [{"role": turn.role, "content": turn.content} for turn in example.messages]}
+        return {"messages": example.turns, **({"tools": example.tools} if example.tools else {})}
     if example.labels or is_set:
         return {"text": example.text, "label": list(example.labels) if is_set else example.labels[0]}
     return {"text": example.text}

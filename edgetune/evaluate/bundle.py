@@ -70,7 +70,7 @@ class BundleAnswerer:
         return self.decoder.generate(row.prompt_ids, max_new_tokens=limits.max_new_tokens)
 
     def _check_prompt(self, row: EvalRow) -> None:
-        ids = tuple(self.decoder.prompter.chat_ids(row.messages))
+        ids = tuple(self.decoder.prompter.chat_ids(row.messages, tools=row.tools))
         if ids == row.prompt_ids:
             return
         at = next((i for i, pair in enumerate(zip(ids, row.prompt_ids, strict=False)) if pair[0] != pair[1]), None)

@@ -30,8 +30,8 @@ _NO_LIMIT = 1 << 30
 class EvalRow:
     """One row of data, as text and as token ids."""
 
-    messages: tuple[Mapping[str, str], ...]
-    """What is asked: {"role", "content"} up to the answer; empty for plain text."""
+    messages: tuple[Mapping[str, Any], ...]
+    """What is asked: messages as chat templates take them, up to the answer; empty for plain text."""
     reference: str | None
     """The right answer; None for plain text."""
     prompt_ids: tuple[int, ...]
@@ -41,6 +41,8 @@ class EvalRow:
     labels: tuple[int, ...]
     """input_ids where the loss counts, else -100; not shifted."""
     place: str
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Schemas of the tools that the answer may call."""
 
     @property
     def trained(self) -> list[int]:
@@ -157,22 +159,23 @@ def read_eval_set(path: Path) -> EvalSet:
 def _encode(example: Any, tokenizer: Any, recipe: Recipe) -> EvalRow:
     """A row whose answer is the example's last message, if that is the assistant's."""
     from edgetune.data.chat import render
-    from edgetune.data.encode import encode
+    from edgetune.data.encode import answer_text, encode
 
     whole = encode(example, tokenizer, max_seq_len=_NO_LIMIT, loss_on=recipe.data.loss_on)
     is_answered = bool(example.messages) and example.messages[-1].role == "assistant"
     asked = example.messages[:-1] if is_answered else ()
     prompt_ids: list[int] = []
     if asked:
-        text = render(tokenizer, asked, add_generation_prompt=True)
+        text = render(tokenizer, asked, tools=example.tools, add_generation_prompt=True)
         prompt_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return EvalRow(
-        messages=tuple({"role": message.role, "content": message.content} for message in asked),
-        reference=example.messages[-1].content if is_answered else None,
+        messages=tuple(message.turn for message in asked),
+        reference=answer_text(example, tokenizer) if is_answered else None,
         prompt_ids=tuple(prompt_ids),
         input_ids=tuple(whole.input_ids),
         labels=tuple(whole.labels),
         place=example.place,
+        tools=tuple(example.tools),
     )
 
 

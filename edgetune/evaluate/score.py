@@ -154,15 +154,20 @@ def _points(eval_set: EvalSet, texts: list[str] | None) -> tuple[list[float] | N
         return [
             float(row_score(text, row.reference)) if row.reference is not None else 0.0 for text, row in pairs
         ], None
-    asked = [(text, {**_plain_row(row), "messages": list(row.messages)}) for text, row in pairs]
+    asked = [(text, {**_plain_row(row), **_conversation(row)}) for text, row in pairs]
     checked = run_check(Path(eval_set.check or ""), asked, seconds=eval_set.check_seconds)
     facts = {"timed_out": checked.timed_out, "raised": checked.raised, "first_error": checked.first_error}
     return [float(passed) for passed in checked.passed], facts
 
 
+def _conversation(row: EvalRow) -> dict[str, Any]:
+    """What a user's check is told of what was asked."""
+    return {"messages": list(row.messages), **({"tools": list(row.tools)} if row.tools else {})}
+
+
 def _plain_row(row: EvalRow) -> dict[str, Any]:
-    """What an answer is kept with: the last user message, or "" for plain text, the reference, the place."""
-    prompt = row.messages[-1]["content"] if row.messages else ""
+    """What an answer is kept with: the last message, or "" for plain text, the reference, the place."""
+    prompt = (row.messages[-1]["content"] or "") if row.messages else ""
     return {"prompt": prompt, "reference": row.reference, "place": row.place}
 
 

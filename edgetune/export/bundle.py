@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgetune.data.chat import end_ids
-from edgetune.errors import ModelError
+from edgetune.data.chat import chat_template, end_ids, special_tokens
 from edgetune.recipe import ExportTable
 from edgetune.runtime.bundle import ChatFormat, Grid
 
@@ -31,13 +30,16 @@ def chat_format(tokenizer: Any, merged: Path, *, is_chat: bool, system: str | No
     Raises ModelError if nothing says when to stop.
     """
     eos_ids = end_ids(tokenizer, merged, is_chat=is_chat)
-    if not eos_ids:
-        raise ModelError(f"{merged}: no end-of-text token is known", cure="set eos_token in tokenizer_config.json")
+    template = chat_template(tokenizer).source if is_chat else None
+    for_tools = chat_template(tokenizer, has_tools=True).source if is_chat else None
+    named = special_tokens(tokenizer, f"{template}{for_tools}") if is_chat else {}
     return ChatFormat(
-        template=tokenizer.chat_template if is_chat else None,
+        template=template,
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
         bos_id=tokenizer.bos_token_id,
         eos_ids=eos_ids,
         system=system if is_chat else None,
+        special_tokens={name: token for name, token in named.items() if name not in ("bos_token", "eos_token")},
+        tool_template=for_tools if for_tools != template else None,
     )

@@ -249,14 +249,16 @@ def build_any(merged: Path, folder: Path, recipe: Recipe, *, is_chat: bool) -> B
 
 
 def prompts_of(examples: Iterable[Any]) -> list[Prompt]:
-    """Each example up to its last answer: messages, or the text where there are none."""
+    """Each example up to its last answer: the conversation, or the text where there is none."""
     prompts: list[Prompt] = []
     for example in examples:
-        messages = [{"role": message.role, "content": message.content} for message in example.messages]
-        if messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
-        if messages or example.text:
-            prompts.append(messages or str(example.text))
+        turns = example.turns
+        if turns and turns[-1]["role"] == "assistant":
+            turns = turns[:-1]
+        if turns and example.tools:
+            prompts.append({"messages": turns, "tools": example.tools})
+        elif turns or example.text:
+            prompts.append(turns or str(example.text))
     return prompts
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetune.data.chat import end_ids
+from edgetune.data.chat import end_ids, render_turns
 from edgetune.export.checks import Check, Verification, check, made
 from edgetune.export.compare import at_level_0, deviations
 from edgetune.export.graph import Weights
@@ -20,8 +20,8 @@ from edgetune.runtime.decoder import Decoder
 from edgetune.runtime.prompt import Prompter
 from edgetune.runtime.session import genai_config, import_genai
 
-Prompt = Sequence[Mapping[str, str]] | str
-"""Messages up to where the answer starts, or plain text."""
+Prompt = Mapping[str, Any] | Sequence[Mapping[str, Any]] | str
+"""Messages up to where the answer starts, alone or as {"messages", "tools"}; or plain text."""
 
 MOST_PROMPTS = 200
 MOST_TOKENS = 64
@@ -125,7 +125,7 @@ def _prompts(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Itera
     wrong = [
         messages
         for messages in conversations
-        if prompter.render(messages) != training_text(messages, tokenizer, bundle)
+        if device_text(messages, prompter) != training_text(messages, tokenizer, bundle)
     ]
     detail = f"{len(conversations)} conversations" + (f", differing: {wrong[0]}" if wrong else "")
     yield check("rendered prompts", len(wrong), 0, detail)
@@ -138,7 +138,7 @@ def _token_ids(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Ite
     wrong, plain_wrong = [], []
     for prompt in prompts:
         ids = training_ids(prompt, tokenizer, bundle)
-        if ids != (prompter.text_ids(prompt) if isinstance(prompt, str) else prompter.chat_ids(prompt)):
+        if ids != device_ids(prompt, prompter):
             wrong.append(prompt)
         text = training_text(prompt, tokenizer, bundle)
         bos = [tokenizer.bos_token_id]
@@ -175,14 +175,36 @@ def _generation(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> It
     yield check("generation", wrong, 0, detail)
 
 
+def _conversation(prompt: Prompt) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The messages of a prompt that is no plain text, and its tools."""
+    if isinstance(prompt, Mapping):
+        return list(prompt["messages"]), list(prompt["tools"])
+    assert not isinstance(prompt, str)
+    return list(prompt), []
+
+
+def device_text(prompt: Prompt, prompter: Prompter) -> str:
+    """A conversation as the device renders it."""
+    messages, tools = _conversation(prompt)
+    return prompter.render(messages, tools=tools)
+
+
+def device_ids(prompt: Prompt, prompter: Prompter) -> list[int]:
+    """Token ids of a prompt on the device."""
+    if isinstance(prompt, str):
+        return prompter.text_ids(prompt)
+    messages, tools = _conversation(prompt)
+    return prompter.chat_ids(messages, tools=tools)
+
+
 def training_text(prompt: Prompt, tokenizer: Any, bundle: Bundle) -> str:
     """A prompt as training saw it, the recipe's system message included."""
     if isinstance(prompt, str):
         return prompt
-    messages = [dict(message) for message in prompt]
-    if bundle.chat_format.system is not None and messages[0]["role"] != "system":
+    messages, tools = _conversation(prompt)
+    if bundle.chat_format.system is not None and messages[0]["role"] not in ("system", "developer"):
         messages.insert(0, {"role": "system", "content": bundle.chat_format.system})
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return render_turns(tokenizer, messages, tools=tools, add_generation_prompt=True)
 
 
 def training_ids(prompt: Prompt, tokenizer: Any, bundle: Bundle) -> list[int]:

@@ -34,6 +34,7 @@ Progress = Callable[[Mapping[str, Any]], None]
 MergeBase = Literal["trained", "original"]
 SHARD_BYTES = 4 * 1024**3
 FLOAT32_PARAMETERS = 2**29
+TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt")
 OTHER_FILES = ("generation_config.json", "*.model")
 
@@ -283,9 +284,13 @@ def _untied(adapter: Adapter, model: Any, places: Mapping[str, Place]) -> dict[s
 
 
 def _copy_files(base: Path, adapter: Path, out: Path) -> None:
-    """Tokenizer, generation settings, a classifier's head; a tokenizer beside the adapter is the one training used."""
+    """Tokenizer, generation settings, a classifier's head; what is beside the adapter is what training used.
+
+    Beside it may be a whole tokenizer, or a chat template alone, which stands in for the base's.
+    """
     tokenizer = adapter if (adapter / "tokenizer.json").is_file() else base
     wanted = [(tokenizer, pattern) for pattern in TOKENIZER_FILES] + [(base, pattern) for pattern in OTHER_FILES]
+    wanted += [(adapter, TEMPLATE_FILE)]
     wanted += [(adapter, name) for name in (HEAD, SPEC)]
     for folder, pattern in wanted:
         for file in folder.glob(pattern):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.model.gguf import Gguf
+from edgetune.runtime.template import ChatTemplate
 
 
 class GgufTokenizer:
@@ -24,7 +25,8 @@ class GgufTokenizer:
             None if token_id is None else self._file.token_text(token_id)
             for token_id in (self.bos_token_id, self.eos_token_id)
         )
-        self.all_special_ids = self._file.control_ids()
+        self.special_tokens_map = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
+        self.added_tokens_decoder = {i: self._file.token_text(i) for i in self._file.control_ids()}
         self.end_ids = self._file.end_ids()
         self.context_length = self._file.context_length
 
@@ -39,19 +41,19 @@ class GgufTokenizer:
         return {"input_ids": self._file.tokenize(text, add_special=add_special_tokens)}
 
     def apply_chat_template(
-        self, turns: Sequence[Mapping[str, str]], *, tokenize: bool = False, add_generation_prompt: bool = False
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tokenize: bool = False,
+        add_generation_prompt: bool = False,
     ) -> str:
-        """The text of a conversation, by the file's template."""
-        from transformers.utils.chat_template_utils import render_jinja_template
-
+        """The text of a conversation, by the file's template. Raises PromptError."""
         assert not tokenize
-        rendered: Any = render_jinja_template(
-            conversations=[list(turns)],
-            chat_template=self.chat_template,
-            add_generation_prompt=add_generation_prompt,
-            bos_token=self.bos_token or "",
-            eos_token=self.eos_token or "",
-        )
-        while not isinstance(rendered, str):  # a pair with the answers' places, a list of conversations
-            rendered = rendered[0]
-        return rendered
+        template = ChatTemplate(self.chat_template or "", tuple(self.special_tokens_map.items()))
+        return template.render(turns, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids, special ones left out."""
+        assert skip_special_tokens
+        return self._file.detokenize(ids)

@@ -66,6 +66,10 @@ class ChatFormat:
     """Generation stops at any of these."""
     system: str | None = None
     """System message put before messages that have none."""
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    """What else the template sees by name: pad_token, say."""
+    tool_template: str | None = None
+    """The template in place of `template` where there are tools, if the tokenizer has one of its own for that."""
 
 
 @dataclass(frozen=True)
@@ -299,6 +303,8 @@ def _chat(values: Mapping[str, Any]) -> ChatFormat:
     ids = values["eos_ids"]
     chat = ChatFormat(**{**values, "eos_ids": tuple(ids) if isinstance(ids, list) else ids})
     good = {name: isinstance(getattr(chat, name), str | None) for name in _CHAT_TEXTS}
+    named = chat.special_tokens
+    good["special_tokens"] = isinstance(named, Mapping) and all(map(is_text, (*named, *named.values())))
     good["bos_id"] = chat.bos_id is None or _is_count(chat.bos_id)
     good["eos_ids"] = isinstance(ids, list) and all(map(_is_count, ids))
     _refuse("chat", chat, good)
@@ -378,7 +384,7 @@ def _not_a_bundle(path: Path) -> BundleError:
     return BundleError(f"{path}: holds no {MANIFEST}, so it is no bundle", cure="`edgetune export` makes one")
 
 
-_CHAT_TEXTS = ("template", "bos_token", "eos_token", "system")
+_CHAT_TEXTS = ("template", "bos_token", "eos_token", "system", "tool_template")
 _OTHER_FOLDERS = {
     "adapter_config.json": "an adapter",
     GENAI_CONFIG: "an onnxruntime-genai folder without edgetune.json",

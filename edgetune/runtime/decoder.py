@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 from edgetune.errors import PromptError
 from edgetune.runtime.bundle import Bundle, adapter_file, choose_adapter
-from edgetune.runtime.prompt import Message, Prompter, TextStream
+from edgetune.runtime.prompt import Message, Prompter, TextStream, Tools
 from edgetune.runtime.session import SPIN_US, as_bundle, genai_config, import_genai, load_error
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -83,14 +83,18 @@ class Decoder:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        tools: Tools | None = None,
         on_text: Callable[[str], object] | None = None,
     ) -> Generation:
         """The answer to a prompt; `on_text` receives the text piece by piece while it is made.
 
-        temperature 0 takes the likeliest token each time; above it samples, the same seed giving the same text.
+        `tools`: JSON schemas of what the answer may call; the chat template writes them into the prompt. temperature 0
+        takes the likeliest token each time; above it samples, the same seed giving the same text.
         Raises PromptError: empty prompt, prompt as long as the context, a setting out of range.
         """
-        pieces = self.stream(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        pieces = self.stream(
+            prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, tools=tools
+        )
         while True:
             try:
                 piece = next(pieces)
@@ -107,13 +111,14 @@ class Decoder:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        tools: Tools | None = None,
     ) -> Generator[str, None, Generation]:
         """The answer piece by piece; the generator's return value (StopIteration.value) is the Generation.
 
         Everything is checked before the first piece is asked for. Raises as `generate` does.
         """
         check_settings(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        ids = self.token_ids(prompt)
+        ids = self.token_ids(prompt, tools=tools)
         room = self.bundle.context_length - len(ids)
         if room < 1:
             raise PromptError(
@@ -149,14 +154,19 @@ class Decoder:
             start_s = end_s
         return seconds
 
-    def token_ids(self, prompt: Prompt) -> list[int]:
-        """The ids that a prompt is to the model. Text becomes a user message where the bundle has a chat template."""
-        if isinstance(prompt, str):
-            if self.bundle.chat_format.template is None:
-                return self.prompter.text_ids(prompt)
-            return self.prompter.chat_ids([{"role": "user", "content": prompt}])
+    def token_ids(self, prompt: Prompt, *, tools: Tools | None = None) -> list[int]:
+        """The ids that a prompt is to the model. Text becomes a user message where the bundle has a chat template.
+
+        Raises PromptError, also for tools beside a prompt that no template renders.
+        """
+        if isinstance(prompt, str) and self.bundle.chat_format.template is not None:
+            return self.prompter.chat_ids([{"role": "user", "content": prompt}], tools=tools)
         if prompt and isinstance(prompt[0], Mapping):
-            return self.prompter.chat_ids(cast(Sequence[Message], prompt))
+            return self.prompter.chat_ids(cast(Sequence[Message], prompt), tools=tools)
+        if tools:
+            raise PromptError("tools beside a prompt that is no conversation", cure="give the prompt as messages")
+        if isinstance(prompt, str):
+            return self.prompter.text_ids(prompt)
         if not prompt:
             raise PromptError("the prompt is empty")
         ids = [int(token_id) for token_id in cast(Sequence[int], prompt)]

@@ -6,7 +6,6 @@ Export and evaluation use the same functions, so a prompt on the device is the p
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +13,14 @@ import tokenizers
 
 from edgetune.errors import PromptError
 from edgetune.runtime.bundle import Bundle
-from edgetune.runtime.session import check_text, genai_config, import_genai, load_error, load_tokenizer, tokenizing
+from edgetune.runtime.messages import read_message, read_tools
+from edgetune.runtime.session import check_text, load_tokenizer, tokenizing
 
-Message = Mapping[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}."""
+Message = Mapping[str, Any]
+"""{"role": "system" | "developer" | "user" | "assistant" | "tool", "content": text}, and tool_calls, reasoning_content,
+... as OpenAI's chat has them; `read_message` says what else is understood."""
+Tools = Sequence[Mapping[str, Any]]
+"""JSON schemas of what the model may call, as transformers' apply_chat_template takes them."""
 
 REPLACEMENT = "\ufffd"  # what tokenizers writes for bytes that are no character (yet)
 
@@ -30,35 +33,33 @@ class Prompter:
         self.bundle = bundle
         self._chat = bundle.chat_format
         self.tokenizer = load_tokenizer(bundle)
-        self._renderer: Any = None
-        self._template = for_minja(self._chat.template) if self._chat.template else None
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = True
+    ) -> str:
         """The text of a conversation by the bundle's chat template, with its default system message.
 
-        Rendered by minja inside onnxruntime-genai. Raises PromptError if there is no template, no message, or the
-        template refuses the messages; MissingExtraError without onnxruntime-genai.
+        Raises PromptError if there is no template, no message, or the template refuses the messages or makes no use of
+        what they hold (tools, say).
         """
-        if self._template is None:
+        schemas = read_tools(tools)
+        source = (self._chat.tool_template if schemas else None) or self._chat.template
+        if source is None:
             raise PromptError(f"{self.bundle.path}: has no chat template", cure="give it plain text: --raw")
-        messages = self._checked(messages)
-        stand_in = _unused_character("".join(message["content"] for message in messages))
-        plain = [{**message, "content": message["content"].replace("\0", stand_in)} for message in messages]
-        renderer = self._load_renderer()
-        try:
-            rendered = renderer.apply_chat_template(
-                json.dumps(plain, ensure_ascii=False),
-                template_str=self._names() + self._template,
-                add_generation_prompt=add_generation_prompt,
-            )
-            return str(rendered).replace(stand_in, "\0")
-        except Exception as error:  # the library raises its own type for whatever a template does
-            reason = str(error).split(" at row ")[0].splitlines()[0]
-            raise PromptError(f"{self.bundle.path}: the chat template refuses these messages: {reason}") from None
+        from edgetune.runtime.template import ChatTemplate  # here, because plain text does without Jinja
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        checked = self._checked(messages)
+        check_text(json.dumps(schemas, ensure_ascii=False), what="list of tools")
+        template = ChatTemplate(source, self._names())
+        try:
+            template.refuse_unwritten(checked, schemas)
+            return template.render(template.fitted(checked), tools=schemas, add_generation_prompt=add_generation_prompt)
+        except PromptError as error:
+            raise PromptError(f"{self.bundle.path}: {error.message}", cure=error.cure) from None
+
+    def chat_ids(self, messages: Sequence[Message], *, tools: Tools | None = None) -> list[int]:
         """Token ids of a conversation up to where the answer starts. Raises PromptError."""
-        return self._encode(self.render(messages))
+        return self._encode(self.render(messages, tools=tools))
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of text taken as it is: bos where training put it, no template. Raises PromptError if empty."""
@@ -76,34 +77,34 @@ class Prompter:
         with tokenizing(self.bundle):
             return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def _checked(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        """The messages as plain dicts, led by the default system message. Raises PromptError."""
+    def _checked(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as templates read them, led by the default system message. Raises PromptError."""
         if not messages:
             raise PromptError("the conversation is empty")
-        checked = [{"role": message["role"], "content": message["content"]} for message in messages]
-        for message in checked:
-            check_text(message["content"])
+        checked = [_read(message, number) for number, message in enumerate(messages, start=1)]
         if checked[-1]["role"] == "user" and not checked[-1]["content"].strip():
             raise PromptError("the prompt is empty")
-        if self._chat.system is not None and checked[0]["role"] != "system":
+        if self._chat.system is not None and checked[0]["role"] not in ("system", "developer"):
             checked.insert(0, {"role": "system", "content": self._chat.system})
         return checked
 
-    def _names(self) -> str:
-        """Template code that defines bos_token and eos_token, so that edgetune.json alone says what they are."""
-        names = {"bos_token": self._chat.bos_token or "", "eos_token": self._chat.eos_token or ""}
-        return "".join(f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in names.items())
+    def _names(self) -> tuple[tuple[str, str], ...]:
+        """What the template may call by name, so that edgetune.json alone says what that is."""
+        chat = self._chat
+        names = {"bos_token": chat.bos_token, "eos_token": chat.eos_token, **chat.special_tokens}
+        return tuple(sorted((name, token) for name, token in names.items() if token is not None))
 
-    def _load_renderer(self) -> Any:
-        """onnxruntime-genai's tokenizer, made on first use: only its template engine is used."""
-        if self._renderer is None:
-            og = import_genai()
-            config = genai_config(self.bundle)
-            try:
-                self._renderer = og.Tokenizer(config)
-            except Exception as error:
-                raise load_error(self.bundle, error) from None
-        return self._renderer
+
+def _read(message: Message, number: int) -> dict[str, Any]:
+    """One message as templates read it. Raises PromptError."""
+    try:
+        found = read_message(message)
+        check_text(json.dumps(found, ensure_ascii=False))
+    except PromptError as error:
+        raise PromptError(f"message {number}: {error.message}", cure=error.cure) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PromptError(f"message {number}: is no JSON: {error}") from None
+    return found
 
 
 class TextStream:
@@ -134,59 +135,3 @@ class TextStream:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
-
-
-_TEMPLATE_PARTS = re.compile(
-    r"""
-    (?P<output>\{\{(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.)*?\}\})  # quoted braces do not end it
-    | (?P<comment>(?:^[ \t]+)?\{\#.*?\#\}\n?)
-    | (?P<indent>^[ \t]+)?                                         # nothing but spaces before the tag on its line
-      \{%(?P<keep_indent>\+?)
-      (?P<body>(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.)*?)
-      (?P<keep_newline>\+?)%\}
-      (?P<newline>\n?)
-    """,
-    re.DOTALL | re.MULTILINE | re.VERBOSE,
-)
-_SUBSTRING = re.compile(
-    r"""(?P<part>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s+(?P<negated>not\s+)?in\s+
-        (?P<whole>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|\[(?:-?\d+|'[^']*'|"[^"]*")\]|\([^()]*\))*)(?![\w.(\[])""",
-    re.VERBOSE,
-)
-
-
-def for_minja(template: str) -> str:
-    """The template written so that minja renders from it what transformers' Jinja renders from the original.
-
-    * transformers switches trim_blocks and lstrip_blocks on (Jinja documentation, "Whitespace Control"), minja has them
-      off: the newline after a block tag and the spaces before one on its line go, unless a plus in the tag keeps them.
-    * In minja, `'a' in 'abc'` is False without a word: strings are split instead.
-    """
-
-    def rewritten(part: re.Match[str]) -> str:
-        if part["output"]:
-            return _with_substring_tests(part["output"])
-        if part["comment"]:
-            return ""
-        indent = (part["indent"] or "") if part["keep_indent"] else ""
-        newline = part["newline"] if part["keep_newline"] else ""
-        return f"{indent}{{%{_with_substring_tests(part['body'])}%}}{newline}"
-
-    return _TEMPLATE_PARTS.sub(rewritten, template)
-
-
-def _unused_character(text: str) -> str:
-    """A character to stand in for NUL, at which the library would cut the text off without a word."""
-    return next(character for character in map(chr, range(0xE000, 0xF8FF)) if character not in text)
-
-
-def _with_substring_tests(code: str) -> str:
-    def rewritten(test: re.Match[str]) -> str:
-        part, whole = test["part"], test["whole"]
-        found = (
-            f"(({whole} is string and ({whole}.split({part}) | length) > 1)"
-            f" or ({whole} is not string and {part} in {whole}))"
-        )
-        return f"(not {found})" if test["negated"] else found
-
-    return _SUBSTRING.sub(rewritten, code)

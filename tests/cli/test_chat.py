@@ -73,6 +73,21 @@ def test_a_bad_setting_ends_the_chat_with_exit_code_2(tiny_bundle: Path, tmp_pat
     assert run(tmp_path, "turn on\n").exit_code == 2
 
 
+def test_a_tools_result_is_answered_as_one(tiny_bundle: Path) -> None:
+    decoder = Decoder(tiny_bundle)
+    first = decoder.generate("turn on", max_new_tokens=5).text
+    talk = [{"role": "user", "content": "turn on"}, {"role": "assistant", "content": first}]
+    second = decoder.generate([*talk, {"role": "tool", "content": '{"ok": true}'}], max_new_tokens=5).text
+    assert run(tiny_bundle, 'turn on\n/tool {"ok": true}\n').stdout == f"{first}\n{second}\n"
+
+
+def test_tools_that_nothing_would_write_are_said(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "tools.json").write_text('[{"type": "function", "function": {"name": "lamp"}}]')
+    result = run(tiny_bundle, "turn on\n", "--tools", str(tmp_path / "tools.json"))
+    assert "tools: the chat template makes no use of this" in result.stderr
+    assert result.stdout == ""
+
+
 @pytest.fixture
 def terminal(tiny_bundle: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A chat on a pseudo-terminal, and our end of it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from click.testing import CliRunner, Result
 from patience import LONG_S
 
 from edgetune.cli import main
+from edgetune.runtime.bundle import open_bundle, write_manifest
 from edgetune.runtime.decoder import Decoder
 
 PROMPT = "turn on the lamp"
@@ -76,6 +79,8 @@ def test_the_seed_decides_what_is_sampled(tiny_bundle: Path) -> None:
         ([PROMPT * 200], "edgetune: the prompt has "),
         ([PROMPT, "--max-new-tokens", "many"], "is not a valid integer"),
         ([PROMPT, "--raw", "--system", "s"], "--raw takes no --system"),
+        ([PROMPT, "--raw", "--tools", "t.json"], "--raw takes no --system, --tools or --messages"),
+        ([PROMPT, "--messages", "m.json"], "--messages takes no TEXT and no --system"),
     ],
 )
 def test_bad_input_is_said_on_stderr_with_exit_code_2(tiny_bundle: Path, arguments: list[str], message: str) -> None:
@@ -84,6 +89,66 @@ def test_bad_input_is_said_on_stderr_with_exit_code_2(tiny_bundle: Path, argumen
     assert message in result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
+
+
+CONVERSATION = [{"role": "user", "content": "turn on"}, {"role": "assistant", "content": "ok"}]
+CONVERSATION += [{"role": "user", "content": PROMPT}]
+TOOLS = [{"type": "function", "function": {"name": "lamp", "parameters": {"type": "object", "properties": {}}}}]
+TOOLS_WRITTEN = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+
+
+@pytest.fixture
+def tool_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """`tiny_bundle` with a chat template that writes tools."""
+    bundle = open_bundle(tiny_bundle)
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    chat = dataclasses.replace(bundle.chat_format, template=TOOLS_WRITTEN)
+    return write_manifest(dataclasses.replace(bundle, path=folder, chat=chat)).path
+
+
+def test_a_conversation_comes_from_a_file_or_a_pipe(tiny_bundle: Path, tmp_path: Path) -> None:
+    wanted = Decoder(tiny_bundle).generate(CONVERSATION, max_new_tokens=8).text + "\n"
+    text = json.dumps(CONVERSATION)
+    (tmp_path / "talk.json").write_text(text)
+    assert run(tiny_bundle, "--messages", tmp_path / "talk.json", "--max-new-tokens", 8).stdout == wanted
+    assert run(tiny_bundle, "--messages", "-", "--max-new-tokens", 8, stdin=text).stdout == wanted
+
+
+def test_tools_are_written_into_the_prompt(tool_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
+    (tmp_path / "row.json").write_text(json.dumps({"messages": CONVERSATION, "tools": TOOLS}))
+    decoder = Decoder(tool_bundle)
+    for prompt, arguments in ((PROMPT, [PROMPT, "--tools", "tools.json"]), (CONVERSATION, ["--messages", "row.json"])):
+        arguments = [*arguments[:-1], tmp_path / arguments[-1]]
+        wanted = decoder.generate(prompt, tools=TOOLS, max_new_tokens=1)
+        values = json.loads(run(tool_bundle, *arguments, "--json", "--max-new-tokens", 1).stdout)
+        assert (values["text"], values["prompt_tokens"]) == (wanted.text, wanted.prompt_tokens)
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "complaint"),
+    [
+        ("[", "--tools", "file.json: is no JSON: "),
+        ("[]", "--tools", "file.json: holds no tools; leave --tools out"),
+        ('["lamp"]', "--tools", "file.json: tools must be a list of JSON schemas"),
+        (None, "--tools", "file.json: cannot be read: No such file or directory"),
+        ('{"role": "user"}', "--messages", "file.json: holds no messages"),
+        ('[{"role": "robot", "content": "a"}]', "--messages", "message 1: unknown role 'robot'"),
+        (json.dumps(TOOLS), "--tools", "tools: the chat template makes no use of this"),
+    ],
+)
+def test_tools_and_messages_that_cannot_be_used_are_said_in_one_line(
+    tiny_bundle: Path, tmp_path: Path, text: str | None, option: str, complaint: str
+) -> None:
+    if text is not None:
+        (tmp_path / "file.json").write_text(text)
+    asked = [PROMPT] if option == "--tools" else []
+    result = run(tiny_bundle, *asked, option, tmp_path / "file.json")
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_bytes_that_are_no_text_are_refused(tiny_bundle: Path) -> None:

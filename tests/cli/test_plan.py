@@ -85,8 +85,17 @@ TURN = {"role": "user", "content": "on"}, {"role": "assistant", "content": "ok"}
     [
         ([{"text": "once upon a time"}], [], 'which exact_match needs; set evaluate.metric = "loss"'),
         ([{"messages": [TURN[1]]}], [], "holds no question with an answer"),
+        (
+            [{"messages": [TURN[0], {"role": "assistant", "content": None}]}],
+            [],
+            "data.test: no row has anything to learn",
+        ),
         ([{"messages": [*TURN]}], ["evaluate.metric=json"], "the reference is not JSON"),
-        ([{"messages": [*TURN]}, {"messages": [*TURN], "tools": [{"name": "f"}]}], [], "column 'tools'"),
+        (
+            [{"messages": [*TURN]}, {"messages": [*TURN], "tools": [{"name": "f"}]}],
+            [],
+            "tools: the chat template makes",
+        ),
     ],
 )
 def test_rows_that_no_score_can_be_taken_of_are_found_before_the_training(
@@ -99,6 +108,49 @@ def test_rows_that_no_score_can_be_taken_of_are_found_before_the_training(
     assert result.exit_code == 2
     assert complaint in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+OPEN = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+
+
+def _with_template(tiny_base: Path, folder: Path, template: str, eos: str | None = "<|end|>") -> Path:
+    base = Path(shutil.copytree(tiny_base, folder))
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config |= {"chat_template": template, "eos_token": eos}
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    return base
+
+
+def test_a_template_that_ends_no_answer_is_told_and_without_an_end_token_refused(
+    recipe: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    told = plan(recipe, "--set", f"model.base='{_with_template(tiny_base, tmp_path / 'open', OPEN)}'")
+    assert told.exit_code == 0, told.stderr
+    assert "writes nothing that ends an answer; <|end|> is learned after each row's last one" in told.stdout
+    base = _with_template(tiny_base, tmp_path / "endless", OPEN, None)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
+    (base / "generation_config.json").unlink(missing_ok=True)
+    refused = plan(recipe, "--set", f"model.base='{base}'")
+    assert refused.exit_code == 2
+    assert "nothing ends an answer" in refused.stderr
+    assert "set eos_token in tokenizer_config.json" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("{% for m in messages %}{{ m.content | nofilter }}<|end|>{% endfor %}", "No filter named 'nofilter'"),
+        ("{% for m in messages %}{% set _ = [].append(1) %}{{ m.content }}<|end|>{% endfor %}", "append"),
+    ],
+)
+def test_a_template_that_cannot_be_rendered_is_refused_by_name(
+    recipe: Path, tiny_base: Path, tmp_path: Path, template: str, complaint: str
+) -> None:
+    result = plan(recipe, "--set", f"model.base='{_with_template(tiny_base, tmp_path / 'base', template)}'")
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert "the chat template" in result.stderr
 
 
 def test_an_unknown_key_is_found_before_any_file(recipe: Path) -> None:

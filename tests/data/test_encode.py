@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
-from edgetune.data.chat import DEFAULT_TEMPLATE, ensure_chat_template, render
-from edgetune.data.encode import NOT_TRAINED, encode
-from edgetune.data.formats import Example, Message
+from edgetune.data.chat import DEFAULT_TEMPLATE, chat_notes, ensure_chat_template, render
+from edgetune.data.encode import NOT_TRAINED, answer_text, encode
+from edgetune.data.files import Row
+from edgetune.data.formats import Example, Message, to_example
 from edgetune.errors import DataError
 
 CHATML = (
@@ -107,6 +108,96 @@ def test_more_around_the_last_answer_than_around_earlier_ones_is_learned_with_it
     tokenizer.chat_template = THINKING
     row = encode(chat("one", "two", "three", "four"), tokenizer, max_seq_len=512, loss_on="completion")
     assert learned(row, tokenizer) == ["two<|end|>", "(think)four<|end|>"]
+
+
+OPEN = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""Nothing of it ends an answer."""
+
+
+@pytest.mark.parametrize("loss_on", ["completion", "all"])
+def test_where_the_template_ends_no_answer_the_end_token_stands_after_the_last(tokenizer, loss_on):
+    tokenizer.chat_template = OPEN
+    row = encode(chat("one", "two", "three", "{four}"), tokenizer, max_seq_len=512, loss_on=loss_on)
+    whole = "user: one\nassistant: two\nuser: three\nassistant: {four}<|end|>"
+    assert tokenizer.decode(row.input_ids) == whole
+    assert learned(row, tokenizer) == (["two", "{four}<|end|>"] if loss_on == "completion" else [whole])
+
+
+def test_where_nothing_ends_an_answer_the_row_is_refused(tokenizer):
+    tokenizer.chat_template, tokenizer.eos_token = OPEN, None
+    with pytest.raises(DataError, match=r"a:1: nothing ends an answer: .*; set eos_token in tokenizer_config.json"):
+        encode(chat("one", "two"), tokenizer, max_seq_len=512, loss_on="completion")
+
+
+@pytest.mark.parametrize("after", ["<|system|>", "<|system|>\n", "\n<|system|>"])
+def test_the_token_that_ends_a_turn_is_learned_whether_or_not_it_is_the_end_of_texts(tokenizer, after):
+    tokenizer.chat_template = OPEN.replace("\n{% endfor", f"{after}{{% endfor")
+    row = encode(chat("one", "two", "three", "four"), tokenizer, max_seq_len=512, loss_on="completion")
+    end = after.rstrip()
+    assert learned(row, tokenizer) == [f"two{end}", f"four{end}"]
+
+
+TOOL_ROW = {
+    "messages": [
+        {"role": "user", "content": "lamp on"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"function": {"name": "lamp", "arguments": '{"on": true}'}}],
+        },
+        {"role": "tool", "content": "ok"},
+        {"role": "assistant", "content": "It is on."},
+    ],
+    "tools": '[{"type": "function", "function": {"name": "lamp", "parameters": {}}}]',
+}
+
+
+def test_calls_of_tools_are_learned_as_the_template_writes_them(tokenizer):
+    tokenizer.chat_template = None
+    ensure_chat_template(tokenizer)
+    example = to_example(Row(TOOL_ROW, "a:1"), "messages")
+    row = encode(example, tokenizer, max_seq_len=512, loss_on="completion")
+    call = '[{"name": "lamp", "arguments": {"on": true}}]'
+    assert learned(row, tokenizer) == [f"{call}<|end|>", "It is on.<|end|>"]
+    text = tokenizer.decode(row.input_ids)
+    assert '### tools\n[{"type": "function", "function": {"name": "lamp"' in text
+    assert "### tool\nok<|end|>" in text
+    called = Example(example.messages[:2], None, "a:1", tools_json=example.tools_json)
+    assert answer_text(called, tokenizer) == call
+    assert answer_text(example, tokenizer) == "It is on."
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({}, "a:1: tools: the chat template makes no use of this; leave them out"),
+        ({"tools": None}, "a:1: message 2: tool_calls: the chat template makes no use of this; write the call into"),
+    ],
+)
+def test_what_the_template_does_not_write_is_refused_with_the_place(tokenizer, changes, complaint):
+    tokenizer.chat_template = CHATML
+    example = to_example(Row({**TOOL_ROW, **changes}, "a:1"), "messages")
+    with pytest.raises(DataError, match=complaint):
+        encode(example, tokenizer, max_seq_len=512, loss_on="completion")
+
+
+def test_reasoning_that_the_template_writes_is_learned_and_what_it_forgets_is_told(tokenizer):
+    tokenizer.chat_template = CHATML.replace(
+        "{{ m.content }}",
+        "{% if loop.last and m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}",
+    )
+    turns = [*chat("one", "two").messages, *chat("three", "four").messages]
+    turns[1], turns[3] = (Message("assistant", t.content, '{"reasoning_content": "so"}') for t in (turns[1], turns[3]))
+    example = Example(tuple(turns), None, "a:1")
+    row = encode(example, tokenizer, max_seq_len=512, loss_on="completion")
+    assert learned(row, tokenizer) == ["two<|end|>", "(so)four<|end|>"]
+    assert chat_notes(tokenizer, [example]) == (
+        "the chat template leaves out the reasoning of answers before the last question",
+    )
+    assert chat_notes(tokenizer, [Example(tuple(turns[:2]), None, "a:1")]) == ()
 
 
 def test_a_template_that_asks_otherwise_than_it_writes_is_refused(tokenizer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from edgetune.data.formats import detect, to_example
@@ -78,9 +80,43 @@ def test_messages_may_be_spelled_either_way_in_either_column():
         ]
 
 
-def test_a_developer_says_what_a_system_message_says():
-    found = example({"messages": [{"role": "developer", "content": "be brief"}, *CHAT]})
-    assert found.messages[0].role == "system"
+def test_a_developer_is_one_and_says_what_a_system_message_says():
+    found = example({"messages": [{"role": "developer", "content": "be brief"}, *CHAT]}, system="be long")
+    assert [message.role for message in found.messages] == ["developer", "user", "assistant"]
+
+
+CALL = {"name": "lamp", "arguments": {"room": "bath"}}
+CALLED = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": CALL}]}
+TOOL = {"type": "function", "function": {"name": "lamp", "parameters": {}}}
+
+
+def test_tools_and_calls_are_read_alike_from_every_format():
+    asked, result, said = {"role": "user", "content": "on"}, {"role": "tool", "content": "ok"}, CHAT[1]
+    new = example({"messages": [asked, CALLED, result, said], "tools": [TOOL]})
+    assert new.turns == [asked, CALLED, result, said]
+    assert new.tools == [TOOL]
+    old = [asked, {"role": "assistant", "content": None, "function_call": CALL}, {**result, "role": "function"}, said]
+    spoken = [("human", "on"), ("function_call", json.dumps(CALL)), ("observation", "ok"), ("gpt", "ho")]
+    rows = (
+        {"messages": [asked, CALLED, result, said], "tools": json.dumps([TOOL])},
+        {"messages": old, "functions": [TOOL["function"]]},
+        {
+            "conversations": [{"from": who, "value": what} for who, what in spoken],
+            "tools": json.dumps([TOOL["function"]]),
+        },
+        {"prompt": [asked, CALLED, result], "completion": [said], "tools": [TOOL]},
+    )
+    for row in rows:
+        assert (example(row).messages, example(row).tools) == (new.messages, [TOOL])
+
+
+def test_reasoning_and_names_reach_the_template():
+    turns = [{**CHAT[0], "name": "anna"}, {**CHAT[1], "reasoning_content": "so"}]
+    assert example({"messages": turns}).turns == turns
+
+
+def test_a_null_content_is_no_text():
+    assert example({"messages": [CHAT[0], {"role": "assistant", "content": None}]}).messages[1].content == ""
 
 
 def test_an_absent_text_in_a_list_of_parts_is_no_text():
@@ -107,7 +143,7 @@ def test_rows_whose_label_is_a_good_one_and_empty_columns_are_read():
         ({"messages": [{"role": "user", "content": "hi"}]}, "has no assistant message"),
         ({"messages": [{"role": "robot", "content": "hi"}]}, r"messages\[0\]: unknown role 'robot'"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]: must have 'role' and 'content'"),
-        ({"messages": [{"role": "assistant", "content": None}]}, "must be a text"),
+        ({"messages": [{"role": "assistant", "content": {"a": 1}}]}, "must be a text"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "unknown role 'alien'"),
         ({"prompt": "a", "completion": None}, "column 'completion' is null"),
         ({"prompt": "a"}, "no format has the columns prompt"),
@@ -118,11 +154,14 @@ def test_rows_whose_label_is_a_good_one_and_empty_columns_are_read():
         ({"prompt": ["a"], "completion": "b"}, "must have 'role'"),
         ({"text": {"a": 1}}, "column 'text' must be a text, not dict"),
         ({"prompt": "a", "completion": "b", "label": False}, "label is false, which marks a bad answer"),
-        ({"messages": CHAT, "tools": [{"type": "function"}]}, "column 'tools': tools that the model may call"),
+        ({"messages": CHAT, "tools": "lamp"}, "column 'tools': tools must be a list of JSON schemas"),
+        ({"messages": CHAT, "images": ["a.png"]}, "column 'images': pictures, sounds and films are not handled"),
         ({"prompt": "a", "completion": "b", "rejected": "c"}, "column 'rejected': a row with a chosen and a rejected"),
-        ({"messages": [CHAT[0], {**CHAT[1], "function_call": {"name": "f"}}]}, r"messages\[1\]: function_call: calls"),
-        ({"messages": [CHAT[0], {**CHAT[1], "reasoning_content": "so"}]}, r"messages\[1\]: reasoning_content: reas"),
-        ({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [{"id": 1}]}]}, r"messages\[1\]: tool_calls: calls of"),
+        (
+            {"messages": [CHAT[0], {**CHAT[1], "tool_calls": [{"id": 1}]}]},
+            r"messages\[1\]: a call of a tool has no name",
+        ),
+        ({"messages": [CHAT[0], {**CHAT[1], "reasoning_content": "\ud800"}]}, r"messages\[1\]: holds \\ud800, half"),
         ({"messages": [{"speaker": "user", "text": "a"}]}, r"or 'from' and 'value'; it has 'speaker', 'text'"),
         ({"instruction": "a", "output": "b", "history": [["c"]]}, "column 'history' must be a list of pairs"),
         ({"instruction": "a", "output": "b", "history": [["c", 1]]}, r"history\[0\]: must hold two texts"),

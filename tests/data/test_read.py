@@ -99,6 +99,18 @@ def test_lists_of_numbered_classes_have_names_too(tmp_path):
     assert [row.values["labels"] for row in rows(str(tmp_path / "a.parquet"))] == [["on", "off"], []]
 
 
+def test_keys_that_arrow_filled_with_null_are_no_arguments_of_a_call(tmp_path):
+    turns = [
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "a", "arguments": {"x": 1}}}]},
+        {"role": "assistant", "content": "b", "tool_calls": [{"function": {"name": "b", "arguments": {"y": 2}}}]},
+    ]
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_list([{"messages": [turn], "tools": [{"name": "a"}]} for turn in turns]).to_parquet(path)
+    found = [row.values["messages"][0] for row in rows(str(path))]
+    assert [turn["tool_calls"][0]["function"]["arguments"] for turn in found] == [{"x": 1}, {"y": 2}]
+    assert found[0]["content"] is None
+
+
 def test_a_saved_dict_of_datasets_has_its_splits(tmp_path):
     table = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"train": table, "test": table.select([1])}).save_to_disk(tmp_path / "saved")

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from edgetune.data.formats import Example, Message
 from edgetune.errors import CheckError, ModelError, RunError
 from edgetune.export import export as stage
 from edgetune.export import verify as verification_module
@@ -146,20 +147,14 @@ def test_an_interrupted_export_leaves_nothing_behind(run, monkeypatch):
 
 
 def test_prompts_end_where_the_answer_starts():
-    @dataclasses.dataclass
-    class Example:
-        messages: tuple
-        text: str | None = None
-
-    @dataclasses.dataclass
-    class Message:
-        role: str
-        content: str
-
     turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
-    assert prompts_of([Example(turns), Example((), "plain"), Example((), "")]) == [
-        [{"role": m.role, "content": m.content} for m in turns[:3]],
+    tools = '[{"type": "function", "function": {"name": "lamp"}}]'
+    examples = [Example(turns, None, "a:1"), Example((), "plain", "a:2"), Example((), "", "a:3")]
+    asked = [{"role": m.role, "content": m.content} for m in turns[:3]]
+    assert prompts_of([*examples, Example(turns, None, "a:4", tools_json=tools)]) == [
+        asked,
         "plain",
+        {"messages": asked, "tools": json.loads(tools)},
     ]
 
 

@@ -214,6 +214,15 @@ def test_a_tokenizer_beside_the_adapter_goes_first(tiny_base: Path, tmp_path: Pa
     assert load_tokenizer(tmp_path / "m").chat_template == "{{ messages[0].content }}"
 
 
+def test_a_chat_template_alone_beside_the_adapter_stands_in_for_the_bases(tiny_base: Path, tmp_path: Path) -> None:
+    make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4))
+    (tmp_path / "a/chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    merge(tmp_path / "a", tiny_base, tmp_path / "m")
+    merged, base = load_tokenizer(tmp_path / "m"), load_tokenizer(tiny_base)
+    assert merged.chat_template == "{{ messages[0].content }}"
+    assert merged.get_vocab() == base.get_vocab()
+
+
 def test_large_models_are_written_in_shards(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4))
     merge(tmp_path / "a", tiny_base, tmp_path / "one")

@@ -64,3 +64,43 @@ def test_a_bundle_without_chat_template_cannot_chat(decoder: Decoder) -> None:
     bundle = dataclasses.replace(decoder.bundle, chat=dataclasses.replace(decoder.bundle.chat, template=None))
     with pytest.raises(PromptError, match="cannot chat; use `edgetune generate`"):
         Conversation(Decoder(bundle))
+
+
+TOOL = {"type": "function", "function": {"name": "lamp", "parameters": {"type": "object", "properties": {}}}}
+TOOLS_WRITTEN = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def with_tools(tiny_bundle: Path) -> Decoder:
+    bundle = open_bundle(tiny_bundle)
+    chat = dataclasses.replace(bundle.chat_format, template=TOOLS_WRITTEN)
+    return Decoder(dataclasses.replace(bundle, chat=chat))
+
+
+def test_tools_are_in_every_prompt_and_their_results_are_answered(with_tools: Decoder) -> None:
+    conversation = Conversation(with_tools, tools=[TOOL])
+    conversation.answer("turn on", max_new_tokens=4)
+    result = conversation.answer({"role": "tool", "content": "ok"}, max_new_tokens=4)
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant", "tool", "assistant"]
+    asked = with_tools.generate(list(conversation.messages[:3]), tools=[TOOL], max_new_tokens=4)
+    assert (result.text, result.prompt_tokens) == (asked.text, asked.prompt_tokens)
+    without = with_tools.generate(list(conversation.messages[:3]), max_new_tokens=4)
+    assert without.prompt_tokens < asked.prompt_tokens
+
+
+def test_no_result_is_left_without_the_question_that_it_belongs_to(with_tools: Decoder) -> None:
+    short = Decoder(dataclasses.replace(with_tools.bundle, context_length=100))
+    conversation = Conversation(short)
+    for number in range(12):
+        conversation.answer(f"turn on lamp {number}", max_new_tokens=5)
+        conversation.answer({"role": "tool", "content": "ok"}, max_new_tokens=5)
+    assert conversation.dropped_turns > 0
+    assert conversation.messages[0]["role"] == "user"
+
+
+def test_tools_beside_a_prompt_that_nothing_renders_are_refused(with_tools: Decoder) -> None:
+    with pytest.raises(PromptError, match="tools beside a prompt that is no conversation; give the prompt as messages"):
+        with_tools.generate([5, 6, 7], tools=[TOOL])

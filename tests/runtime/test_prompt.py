@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from edgetune.errors import PromptError
 from edgetune.runtime.bundle import open_bundle
-from edgetune.runtime.prompt import Prompter, TextStream, for_minja
+from edgetune.runtime.prompt import Prompter, TextStream
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n'}}"
@@ -176,13 +176,47 @@ def test_membership_is_tested_as_by_transformers(tiny_bundle: Path, hf_tokenizer
     assert prompter(tiny_bundle, template=template).render([USER], add_generation_prompt=False) == wanted
 
 
-def test_a_template_without_indented_tags_stays_as_it_is() -> None:
-    assert for_minja(CHATML) == CHATML
-
-
 def test_the_bundle_says_what_bos_and_eos_are(tiny_bundle: Path) -> None:
     device = prompter(tiny_bundle, template="{{ bos_token }}|{{ eos_token }}", bos_token="<“>", eos_token=None)
     assert device.render([USER]) == "<“>|"
+
+
+def test_the_bundle_says_what_other_special_tokens_are(tiny_bundle: Path) -> None:
+    device = prompter(tiny_bundle, template="{{ pad_token }}{{ unk_token }}", special_tokens={"pad_token": "<“>"})
+    assert device.render([USER]) == "<“>"
+
+
+TOOL = {"type": "function", "function": {"name": "lamp", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"type": "function", "function": {"name": "lamp", "arguments": {"room": "bath"}}}
+TOOLS_WRITTEN = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_tools_and_calls_are_rendered_as_by_transformers(tiny_bundle: Path, hf_tokenizer: Any) -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    talk = [USER, called, {"role": "tool", "content": "ok"}]
+    wanted = hf_tokenizer.apply_chat_template(
+        talk, tools=[TOOL], chat_template=TOOLS_WRITTEN, tokenize=False, add_generation_prompt=True
+    )
+    device = prompter(tiny_bundle, template=TOOLS_WRITTEN)
+    assert device.render(talk, tools=[TOOL]) == wanted
+    legacy = {"role": "assistant", "content": "", "function_call": {"name": "lamp", "arguments": '{"room": "bath"}'}}
+    assert device.render([USER, legacy, {"role": "function", "content": "ok"}], tools=[TOOL]) == wanted
+    assert device.chat_ids(talk, tools=[TOOL]) == hf_tokenizer(wanted, add_special_tokens=False)["input_ids"]
+
+
+def test_a_template_of_their_own_renders_tools(tiny_bundle: Path) -> None:
+    device = prompter(tiny_bundle, template="plain", tool_template=TOOLS_WRITTEN)
+    assert device.render([USER]) == "plain"
+    assert "lamp" in device.render([USER], tools=[TOOL])
+
+
+def test_tools_that_the_template_does_not_write_are_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(PromptError, match="tools: the chat template makes no use of this"):
+        prompter(tiny_bundle).render([USER], tools=[TOOL])
 
 
 def test_token_ids_of_a_conversation_equal_the_training_tokenizers(tiny_bundle: Path, hf_tokenizer: Any) -> None:

@@ -1,0 +1,310 @@
+"""Chat templates: Jinja as transformers runs it, so that a prompt on the device is the prompt of the training.
+
+Source: Hugging Face's documentation "Chat templates"; what is set here is what transformers sets.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from edgetune.errors import PromptError, first_line
+from edgetune.runtime.messages import from_json
+
+Turn = Mapping[str, Any]
+"""{"role", "content"} and what else a template may read of a message: tool_calls, reasoning_content, name, ..."""
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys that a message's reasoning has in templates and data."""
+_MARK = "zxqj"
+_CALL_ID = "zxqjzxqj1"  # nine letters or digits, as Mistral's templates ask for
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": f"{_MARK}tool",
+        "description": f"{_MARK}d",
+        "parameters": {"type": "object", "properties": {"k": {"type": "string", "description": "d"}}, "required": []},
+    },
+}
+_ASKED: Turn = {"role": "user", "content": "u"}
+
+
+class Generation(Extension):
+    """{% generation %} ... {% endgeneration %}, which marks an answer: the text inside is written as it is."""
+
+    tags = {"generation"}  # noqa: RUF012  as Jinja declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The block as a call of its own body."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
+
+    def _write(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class MakeDict:
+    """What templates call `dict`: no more than what makes one."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        """As dict.fromkeys."""
+        return dict.fromkeys(*args)
+
+
+class PublicNamespace(Namespace):
+    """Jinja's namespace, without names that begin with an underscore."""
+
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
+        values = dict(*args, **kwargs)
+        for name in values:
+            _refuse_private(name)
+        super().__init__(values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_private(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace takes no name that begins with an underscore, such as {name}")
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is: Jinja's own filter escapes what HTML would read."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+@functools.cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = _tojson
+    made.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    made.globals |= {"dict": MakeDict(), "namespace": PublicNamespace}
+    return made
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(source: str) -> Any:
+    return _environment().from_string(source)
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a template takes calls of tools."""
+
+    writes_calls: bool
+    arguments_as_text: bool
+    """The arguments of a call are wanted as JSON text, not as the object that it holds."""
+    null_as_empty: bool
+    """A message with calls and no content has "" for content, not none."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template and what it may call by name."""
+
+    source: str
+    names: tuple[tuple[str, Any], ...] = ()
+    """bos_token, eos_token and other special tokens -> their text."""
+
+    def render(
+        self,
+        messages: Sequence[Turn],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """The text of a conversation. Raises PromptError if the template cannot be read or refuses the messages."""
+        try:
+            template = _compiled(self.source)
+        except Exception as error:  # Jinja has several kinds, and Python's compiler more
+            line = getattr(error, "lineno", None)
+            reason = first_line(error) + (f" (line {line})" if line else "")
+            raise PromptError(f"the chat template cannot be read: {reason}", cure="mend chat_template.jinja") from None
+        try:
+            return str(
+                template.render(
+                    messages=[_normal(message) for message in messages],
+                    tools=list(tools) if tools else None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **dict(self.names),
+                )
+            )
+        except Exception as error:  # a template may do whatever Python can
+            raise PromptError(f"the chat template refuses these messages: {first_line(error)}") from None
+
+    def fitted(self, messages: Sequence[Turn]) -> list[dict[str, Any]]:
+        """The messages in the form that this template takes, where templates differ.
+
+        Arguments of calls are objects or JSON text, the content beside calls is none or empty, and a developer's
+        message is the system's where the template does not know a developer.
+        """
+        return [_fitted(self, message) for message in messages]
+
+    def refuse_unwritten(self, messages: Sequence[Turn], tools: Sequence[Mapping[str, Any]] | None) -> None:
+        """Raises PromptError for what this template makes no use of though it says what is asked, or answered."""
+        if tools and not writes_tools(self):
+            raise _unwritten("tools", "leave them out, or give a chat template that writes them: chat_template.jinja")
+        for number, message in enumerate(messages, start=1):
+            where = f"message {number}: "
+            if message.get("tool_calls") and not habits(self).writes_calls:
+                raise _unwritten(f"{where}tool_calls", "write the call into the content as text")
+            for key in REASONING:
+                if message.get(key) and not writes_reasoning(self, key):
+                    raise _unwritten(f"{where}{key}", "write it into the content as text, or leave the key out")
+            if message["role"] == "tool" and not _writes_results(self):
+                raise _unwritten(f"{where}the role 'tool'", "write the result as a user's message")
+
+    def refuse_dropped_content(self, messages: Sequence[Turn]) -> None:
+        """Raises PromptError for text beside calls that this template leaves out: it would not be learned."""
+        for number, message in enumerate(messages, start=1):
+            has_both = message.get("tool_calls") and (message.get("content") or "").strip()
+            if has_both and not _writes_both(self):
+                raise _unwritten(f"message {number}: the content beside tool_calls", "leave it empty")
+
+
+def _normal(message: Turn) -> dict[str, Any]:
+    """A message as transformers hands it to templates: no key is null, and reasoning has both of its usual names."""
+    made = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((made[key] for key in REASONING if key in made), None)
+    return made if reasoning is None else {"thinking": reasoning, **made, "reasoning_content": reasoning}
+
+
+def _unwritten(what: str, cure: str) -> PromptError:
+    return PromptError(f"{what}: the chat template makes no use of this", cure=cure)
+
+
+def _fitted(template: ChatTemplate, message: Turn) -> dict[str, Any]:
+    made = dict(message)
+    if made["role"] == "developer" and not _writes_developer(template):
+        made["role"] = "system"
+    if calls := made.get("tool_calls"):
+        as_text = habits(template).arguments_as_text
+        made["tool_calls"] = [_call(call, as_text=as_text) for call in calls]
+        if made.get("content") is None:
+            made["content"] = "" if habits(template).null_as_empty else None
+    return made
+
+
+def _call(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:
+    function = call["function"]
+    arguments = function["arguments"]
+    if not as_text:
+        arguments = from_json(arguments)
+    elif not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _tried(template: ChatTemplate, *messages: Turn, tools: Sequence[Mapping[str, Any]] | None = None) -> str | None:
+    """The text of a conversation; None where the template refuses it."""
+    try:
+        return template.render(messages, tools=tools)
+    except PromptError:
+        return None
+
+
+def _known_call(*, as_text: bool = False, null_as_empty: bool = False) -> Turn:
+    arguments = {f"{_MARK}k": f"{_MARK}v"}
+    function = {"name": f"{_MARK}called", "arguments": json.dumps(arguments) if as_text else arguments}
+    call = {"id": _CALL_ID, "type": "function", "function": function}
+    return {"role": "assistant", "content": "" if null_as_empty else None, "tool_calls": [call]}
+
+
+@functools.lru_cache(maxsize=32)
+def habits(template: ChatTemplate) -> Habits:
+    """What a template makes of a call that is known, tried in each form; what transformers' documentation says first.
+
+    A form is not taken if the template writes Python's notation of it: {'k': 'v'} is no JSON, None no content.
+    """
+    for as_text in (False, True):
+        null, empty = (
+            _tried(template, _ASKED, _known_call(as_text=as_text, null_as_empty=is_empty), tools=[_TOOL]) or ""
+            for is_empty in (False, True)
+        )
+        if _tells_call(null) and null.count("None") <= empty.count("None"):
+            return Habits(True, as_text, null_as_empty=False)
+        if _tells_call(empty):
+            return Habits(True, as_text, null_as_empty=True)
+    return Habits(writes_calls=False, arguments_as_text=False, null_as_empty=True)
+
+
+def _tells_call(text: str) -> bool:
+    return f"{_MARK}called" in text and f"{_MARK}v" in text and f"{{'{_MARK}k'" not in text
+
+
+@functools.lru_cache(maxsize=32)
+def writes_tools(template: ChatTemplate) -> bool:
+    """Whether tools come to stand in the prompt."""
+    alone = _tried(template, _ASKED, tools=[_TOOL])
+    led = _tried(template, {"role": "system", "content": "s"}, _ASKED, tools=[_TOOL])
+    return any(text is not None and f"{_MARK}tool" in text for text in (alone, led))
+
+
+@functools.lru_cache(maxsize=32)
+def writes_reasoning(template: ChatTemplate, key: str) -> bool:
+    """Whether the reasoning of the last answer is written, if a message has it under this key."""
+    text = _tried(template, _ASKED, {"role": "assistant", "content": "a", key: f"{_MARK}why"})
+    return text is not None and f"{_MARK}why" in text
+
+
+@functools.lru_cache(maxsize=32)
+def forgets_reasoning(template: ChatTemplate, key: str) -> bool:
+    """Whether reasoning that is written while its answer is the last is left out once another question follows."""
+    last = {"role": "assistant", "content": "a"}
+    text = _tried(template, _ASKED, {**last, key: f"{_MARK}why"}, _ASKED, last)
+    return writes_reasoning(template, key) and text is not None and f"{_MARK}why" not in text
+
+
+@functools.lru_cache(maxsize=32)
+def _writes_both(template: ChatTemplate) -> bool:
+    """Whether the content of a message is written that holds calls too."""
+    call = _known_call(as_text=habits(template).arguments_as_text)
+    text = _tried(template, _ASKED, {**call, "content": f"{_MARK}said"}, tools=[_TOOL])
+    return text is not None and f"{_MARK}said" in text
+
+
+@functools.lru_cache(maxsize=32)
+def _writes_results(template: ChatTemplate) -> bool:
+    """Whether what a tool gave back is written; True where the template refuses it, which it says itself."""
+    form = habits(template)
+    call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
+    result = {"role": "tool", "tool_call_id": _CALL_ID, "name": f"{_MARK}called", "content": f"{_MARK}result"}
+    text = _tried(template, _ASKED, call, result)
+    return text is None or f"{_MARK}result" in text
+
+
+@functools.lru_cache(maxsize=32)
+def _writes_developer(template: ChatTemplate) -> bool:
+    text = _tried(template, {"role": "developer", "content": f"{_MARK}said"}, _ASKED)
+    return text is not None and f"{_MARK}said" in text
