@@ -178,6 +178,7 @@ def _check(recipe: Recipe) -> tuple[dict[str, dict[str, int]], int]:
     from edgetune.data.folds import deal
     from edgetune.data.labelled import check_labels
     from edgetune.export.architecture import check_architecture
+    from edgetune.export.beyond import check_computable
     from edgetune.export.encoder import check_libraries
     from edgetune.export.quantize import check_int8_layers
     from edgetune.lora.adapter import check_adapter
@@ -201,6 +202,8 @@ def _check(recipe: Recipe) -> tuple[dict[str, dict[str, int]], int]:
         is_sound = attempt(lambda: check_base(base, trust_remote_code=model.trust_remote_code, task=model.task))
         if is_sound:  # before the training, not after it
             attempt(check_libraries if recipe.is_classifier else lambda: check_architecture(base))
+            if not recipe.is_classifier and not problems:
+                attempt(lambda: check_computable(base, max_length=recipe.export.max_length))
             attempt(lambda: check_int8_layers(base, recipe))
             if recipe.is_classifier:
                 attempt(lambda: check_pooling(base, recipe.classify.pooling))
@@ -238,21 +241,28 @@ def _look_at_references(recipe: Recipe) -> None:
 def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
     """Counts over the first rows of a source: rows, tokens, trained tokens or labels, rows that are too long."""
     from edgetune.data.chat import ensure_chat_template
-    from edgetune.data.encode import encode_batch
+    from edgetune.data.encode import check_tokens, encode_batch, may_exceed
     from edgetune.data.prepare import examples
 
-    first = list(itertools.islice(examples(recipe, which), CHECKED_ROWS))
+    stream = examples(recipe, which)
+    first = list(itertools.islice(stream, CHECKED_ROWS))
     if not first:
         raise DataError(f"data.{which}: holds no rows")
     if tokenizer is None:
         return {"rows": len(first)}
     if recipe.is_classifier:
-        lengths = [len(tokenizer(example.text or "", verbose=False)["input_ids"]) for example in first]
+        texts = tokenizer([example.text or "" for example in first], verbose=False)["input_ids"]
+        for example, ids in zip(first, texts, strict=True):
+            check_tokens(ids, tokenizer, example.place)
+        lengths = [len(ids) for ids in texts]
         too_long = sum(length > recipe.data.max_seq_len for length in lengths)
         labels = len({label for example in first for label in example.labels})
         return {"rows": len(first), "tokens": sum(lengths), "labels": labels, "too_long": too_long}
     ensure_chat_template(tokenizer)
     encoded = encode_batch(first, tokenizer, loss_on=recipe.data.loss_on)
+    if may_exceed(tokenizer):
+        while batch := list(itertools.islice(stream, CHECKED_ROWS)):
+            encode_batch(batch, tokenizer, loss_on=recipe.data.loss_on)
     return {
         "rows": len(first),
         "tokens": sum(len(row.input_ids) for row in encoded),

@@ -16,7 +16,7 @@ import torch
 from edgetune import __version__
 from edgetune.errors import ModelError, first_line
 from edgetune.files import atomic_folder, write_json
-from edgetune.lora.read import AGAIN, RECORD, read_adapter
+from edgetune.lora.read import AGAIN, RECORD, Adapter, read_adapter
 from edgetune.model.base import ENCODERS, hash_base, resolve_base
 from edgetune.model.device import compute_dtype
 from edgetune.model.embedding import end_modules
@@ -81,7 +81,16 @@ def load(model: Any, folder: Path) -> Any:
 
 def check_adapter(folder: Path, base: Path) -> None:
     """Raises ModelError unless the adapter is a LoRA whose every tensor fits the base in folder `base`."""
-    read_adapter(folder, base)
+    refuse_resized(read_adapter(folder, base))
+
+
+def refuse_resized(adapter: Adapter) -> None:
+    """Raises ModelError for an adapter with a vocabulary of its own, which no base can take on as it is."""
+    if adapter.vocabulary is not None:
+        raise ModelError(
+            f"{adapter.folder}: its vocabulary of {adapter.vocabulary} tokens is another than the base's",
+            cure="merge it first, `edgetune merge`, and give the merged folder as model.base",
+        )
 
 
 def _draws(model: Any) -> bool:
@@ -128,6 +137,7 @@ def _attach_new(model: Any, table: LoraTable) -> Any:
 
 def _load(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     adapter = read_adapter(folder, Path(model.config._name_or_path))
+    refuse_resized(adapter)
     changed = {name.removesuffix(".weight") for name in (*adapter.pairs, *adapter.replaced)}
     _refuse_quantized_ends(model, [name for name in end_modules(model) if name in changed], str(folder))
     with quiet(), warnings.catch_warnings():
