@@ -66,13 +66,13 @@ def build_decoder(
     write_graph(model, out / GRAPH, weights, grid=grid, metadata=_metadata(attention))
 
 
-def build_bare(folder: Path, out: Path) -> None:
+def build_bare(folder: Path, out: Path, *, max_length: int | None = None) -> None:
     """Write model.onnx and model.onnx.data of a Hugging Face folder to `out`, in float32, and nothing beside them.
 
-    Needs no tokenizer. Raises ModelError.
+    `max_length` cuts the context. Raises ModelError.
     """
     weights = Weights(find_tensors(folder))
-    model, attention = _graph(folder, out, weights.places, precision="fp32", max_length=None)
+    model, attention = _graph(folder, out, weights.places, precision="fp32", max_length=max_length)
     write_graph(model, out / GRAPH, weights, grid=None, metadata=_metadata(attention))
 
 

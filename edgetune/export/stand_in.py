@@ -39,11 +39,11 @@ def stand_in_deviations(folder: Path, lengths: Sequence[int], *, tail: int) -> l
         source, made = Path(kept) / "model", Path(kept) / "graph"
         made.mkdir()
         model = _write(empty_model(folder).config, source)
-        build_bare(source, made)
+        build_bare(source, made, max_length=max(lengths))
         config = model.config
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         write_json(made / GENAI_CONFIG, {"model": {"decoder": {"head_size": head_size, "filename": GRAPH}}})
-        context = attention_of(config).context
+        context = attention_of(config, max_length=max(lengths)).context
         bundle = Bundle(made, "stand-in", "fp32", None, None, context_length=context)
         draw = np.random.default_rng(0)
         texts = [draw.integers(VOCABULARY, size=min(length, context)).tolist() for length in lengths]
