@@ -179,6 +179,7 @@ def _check(recipe: Recipe) -> tuple[dict[str, dict[str, int]], int]:
     from edgetune.data.labelled import check_labels
     from edgetune.export.architecture import check_architecture
     from edgetune.export.beyond import check_computable
+    from edgetune.export.bundle import chat_format
     from edgetune.export.encoder import check_libraries
     from edgetune.export.quantize import check_int8_layers
     from edgetune.lora.adapter import check_adapter
@@ -208,6 +209,8 @@ def _check(recipe: Recipe) -> tuple[dict[str, dict[str, int]], int]:
             if recipe.is_classifier:
                 attempt(lambda: check_pooling(base, recipe.classify.pooling))
         tokenizer = attempt(lambda: load_tokenizer(base, trust_remote_code=model.trust_remote_code))
+        if tokenizer is not None and not recipe.is_classifier:
+            attempt(lambda: chat_format(tokenizer, base, is_chat=True, system=None))
         if adapter is not None:
             attempt(lambda: check_adapter(Path(adapter).expanduser(), base))
     labels = (attempt(lambda: check_labels(recipe)) or ()) if recipe.is_classifier else ()

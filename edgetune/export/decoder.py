@@ -139,8 +139,9 @@ def _adapted(builder_class: Any, attention: Attention, tables: Mapping[str, tupl
         return True  # in float16 too; the graph it makes instead fails in onnxruntime-genai's decoding
 
     def is_rotated_in_attention(self: Any) -> bool:
-        # GroupQueryAttention refuses to rotate other heads by itself, and does not choose between two tables
-        return bool(self.head_size % 16 == 0) and attention.switch is None
+        # GroupQueryAttention refuses to rotate other widths by itself, and does not choose between two tables
+        widths = [self.head_size, *(2 * cosines.shape[1] for cosines, _ in tables.values())]
+        return all(width % 16 == 0 for width in widths) and attention.switch is None
 
     def is_local(_: Any, layer: int) -> bool:
         return attention.windows[layer] is not None

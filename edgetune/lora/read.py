@@ -105,7 +105,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json. Raises ModelError if there is none, or if it is no LoRA that EdgeTune can fold."""
     file = folder / CONFIG
     if not file.exists():
-        raise ModelError(f"{folder}: no {CONFIG}", cure="give an adapter folder in PEFT's format")
+        raise _no_adapter(folder)
     config = read_json(file, ModelError, cure=AGAIN)
     if "fine_tune_type" in config and "peft_type" not in config:
         raise ModelError(
@@ -131,6 +131,18 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         if not is_good(config.get(key)):
             raise ModelError(f"{file}: {key} is {shown(config[key])}", cure=AGAIN)
     return config
+
+
+def _no_adapter(folder: Path) -> ModelError:
+    """The error for a folder without an adapter's configuration: what it is instead, where that can be told."""
+    inside = sorted(str(file.parent) for file in folder.glob(f"*/{CONFIG}"))
+    if inside:
+        return ModelError(f"{folder}: no {CONFIG}, adapters are in folders of it", cure=f"give {' or '.join(inside)}")
+    if (folder / "config.json").is_file():
+        return ModelError(
+            f"{folder}: is a model, not an adapter", cure="there is nothing to merge: give it to `edgetune export`"
+        )
+    return ModelError(f"{folder}: no {CONFIG}", cure="give an adapter folder in PEFT's format")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

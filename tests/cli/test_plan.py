@@ -129,6 +129,23 @@ def test_a_token_beyond_the_embedding_is_found_in_any_row_before_the_training(
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_base_whose_answers_would_never_end_is_named_before_the_training(
+    recipe: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "endless"))
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        values = json.loads((base / name).read_text())
+        kept = {key: value for key, value in values.items() if key not in ("eos_token", "eos_token_id")}
+        if "chat_template" in kept:
+            kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+            kept["chat_template"] = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+        (base / name).write_text(json.dumps(kept))
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    result = plan(recipe, "--set", f"model.base='{base}'")
+    assert result.exit_code == 2
+    assert "set eos_token in tokenizer_config.json" in result.stderr
+
+
 def test_a_rotation_that_no_graph_can_hold_is_named_before_the_training(
     recipe: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -71,6 +71,10 @@ ROTATED = {
     ),
     "long": ("Phi3", {"rope_parameters": {**THETA, **LONG}, "original_max_position_embeddings": 32}),
     "half of a head": ("Phi3", {"rope_parameters": {**THETA, "rope_type": "default", "partial_rotary_factor": 0.5}}),
+    "a quarter of a head": (
+        "Phi3",
+        {"rope_parameters": {**THETA, "rope_type": "default", "partial_rotary_factor": 0.25}},
+    ),
     "linear, of the layers without a window": (
         "Gemma3",
         {

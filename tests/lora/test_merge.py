@@ -314,6 +314,15 @@ def test_an_adapter_of_mlx_lm_is_called_that(tiny_base: Path, tmp_path: Path) ->
         merge(tmp_path, tiny_base, tmp_path / "m")
 
 
+def test_a_folder_that_is_no_adapter_is_called_what_it_is(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is a model, not an adapter; .*`edgetune export`"):
+        merge(tiny_base, tiny_base, tmp_path / "m")
+    for name in ("checkpoint-10", "checkpoint-20"):
+        make_adapter(tiny_base, tmp_path / "outputs" / name, LoraTable(r=2))
+    with pytest.raises(ModelError, match=r"adapters are in folders of it; give \S+checkpoint-10 or \S+checkpoint-20"):
+        merge(tmp_path / "outputs", tiny_base, tmp_path / "m")
+
+
 def test_the_folder_is_a_whole_model(tiny_base: Path, tmp_path: Path) -> None:
     make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4))
     merge(tmp_path / "a", tiny_base, tmp_path / "m")
