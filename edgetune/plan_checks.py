@@ -88,6 +88,7 @@ def check_recipe(recipe: Recipe, *, on: str, scored_rows: int | None) -> Checked
 def _check_base(recipe: Recipe, found: Findings) -> tuple[Path | None, Any]:
     """The base's folder and tokenizer, as far as they can be had, once the recipe's adapter fits them."""
     from edgetune.export.architecture import check_architecture
+    from edgetune.export.beyond import check_computable
     from edgetune.export.encoder import check_libraries
     from edgetune.export.quantize import check_int8_layers
     from edgetune.lora.adapter import check_adapter, check_targets
@@ -100,7 +101,9 @@ def _check_base(recipe: Recipe, found: Findings) -> tuple[Path | None, Any]:
         return None, None
     is_sound = attempt(lambda: check_base(base, trust_remote_code=is_trusted, task=table.task))
     if is_sound and not recipe.is_classifier:
-        is_sound = attempt(lambda: check_architecture(base))
+        is_sound = found.holds(lambda: check_architecture(base)) and found.holds(
+            lambda: check_computable(base, max_length=recipe.export.max_length)
+        )
     if adapter := recipe.lora.init_from:
         attempt(lambda: check_adapter(Path(adapter).expanduser(), base, table))
     if not is_sound:  # whatever else is wrong follows from that
@@ -210,21 +213,28 @@ def check_folder(run_dir: RunDir, *, needed_bytes: int) -> None:
 def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
     """Counts over the first rows of a source: rows, tokens, trained tokens or labels, rows that are too long."""
     from edgetune.data.chat import ensure_chat_template
-    from edgetune.data.encode import encode_batch
+    from edgetune.data.encode import check_tokens, encode_batch, may_exceed
     from edgetune.data.prepare import examples, no_rows
 
-    first = list(itertools.islice(examples(recipe, which), CHECKED_ROWS))
+    stream = examples(recipe, which)
+    first = list(itertools.islice(stream, CHECKED_ROWS))
     if not first:
         raise no_rows(recipe, which)
     if tokenizer is None:
         return {"rows": len(first)}
     if recipe.is_classifier:
-        lengths = [len(tokenizer(example.text or "", verbose=False)["input_ids"]) for example in first]
+        texts = tokenizer([example.text or "" for example in first], verbose=False)["input_ids"]
+        for example, ids in zip(first, texts, strict=True):
+            check_tokens(ids, tokenizer, example.place)
+        lengths = [len(ids) for ids in texts]
         too_long = sum(length > recipe.data.max_seq_len for length in lengths)
         labels = len({label for example in first for label in example.labels})
         return {"rows": len(first), "tokens": sum(lengths), "labels": labels, "too_long": too_long}
     ensure_chat_template(tokenizer)
     encoded = encode_batch(first, tokenizer, loss_on=recipe.data.loss_on)
+    if may_exceed(tokenizer):
+        while batch := list(itertools.islice(stream, CHECKED_ROWS)):
+            encode_batch(batch, tokenizer, loss_on=recipe.data.loss_on)
     return {
         "rows": len(first),
         "tokens": sum(len(row.input_ids) for row in encoded),

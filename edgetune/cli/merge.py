@@ -63,7 +63,7 @@ def command(target: Path, out: Path | None, asked: str | None, force: bool, as_j
         return
     console.say(
         f"{result.path}  {result.merged_tensors} weights merged on the {result.merge_base} base, {result.dtype},"
-        f" {result.size_bytes / 1024**2:,.1f} MiB"
+        f" {result.size_bytes / 1024**2:,.1f} MiB, within {result.peft_difference:.0e} of PEFT's own layers"
         f"  (peak memory {result.peak_bytes / 1024**2:,.0f} MiB, {result.wall_s:.1f} s)"
     )
 

@@ -77,8 +77,6 @@ def command(
     if as_json:
         console.say_json(_document(loaded, planned, changes, takes, decoding))
     else:
-        for note in planned.notes:
-            console.note(f"plan: {note}")
         console.say(_table(loaded, planned))
         console.say(f"\n{_time(takes)}\n{_device(planned, decoding)}")
         if changes is not None and fit_to is not None:
@@ -214,6 +212,7 @@ def _table(recipe: Recipe, planned: Plan) -> str:
             f"data.{which}: first {counts['rows']} rows read, {counts['tokens']:,} tokens, {what};"
             f" {counts['too_long']} rows longer than max_seq_len"
         )
+    lines += planned.notes
     if settled := _settled(recipe, planned):
         lines.append("auto: " + ", ".join(f"{key} = {_value(value)}" for key, value in settled.items()))
     where = "a GPU" if planned.device == "cuda" else "this machine's CPU"

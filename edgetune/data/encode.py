@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from edgetune.data.chat import Closing, appended_end, closing, render
 from edgetune.data.formats import Example
-from edgetune.errors import DataError
+from edgetune.errors import DataError, shown
+from edgetune.model.base import embedding_rows
 
 NOT_TRAINED = -100
 
@@ -66,6 +67,7 @@ def encode_batch(
             )
         else:
             ids = labels = _plain_text(example.text or "", tokenizer)
+        check_tokens(ids, tokenizer, example.place)
         result.append(Encoded(ids, labels, example.place))
     return result
 
@@ -85,6 +87,24 @@ def answer_text(example: Example, tokenizer: Any) -> str:
     ends = {closing(tokenizer).token_id, tokenizer.eos_token_id}
     ids = [token for token in row.input_ids[start:stop] if token not in ends]
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def check_tokens(ids: Sequence[int], tokenizer: Any, place: str) -> None:
+    """Raises DataError, with the row's place, for a token that the base has no vector for."""
+    rows = embedding_rows(tokenizer)
+    wrong = max(ids, default=0)
+    if rows is not None and wrong >= rows:
+        raise DataError(
+            f"{place}: the token {shown(tokenizer.convert_ids_to_tokens(wrong))} has the number {wrong}, and the base "
+            f"has vectors for {rows} tokens",
+            cure="take it out of the rows, or resize the base's embedding to its tokenizer and save it with that",
+        )
+
+
+def may_exceed(tokenizer: Any) -> bool:
+    """Whether the tokenizer knows a token that the base has no vector for."""
+    rows = embedding_rows(tokenizer)
+    return rows is not None and len(tokenizer) > rows
 
 
 def _plain_text(text: str, tokenizer: Any) -> list[int]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgetune.data.encode import Encoded
+from edgetune.data.encode import Encoded, check_tokens
 from edgetune.data.formats import Example
 from edgetune.data.labels import as_targets, check_named, is_outside, label_numbers, numbered
 from edgetune.data.prepare import cache_key, columns_of, examples, source_of, sources
@@ -331,6 +331,8 @@ def _kept(
         if any(len(whole) > max_length for whole in lists):
             texts = [example.text for example in kept]
             lists = tokenizer(texts, truncation=True, max_length=max_length, verbose=False)["input_ids"]
+        for example, whole in zip(kept, lists, strict=True):
+            check_tokens(whole, tokenizer, example.place)
         counts["tokens"] += sum(map(len, lists))
         if kept:
             yield kept, [Encoded(ids, ids, example.place) for example, ids in zip(kept, lists, strict=True)]

@@ -58,7 +58,7 @@ class TorchLabeller:
 
     def _run(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         longest = max(map(len, ids))
-        pad = self.tokenizer.pad_token_id or 0
+        pad = base.padding_id(self.tokenizer)
         on = self.classifier.device
         padded = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in ids], device=on)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=on)

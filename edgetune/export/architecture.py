@@ -21,9 +21,10 @@ BUILDERS = {
     "Phi3ForCausalLM": "Phi3MiniModel",
     "Qwen2ForCausalLM": "QwenModel",
     "Qwen3ForCausalLM": "Qwen3Model",
-    "SmolLM3ForCausalLM": "SmolLM3Model",
+    "SmolLM3ForCausalLM": "LlamaModel",
 }
-"""Architecture in config.json -> class of the builder. Tests build and verify each; OLMo failed that."""
+"""Architecture in config.json -> class of the builder. Tests build and verify each; OLMo failed that. SmolLM3 is a
+Llama some of whose layers do not rotate, which export.decoder sees to."""
 
 MODEL_TYPES = {"Gemma3ForCausalLM": "gemma3_text"}
 """Where onnxruntime-genai wants another name than the one it makes of the architecture."""
@@ -61,8 +62,6 @@ def check_architecture(merged: Path) -> dict[str, Any]:
             f"{merged}: the architecture {architecture} cannot be exported",
             cure=f"choose a base with one of: {', '.join(BUILDERS)}",
         )
-    if architecture == "Phi3ForCausalLM" and config.get("rope_scaling"):
-        raise ModelError(f"{merged}: Phi-3 with a long context cannot be exported", cure="choose the 4k variant")
     return config
 
 

@@ -17,7 +17,7 @@ from edgetune.evaluate.labeller import calibrate_for
 from edgetune.export.bundle import grid_of
 from edgetune.export.encoder import build_encoder, put_on_grid
 from edgetune.hashes import hash_tree, hash_values
-from edgetune.model.base import load_merged, load_tokenizer
+from edgetune.model.base import load_merged, load_tokenizer, padding_id
 from edgetune.model.classifier import Classifier, load_classifier
 from edgetune.provenance import provenance
 from edgetune.quant.grid import QuantizedMatrix
@@ -69,7 +69,7 @@ def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: S
             labels=spec.labels,
             multi_label=spec.multi_label,
             max_length=spec.max_length,
-            pad_id=tokenizer.pad_token_id or 0,
+            pad_id=padding_id(tokenizer),
             out_of_scope_label=spec.out_of_scope_label if spec.out_of_scope_label in spec.labels else None,
         ),
         provenance={

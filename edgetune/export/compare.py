@@ -58,6 +58,16 @@ def deviations(reference: Any, bundles: Sequence[Bundle], sequences: Sequence[Se
     return [running.deviation() for running in sums]
 
 
+@torch.no_grad()
+def tail_deviation(reference: Any, bundle: Bundle, ids: Sequence[int], *, tail: int) -> Deviation:
+    """A bundle's logits against the torch model's after the last `tail` tokens of one text."""
+    device = Logits(bundle).logits(ids)[-tail:]
+    truth = reference(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=tail).logits[0].float().numpy()
+    running = _Sums()
+    running.add(device, truth)
+    return running.deviation()
+
+
 class _Sums:
     """What a Deviation is made of, token by token."""
 

@@ -27,7 +27,7 @@ from edgetune.export.settings import write_settings
 from edgetune.export.verify import MOST_PROMPTS, Prompt, verify
 from edgetune.files import atomic_folder, read_json, refuse_to_replace
 from edgetune.hashes import hash_tree, hash_values
-from edgetune.model.base import context_length, load_tokenizer
+from edgetune.model.base import context_length, load_tokenizer, padding_id
 from edgetune.model.classifier import SPEC
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.provenance import provenance
@@ -90,7 +90,7 @@ def refuse_early(run_dir: RunDir, out: Path | None, *, force: bool) -> Path:
 def training_rows(merged: Path, recipe: Recipe, cache: Path) -> Rows:
     """The recipe's rows in the tokens of the merged folder's tokenizer. Raises DataError."""
     tokenizer = load_tokenizer(merged)
-    return Rows(prepare(recipe, tokenizer, cache=cache), tokenizer.pad_token_id or 0)
+    return Rows(prepare(recipe, tokenizer, cache=cache), padding_id(tokenizer))
 
 
 def export_folder(
@@ -215,11 +215,10 @@ def build_bundle(
         ensure_chat_template(tokenizer)
     table = recipe.export
     grid, length = grid_of(table), context_length(config, table)
-    build_decoder(
-        merged, folder, precision=table.precision, grid=grid, quantized=quantized, max_length=table.max_length
-    )
-    tokenizer.save_pretrained(folder)
     chat = chat_format(tokenizer, merged, is_chat=is_chat, system=recipe.data.system)
+    options: dict[str, Any] = {"max_length": table.max_length, "eos_ids": chat.eos_ids}
+    build_decoder(merged, folder, precision=table.precision, grid=grid, quantized=quantized, **options)
+    tokenizer.save_pretrained(folder)
     write_settings(folder, chat=chat, context_length=length)
     bundle = Bundle(
         path=folder,

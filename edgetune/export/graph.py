@@ -59,11 +59,13 @@ def join(tensors: Mapping[str, Tensor], sources: Sequence[Part]) -> Tensor:
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def write_graph(model: ir.Model, path: Path, weights: Weights, *, grid: Grid | None, max_length: int | None) -> None:
-    """Write `path` (.onnx) and `path`.data. Matrices come from `weights`, on the grid where `grid` is given.
+def write_graph(
+    model: ir.Model, path: Path, weights: Weights, *, grid: Grid | None, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write `path` (.onnx), with `metadata` of its own, and `path`.data.
 
-    Head and embedding, where tied, are two tensors over the same bytes of the file. Raises ModelError for a graph with
-    a matrix that is not in the checkpoint.
+    Matrices come from `weights`, on the grid where `grid` is given. Head and embedding, where tied, are two tensors
+    over the same bytes of the file. Raises ModelError for a graph with a matrix that is not in the checkpoint.
     """
     with (path.parent / f"{path.name}.data").open("wb") as file:
         writer = _Writer(model.graph, file, weights)
@@ -78,8 +80,9 @@ def write_graph(model: ir.Model, path: Path, weights: Weights, *, grid: Grid | N
         for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
             del model.graph.initializers[name]
         for value in model.graph.initializers.values():
-            writer.move(value, max_length)
+            writer.move(value)
     model.graph.sort()
+    model.metadata_props.update(metadata or {})
     ir.save(model, path)
 
 
@@ -202,8 +205,8 @@ class _Writer:
         array = tensor.contiguous().to(torch.float16 if dtype == ir.DataType.FLOAT16 else torch.float32).numpy()
         self._write(value, array, dtype)
 
-    def move(self, value: ir.Value, max_length: int | None) -> None:
-        """Write what the builder put into an initializer; rotary tables end at `max_length`. Small ones stay inline."""
+    def move(self, value: ir.Value) -> None:
+        """Write what the builder put into an initializer. Small ones stay inline."""
         tensor = value.const_value
         if tensor is None or isinstance(tensor, ir.ExternalTensor):
             return
@@ -211,8 +214,6 @@ class _Writer:
             array = tensor.numpy()
         except (NotImplementedError, RuntimeError):
             raise ModelError(f"{value.name}: this part of the model cannot be exported") from None
-        if str(value.name).startswith(("cos_cache", "sin_cache")) and max_length:
-            array = array[:max_length]
         if array.nbytes > INLINE_BYTES:
             self._write(value, np.ascontiguousarray(array), tensor.dtype)
         else:

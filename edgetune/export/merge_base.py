@@ -21,7 +21,7 @@ from edgetune.export.bundle import grid_of
 from edgetune.export.encoder import dequantized, put_on_grid
 from edgetune.export.quantize import round_all
 from edgetune.lora.merge import MergeBase, merge
-from edgetune.model.base import load_merged, load_tokenizer, text_limit
+from edgetune.model.base import load_merged, load_tokenizer, padding_id, text_limit
 from edgetune.model.classifier import load_classifier
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
@@ -57,7 +57,7 @@ def choose_merge_base(recipe: Recipe, run_dir: RunDir, base: Path, *, progress: 
 def _loss(recipe: Recipe, run_dir: RunDir, merged: Path) -> float:
     """Eval loss of a merged folder, rounded to the nearest on the recipe's grid."""
     tokenizer, grid = load_tokenizer(merged), grid_of(recipe.export)
-    pad_id = tokenizer.pad_token_id or 0
+    pad_id = padding_id(tokenizer)
     if recipe.is_classifier:
         return _classifier_loss(recipe, run_dir, merged, tokenizer, pad_id)
     rows = prepare(recipe, tokenizer, cache=run_dir.cache)

@@ -18,7 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgetune.errors import BundleError, ModelError
-from edgetune.export.architecture import Part, parts
+from edgetune.export.architecture import EMBEDDING_TENSOR, Part, parts
 from edgetune.lora.read import Adapter
 from edgetune.model.weights import Place
 
@@ -56,6 +56,11 @@ def check_adapter(adapter: Adapter) -> None:
         raise ModelError(
             f"{adapter.folder}: it holds {next(iter(adapter.replaced))} trained whole, which is no low-rank branch",
             cure=f"{MERGE_INSTEAD}; or train without lora.train_embeddings and modules_to_save",
+        )
+    if EMBEDDING_TENSOR in adapter.pairs:
+        raise ModelError(
+            f"{adapter.folder}: it changes the embedding, which is no product that a branch could stand beside",
+            cure=f"{MERGE_INSTEAD}; or train without embed_tokens in lora.target_modules",
         )
     if any(pair.magnitude is not None for pair in adapter.pairs.values()):
         raise ModelError(

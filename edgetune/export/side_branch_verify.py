@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from torch import Tensor
 
+from edgetune.export.beyond import attention_checks, length_checks
 from edgetune.export.checks import Check, Verification, check, made
 from edgetune.export.compare import at_level_0, deviations
 from edgetune.export.graph import Weights
@@ -60,6 +61,7 @@ def verify_kept(kept: Kept, prompts: Sequence[Prompt], *, quantized: QuantizedFo
     source = Weights({**places, **quantized.vectors}, quantized)
     sequences = token_sequences(prompts[:MOST_PROMPTS], kept.tokenizer, kept.bundle)
     checks = made("weights", lambda: weight_checks(kept.bundle, source))
+    checks += made("attention", lambda: attention_checks(kept.bundle, kept.base))
     checks += made("base", lambda: _base(kept, sequences))
     return Verification((*checks, *verify_adapter(kept, prompts).checks))
 
@@ -123,12 +125,14 @@ def _has_partner(name: str, array: np.ndarray, found: Mapping[str, np.ndarray]) 
 
 def _base(kept: Kept, sequences: Sequence[Sequence[int]]) -> Iterator[Check]:
     """Without an adapter the graph computes what torch computes with the dequantised base."""
-    places = find_tensors(kept.base)
+    places, limit = find_tensors(kept.base), LOGITS_LIMIT[kept.bundle.precision]
     reference = device_model(kept.base, DeviceTensors(GraphWeights(kept.bundle.path / GRAPH, places), places))
     with at_level_0(choose_adapter(kept.bundle, NO_ADAPTER)) as exact:
         (found,) = deviations(reference, [exact], sequences)
+        beyond = list(length_checks(reference, exact, kept.base, sequences, limit=limit))
     detail = f"{found.tokens} tokens of the base, no adapter, against torch with the same dequantised integers"
-    yield check("base's logits against torch", found.relative, LOGITS_LIMIT[kept.bundle.precision], detail)
+    yield check("base's logits against torch", found.relative, limit, detail)
+    yield from beyond
 
 
 def _logits(kept: Kept, sequences: Sequence[Sequence[int]]) -> Iterator[Check]:

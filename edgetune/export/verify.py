@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.data.chat import end_ids, render_turns
+from edgetune.export.beyond import attention_checks, length_checks
 from edgetune.export.checks import Check, Verification, check, made
 from edgetune.export.compare import at_level_0, deviations
 from edgetune.export.graph import Weights
@@ -53,6 +54,7 @@ def verify(
     checks: list[Check] = []
     for name, make in (
         ("weights", lambda: weight_checks(bundle, source)),
+        ("attention", lambda: attention_checks(bundle, merged)),
         ("logits", lambda: _logits(bundle, merged, source.places, token_sequences(prompts, tokenizer, bundle))),
     ):
         checks += made(name, make)
@@ -106,11 +108,14 @@ def _logits(
         (found,) = deviations(reference, [bundle], sequences)
         detail = f"{found.tokens} tokens, the likeliest next one is the same after {found.agreement:.2%}"
         yield check("logits against torch", found.relative, limit, detail)
+        yield from length_checks(reference, bundle, merged, sequences, limit=limit)
         return
     with at_level_0(bundle) as exact:
         found, rounded = deviations(reference, [exact, bundle], sequences)
+        beyond = list(length_checks(reference, exact, merged, sequences, limit=limit))
     detail = f"{found.tokens} tokens against torch with the same dequantised integers, activations in float32"
     yield check("logits against torch", found.relative, limit, detail)
+    yield from beyond
     level = bundle.grid.accuracy_level
     detail = f"nats a token at accuracy level {level}; the same likeliest next one after {rounded.agreement:.2%}"
     yield check("rounded activations", rounded.kl, KL_LIMIT, detail)

@@ -90,10 +90,20 @@ def check_adapter(folder: Path, base: Path, table: ModelTable | None = None) -> 
     merged into it; with a recipe's [model], unless it can be trained on as that holds the base.
     """
     adapter = read_adapter(folder, base)
+    refuse_resized(adapter)
     model = empty_model(base, trust_remote_code=table is not None and table.trust_remote_code)
     refuse_tied(adapter, model)
     if table is not None and table.embedding_quantization != "none":
         _refuse_frozen(_changed_ends(model, adapter), str(folder))
+
+
+def refuse_resized(adapter: Adapter) -> None:
+    """Raises ModelError for an adapter with a vocabulary of its own, which no base can take on as it is."""
+    if adapter.vocabulary is not None:
+        raise ModelError(
+            f"{adapter.folder}: its vocabulary of {adapter.vocabulary} tokens is another than the base's",
+            cure="merge it first, `edgetune merge`, and give the merged folder as model.base",
+        )
 
 
 def check_targets(base: Path, recipe: Recipe) -> list[str]:
@@ -191,6 +201,7 @@ def _attach_new(model: Any, table: LoraTable) -> Any:
 
 def _load(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     adapter = read_adapter(folder, Path(model.config._name_or_path))
+    refuse_resized(adapter)
     if is_trainable:
         refuse_tied(adapter, model)
     _refuse_quantized_ends(model, _changed_ends(model, adapter), str(folder))

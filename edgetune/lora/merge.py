@@ -20,6 +20,7 @@ from torch import Tensor
 from edgetune import __version__
 from edgetune.errors import ModelError
 from edgetune.files import atomic_folder, write_json
+from edgetune.lora.peft_layers import PeftLayers
 from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record, refuse_tied, tied_weights
 from edgetune.model.base import check_base, empty_model, hash_base, is_encoder, model_tensors, read_config
 from edgetune.model.classifier import HEAD, SPEC
@@ -51,6 +52,8 @@ class MergeResult:
     size_bytes: int
     peak_bytes: int
     wall_s: float
+    peft_difference: float | None = None
+    """The largest difference between what PEFT's layers and the merged ones computed, of a layer's largest output."""
 
 
 def merge_weight(base: Tensor, a: Tensor, b: Tensor, *, scaling: float, magnitude: Tensor | None = None) -> Tensor:
@@ -107,7 +110,8 @@ def merge(
     reset_peak()
     check_base(base, task="classification" if is_encoder(base) else "generation")
     read = read_adapter(adapter, base)
-    dtype, held = _write_model(read, base, out, merge_base=merge_base, dtype=dtype, progress=progress)
+    peft = PeftLayers(read, base)
+    dtype, held = _write_model(read, base, out, merge_base=merge_base, dtype=dtype, progress=progress, peft=peft)
     return MergeResult(
         path=out,
         merge_base=merge_base,
@@ -117,6 +121,7 @@ def merge(
         size_bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
         peak_bytes=peak_memory_bytes(),
         wall_s=time.monotonic() - started,
+        peft_difference=peft.largest,
     )
 
 
@@ -128,7 +133,7 @@ def write_base(
     How the base was held is read from the adapter's record. Raises as `merge` does.
     """
     check_base(base)
-    alone = dataclasses.replace(adapter, pairs={}, replaced={})
+    alone = dataclasses.replace(adapter, pairs={}, replaced={}, vocabulary=None)
     _write_model(alone, base, out, merge_base=merge_base, dtype=None, progress=progress)
 
 
@@ -140,17 +145,19 @@ def _write_model(
     merge_base: MergeBase,
     dtype: torch.dtype | None,
     progress: Progress | None,
+    peft: PeftLayers | None = None,
 ) -> tuple[torch.dtype, _Held]:
-    """Write the folder; the type it is in, and how the base was held."""
+    """Write the folder, each fold compared with `peft`; the type it is in, and how the base was held."""
     _refuse_second_merge(read, base)
     model = empty_model(base)
     places = _untied(read, model, model_tensors(base))
     dtype = dtype or merged_dtype(sum(torch.Size(place.shape).numel() for place in places.values()))
     held = _held_in_training(read, model) if merge_base == "trained" else _Held(None)
     with atomic_folder(out) as temporary:
-        _write_weights(temporary, read, places, dtype=dtype, held=held, progress=progress)
+        _write_weights(temporary, read, places, dtype=dtype, held=held, progress=progress, peft=peft)
         _copy_files(base, read.folder, temporary)
-        (temporary / "config.json").write_text(_config_json(read_config(base), dtype), encoding="utf-8")
+        config = read_config(base) | ({} if read.vocabulary is None else {"vocab_size": read.vocabulary})
+        (temporary / "config.json").write_text(_config_json(config, dtype), encoding="utf-8")
         write_json(temporary / RECORD, _record(read, base, merge_base, dtype))
     return dtype, held
 
@@ -188,13 +195,12 @@ class BaseTensors(Mapping[str, Tensor]):
 
     def __init__(self, adapter: Path, base: Path, merge_base: MergeBase) -> None:
         """Raises ModelError for an adapter of another base."""
-        self._adapter = dataclasses.replace(read_adapter(adapter, base), pairs={}, replaced={})
+        read, is_trained = read_adapter(adapter, base), merge_base == "trained"
         self._places = model_tensors(base)
-        is_trained = merge_base == "trained"
-        self._held = _held_in_training(self._adapter, empty_model(base)) if is_trained else _Held(None)
+        self._held = _held_in_training(read, empty_model(base)) if is_trained else _Held(None)
 
     def __getitem__(self, name: str) -> Tensor:
-        return _fold(name, read_tensor(self._places[name]), self._adapter, self._held)
+        return _as_held(name, read_tensor(self._places[name]), self._held)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -211,7 +217,9 @@ def _write_weights(
     dtype: torch.dtype,
     held: _Held,
     progress: Progress | None,
+    peft: PeftLayers | None,
 ) -> None:
+    places = {name: _resized(place, adapter.replaced.get(name)) for name, place in places.items()}
     shards = _shards(places, dtype)
     file_of = {}
     for number, names in enumerate(shards, start=1):
@@ -219,7 +227,7 @@ def _write_weights(
         announced = {name: (_out_dtype(places[name], dtype), places[name].shape) for name in names}
         with Writer(folder / file, announced) as writer:
             for name in names:
-                writer.write(_fold(name, read_tensor(places[name]), adapter, held).to(announced[name][0]))
+                writer.write(_fold(name, places[name], adapter, held, peft).to(announced[name][0]))
                 file_of[name] = file
                 if progress:
                     progress({"stage": "merge", "step": len(file_of), "steps": len(places)})
@@ -228,22 +236,34 @@ def _write_weights(
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": file_of})
 
 
-def _fold(name: str, weight: Tensor, adapter: Adapter, held: _Held) -> Tensor:
+def _resized(place: Place, replaced: Tensor | None) -> Place:
+    """The place of a tensor with the shape that it will have."""
+    return place if replaced is None else dataclasses.replace(place, shape=tuple(replaced.shape))
+
+
+def _fold(name: str, place: Place, adapter: Adapter, held: _Held, peft: PeftLayers | None) -> Tensor:
     """One tensor of the merged model: float32 where the adapter changes it, else in the type it was held in."""
-    pair = adapter.pairs.get(name)
-    if name in adapter.replaced and pair is None:
-        return adapter.replaced[name]
-    weight = adapter.replaced.get(name, weight)
-    if held.dtype is not None and weight.is_floating_point():
-        if name in held.quantized:
-            weight = as_trained(weight, double_quantization=held.is_double, dtype=held.dtype, device=device())
-        elif name in held.ends:
-            weight = embedding_as_trained(weight, held.ends_kind, dtype=held.dtype, device=device())
-        else:
-            weight = weight.to(held.dtype)
+    pair, replaced = adapter.pairs.get(name), adapter.replaced.get(name)
+    if replaced is not None and pair is None:
+        return replaced
+    weight = _as_held(name, read_tensor(place) if replaced is None else replaced, held)
     if pair is None:
         return weight
-    return merge_weight(weight.float(), pair.a, pair.b, scaling=pair.scaling, magnitude=pair.magnitude)
+    merged = merge_weight(weight.float(), pair.a, pair.b, scaling=pair.scaling, magnitude=pair.magnitude)
+    if peft is not None:
+        peft.compare(name, weight, merged)
+    return merged
+
+
+def _as_held(name: str, weight: Tensor, held: _Held) -> Tensor:
+    """A tensor of the base in the numbers that training had it in."""
+    if held.dtype is None or not weight.is_floating_point():
+        return weight
+    if name in held.quantized:
+        return as_trained(weight, double_quantization=held.is_double, dtype=held.dtype, device=device())
+    if name in held.ends:
+        return embedding_as_trained(weight, held.ends_kind, dtype=held.dtype, device=device())
+    return weight.to(held.dtype)
 
 
 def _shards(places: Mapping[str, Place], dtype: torch.dtype) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from edgetune.errors import ModelError, shown
 from edgetune.files import read_json
-from edgetune.model.base import hash_base, model_tensors
+from edgetune.model.base import empty_model, hash_base, model_tensors
+from edgetune.model.embedding import end_modules
 from edgetune.model.weights import Place, read_header, read_tensor
 from edgetune.recipe import ModelTable, check_table
 
@@ -24,7 +26,8 @@ AGAIN = "save or copy the adapter again"
 HELD = ("base", "revision", "quantization", "double_quantization", "embedding_quantization", "compute_dtype")
 """Keys of edgetune.json that say how training held the base, in the words of [model]."""
 PREFIX = "base_model.model."
-FAMILY = re.compile(r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.weight)?$")
+PARTS = "lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
+FAMILY = re.compile(rf"^(?P<module>.+)\.(?P<part>{PARTS})(\.weight)?$")
 # Kinds of LoRA whose product is not scaling * B @ A on a linear's weight.
 UNSUPPORTED = (
     "alora_invocation_tokens",
@@ -65,7 +68,7 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """One LoRA: a (r, in), b (out, r), and with DoRA magnitude (out,)."""
+    """One LoRA: a (r, in), b (out, r), and with DoRA magnitude (out,). Of an embedding, tokens are out, width is in."""
 
     a: Tensor
     b: Tensor
@@ -87,6 +90,10 @@ class Adapter:
     """edgetune.json: the base's id and content, and how it was held; {} for an adapter made elsewhere."""
     pairs: Mapping[str, Pair]
     replaced: Mapping[str, Tensor]
+    vocabulary: int | None = None
+    """Tokens of embedding and head, which are in `replaced`, where they are others than the base's."""
+    tied: frozenset[str] = frozenset()
+    """Of `replaced`, the weights whose other end is in the file too, and the same."""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -98,7 +105,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json. Raises ModelError if there is none, or if it is no LoRA that EdgeTune can fold."""
     file = folder / CONFIG
     if not file.exists():
-        raise ModelError(f"{folder}: no {CONFIG}", cure="give an adapter folder in PEFT's format")
+        raise _no_adapter(folder)
     config = read_json(file, ModelError, cure=AGAIN)
     if "fine_tune_type" in config and "peft_type" not in config:
         raise ModelError(
@@ -124,6 +131,18 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         if not is_good(config.get(key)):
             raise ModelError(f"{file}: {key} is {shown(config[key])}", cure=AGAIN)
     return config
+
+
+def _no_adapter(folder: Path) -> ModelError:
+    """The error for a folder without an adapter's configuration: what it is instead, where that can be told."""
+    inside = sorted(str(file.parent) for file in folder.glob(f"*/{CONFIG}"))
+    if inside:
+        return ModelError(f"{folder}: no {CONFIG}, adapters are in folders of it", cure=f"give {' or '.join(inside)}")
+    if (folder / "config.json").is_file():
+        return ModelError(
+            f"{folder}: is a model, not an adapter", cure="there is nothing to merge: give it to `edgetune export`"
+        )
+    return ModelError(f"{folder}: no {CONFIG}", cure="give an adapter folder in PEFT's format")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -154,18 +173,19 @@ def read_adapter(folder: Path, base: Path) -> Adapter:
         whole = {name: place for name, place in whole.items() if name in tensors}  # the other end of a tie
     pairs = {f"{name}.weight": _pair(folder, name, parts, config) for name, parts in modules.items()}
     replaced = {name: read_tensor(place) for name, place in whole.items()}
+    adapter = _resized(_one_end(Adapter(folder, config, record, pairs, replaced), tensors, base), tensors, base)
     whose = _whose(folder, config, record)
-    for name, pair in pairs.items():
-        _check_fit(whose, name, (pair.b.shape[0], pair.a.shape[1]), tensors.get(name), base)
-    for name, tensor in replaced.items():
-        _check_fit(whose, name, tuple(tensor.shape), tensors.get(name), base)
+    for name, pair in adapter.pairs.items():
+        _check_fit(whose, name, (pair.b.shape[0], pair.a.shape[1]), _shape(adapter, name, tensors), base)
+    for name, tensor in adapter.replaced.items():
+        _check_fit(whose, name, tuple(tensor.shape), _shape(adapter, name, tensors), base)
     if not pairs:
         raise ModelError(f"{folder}: {WEIGHTS} holds no LoRA weights")
     if "base_sha256" in record and record["base_sha256"] != hash_base(base):
         raise ModelError(
             f"{whose}: trained on other weights than those in {base}", cure="give the base it was trained on"
         )
-    return Adapter(folder, config, record, pairs, replaced)
+    return adapter
 
 
 def tied_weights(model: Any) -> dict[str, str]:
@@ -176,7 +196,7 @@ def tied_weights(model: Any) -> dict[str, str]:
 def refuse_tied(adapter: Adapter, model: Any) -> None:
     """Raises ModelError if the adapter trained one end of a tie in the model: the two would have to differ then."""
     ties = tied_weights(model)
-    replaced = () if adapter.config.get("ensure_weight_tying") else adapter.replaced
+    replaced = () if adapter.config.get("ensure_weight_tying") else adapter.replaced.keys() - adapter.tied
     for name in sorted({*ties, *ties.values()} & {*adapter.pairs, *replaced}):
         raise ModelError(
             f"{adapter.folder}: it changes {name}, which the base ties to its other end (embedding and output head)",
@@ -185,11 +205,74 @@ def refuse_tied(adapter: Adapter, model: Any) -> None:
         )
 
 
+def _one_end(adapter: Adapter, tensors: Mapping[str, Place], base: Path) -> Adapter:
+    """The adapter without the second copy of a tied weight that PEFT has saved whole. Raises ModelError as above."""
+    absent = {*adapter.pairs, *adapter.replaced} - set(tensors)
+    if not absent:
+        return adapter
+    model = empty_model(base)
+    ties = {name: kept for name, kept in tied_weights(model).items() if name in absent}
+    both = {name: kept for name, kept in ties.items() if {name, kept} <= adapter.replaced.keys() - adapter.pairs.keys()}
+    same = {name: kept for name, kept in both.items() if adapter.replaced[name].equal(adapter.replaced[kept])}
+    if ties.keys() - same.keys():
+        refuse_tied(adapter, model)
+    whole = {name: tensor for name, tensor in adapter.replaced.items() if name not in same}
+    return dataclasses.replace(adapter, replaced=whole, tied=frozenset(same.values()))
+
+
+def _resized(adapter: Adapter, tensors: Mapping[str, Place], base: Path) -> Adapter:
+    """The adapter with its vocabulary, if that has another size than the base's.
+
+    Raises ModelError unless it brings the whole of embedding and head in that size, and a tokenizer.
+    """
+    changed = [name for name, tensor in adapter.replaced.items() if _is_other_height(tensor, tensors.get(name))]
+    if not changed:
+        return adapter
+    ends = [f"{name}.weight" for name in end_modules(empty_model(base)) if f"{name}.weight" in tensors]
+    sizes = {len(adapter.replaced[name]) if name in adapter.replaced else None for name in ends}
+    if not set(changed) <= set(ends):
+        return adapter
+    size = len(adapter.replaced[changed[0]])
+    if sizes != {size}:
+        raise ModelError(
+            f"{adapter.folder}: its vocabulary of {size} tokens is another than the base's, and embedding and head "
+            "are not both in it",
+            cure="save it again with PEFT's save_embedding_layers=True",
+        )
+    if not (adapter.folder / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{adapter.folder}: its vocabulary of {size} tokens is another than the base's, and no tokenizer lies "
+            "beside it",
+            cure="save the tokenizer that it was trained with into its folder: tokenizer.save_pretrained(folder)",
+        )
+    return dataclasses.replace(adapter, vocabulary=size)
+
+
+def _is_other_height(tensor: Tensor, place: Place | None) -> bool:
+    """Whether a matrix has as many columns as the base's, and more or fewer rows."""
+    if place is None or tensor.ndim != 2 or len(place.shape) != 2:
+        return False
+    return tensor.shape[1] == place.shape[1] and tensor.shape[0] != place.shape[0]
+
+
+def _shape(adapter: Adapter, name: str, tensors: Mapping[str, Place]) -> tuple[int, ...] | None:
+    """What the shape of a tensor has to be: the base's, or the new vocabulary's; None where the base has none."""
+    if (
+        adapter.vocabulary is not None
+        and name in adapter.replaced
+        and _is_other_height(adapter.replaced[name], tensors.get(name))
+    ):
+        return tuple(adapter.replaced[name].shape)
+    return tensors[name].shape if name in tensors else None
+
+
 def _group(places: Mapping[str, Place]) -> tuple[dict[str, dict[str, Place]], dict[str, Place]]:
     """(module -> its LoRA parts, base tensor name -> a weight that was trained whole)."""
     modules: dict[str, dict[str, Place]] = {}
     whole: dict[str, Place] = {}
     for key, place in places.items():
+        if ".original_module." in key:
+            continue  # the base's, which a copy in modules_to_save stands in for
         name = _plain(key).removeprefix(PREFIX).replace(".base_layer", "").replace(".modules_to_save", "")
         if match := FAMILY.match(name):
             modules.setdefault(match["module"], {})[match["part"]] = place
@@ -201,10 +284,14 @@ def _group(places: Mapping[str, Place]) -> tuple[dict[str, dict[str, Place]], di
 def _plain(key: str) -> str:
     """A key without what torch.compile, DistributedDataParallel and PEFT (an adapter's name) put into it."""
     key = key.removeprefix("module.").replace("_orig_mod.", "")
-    return re.sub(r"\.(lora_A|lora_B|lora_magnitude_vector)\.default\b", r".\1", key)
+    return re.sub(rf"\.({PARTS})\.default\b", r".\1", key)
 
 
 def _pair(folder: Path, module: str, parts: Mapping[str, Place], config: Mapping[str, Any]) -> Pair:
+    is_embedding = bool({"lora_embedding_A", "lora_embedding_B"} & set(parts))
+    parts = _as_linear(parts) if is_embedding else parts
+    if is_embedding and "lora_magnitude_vector" in parts:
+        raise ModelError(f"{folder}: {module}: DoRA of an embedding cannot be merged", cure="train it without use_dora")
     if not {"lora_A", "lora_B"} <= set(parts):
         raise ModelError(f"{folder}: {module} has {' and '.join(sorted(parts))} only; A and B belong together")
     tensors = {part: read_tensor(place).float() for part, place in parts.items()}
@@ -212,6 +299,8 @@ def _pair(folder: Path, module: str, parts: Mapping[str, Place], config: Mapping
         if not tensor.isfinite().all():
             raise ModelError(f"{folder}: {module}: {part} holds NaN or infinity", cure="train the adapter again")
     a, b = tensors["lora_A"], tensors["lora_B"]
+    if is_embedding and a.ndim == b.ndim == 2:
+        a, b = a.T.contiguous(), b.T.contiguous()
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise ModelError(f"{folder}: {module}: A {tuple(a.shape)} and B {tuple(b.shape)} do not multiply")
     magnitude = tensors.get("lora_magnitude_vector")
@@ -231,6 +320,12 @@ def _pair(folder: Path, module: str, parts: Mapping[str, Place], config: Mapping
     return Pair(a, b, scaling, None if magnitude is None else magnitude.flatten())
 
 
+def _as_linear(parts: Mapping[str, Place]) -> dict[str, Place]:
+    """The parts of an embedding's LoRA as those of a linear whose weight (tokens, width) is B^T A^T."""
+    names = {"lora_embedding_A": "lora_B", "lora_embedding_B": "lora_A"}
+    return {names.get(part, part): place for part, place in parts.items()}
+
+
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """PEFT's rule: the first pattern that is the module's path, or its end after a dot (peft.utils.get_pattern_key)."""
     for pattern, value in patterns.items():
@@ -244,9 +339,9 @@ def _whose(folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -
     return f"{folder} (an adapter of {name})" if name else str(folder)
 
 
-def _check_fit(whose: str, name: str, shape: tuple[int, ...], place: Place | None, base: Path) -> None:
+def _check_fit(whose: str, name: str, shape: tuple[int, ...], wanted: tuple[int, ...] | None, base: Path) -> None:
     cure = "give the base it was trained on"
-    if place is None:
+    if wanted is None:
         raise ModelError(f"{whose}: it changes {name}, which {base} does not have as a weight of its own", cure=cure)
-    if shape != place.shape:
-        raise ModelError(f"{whose}: {name} is {shape} in it and {place.shape} in {base}", cure=cure)
+    if shape != wanted:
+        raise ModelError(f"{whose}: {name} is {shape} in it and {wanted} in {base}", cure=cure)

@@ -139,17 +139,43 @@ def hash_base(path: Path) -> str:
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in a base's or merged model's folder. Raises ModelError if there is none or it is damaged."""
+    """The tokenizer in a base's or merged model's folder. Raises ModelError if there is none or it is damaged.
+
+    It knows how many tokens the model has vectors for, see `embedding_rows`.
+    """
     from transformers import AutoTokenizer
 
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+            found = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+            found.embedding_rows = _vocab_size(path)
+            return found
     except Exception as error:  # transformers and the Rust tokenizer raise many kinds, bare Exception among them
         empty_model(path, trust_remote_code=trust_remote_code)  # raises where config.json, read first, is to blame
         raise ModelError(
             f"{path}: no tokenizer can be read: {first_line(error)}", cure="the folder needs tokenizer.json"
         ) from None
+
+
+def _vocab_size(path: Path) -> int | None:
+    """What config.json states; a model without one has transformers' own."""
+    stated = read_config(path).get("vocab_size") if (path / "config.json").is_file() else None
+    return stated if type(stated) is int else None
+
+
+def embedding_rows(tokenizer: Any) -> int | None:
+    """How many tokens the model beside a tokenizer has vectors for; None where that is not known.
+
+    Tokenizers may know more: tokens that were added while the embedding was not resized.
+    """
+    rows = getattr(tokenizer, "embedding_rows", None)
+    return rows if isinstance(rows, int) else None
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The token that fills the shorter rows of a batch: the tokenizer's where the model has a vector for it, else 0."""
+    found, rows = tokenizer.pad_token_id, embedding_rows(tokenizer)
+    return 0 if found is None or (rows is not None and found >= rows) else int(found)
 
 
 def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:

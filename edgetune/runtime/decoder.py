@@ -15,7 +15,15 @@ from typing import Any, Literal, cast
 from edgetune.errors import PromptError
 from edgetune.runtime.bundle import Bundle, adapter_file, choose_adapter
 from edgetune.runtime.prompt import Message, Prompter, TextStream, Tools
-from edgetune.runtime.session import SPIN_US, as_bundle, genai_config, import_genai, load_error
+from edgetune.runtime.session import (
+    SPIN_US,
+    as_bundle,
+    check_tokens,
+    embedding_rows,
+    genai_config,
+    import_genai,
+    load_error,
+)
 
 Prompt = str | Sequence[Message] | Sequence[int]
 """A user's text, a conversation, or token ids taken as they are (`Decoder.prompter.text_ids` makes them)."""
@@ -62,6 +70,7 @@ class Decoder:
         self.bundle = as_bundle(bundle, adapter=adapter)
         self.prompter = Prompter(self.bundle)
         config = genai_config(self.bundle, threads=threads, spin_us=spin_us)
+        self._embedding_rows = embedding_rows(self.bundle)
         try:
             self._model = import_genai().Model(config)
         except Exception as error:  # the library raises bare RuntimeError and its own types
@@ -157,8 +166,14 @@ class Decoder:
     def token_ids(self, prompt: Prompt, *, tools: Tools | None = None) -> list[int]:
         """The ids that a prompt is to the model. Text becomes a user message where the bundle has a chat template.
 
-        Raises PromptError, also for tools beside a prompt that no template renders.
+        Raises PromptError, also for tools beside a prompt that no template renders, and for a token that the model has
+        no vector for.
         """
+        ids = self._ids(prompt, tools)
+        check_tokens(ids, self._embedding_rows, self.prompter.tokenizer)
+        return ids
+
+    def _ids(self, prompt: Prompt, tools: Tools | None) -> list[int]:
         if isinstance(prompt, str) and self.bundle.chat_format.template is not None:
             return self.prompter.chat_ids([{"role": "user", "content": prompt}], tools=tools)
         if prompt and isinstance(prompt[0], Mapping):

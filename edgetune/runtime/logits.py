@@ -11,9 +11,19 @@ import numpy as np
 from edgetune.errors import BundleError, PromptError
 from edgetune.files import read_json
 from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, Bundle
-from edgetune.runtime.session import as_bundle, load_error, open_adapter, open_session, run_options
+from edgetune.runtime.session import (
+    as_bundle,
+    check_tokens,
+    embedding_rows,
+    load_error,
+    open_adapter,
+    open_session,
+    run_options,
+)
 
 CHUNK_LOGITS = 1 << 24  # logits held at once by token_losses: 64 MiB in float32
+SWITCH = "edgetune.rotary_switch"
+"""Key of a graph's metadata: texts of more tokens than this are rotated otherwise from their first token on."""
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _KEYS_AND_VALUES = "past_key_values."
 
@@ -31,10 +41,13 @@ class Logits:
             self._head_dim, graph = int(decoder["head_size"]), str(decoder["filename"])  # the graph leaves it open
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"{where}: damaged: {error!r}", cure=AGAIN) from None
+        self._embedding_rows = embedding_rows(self.bundle)
         self._session = open_session(self.bundle, graph, threads=threads)
         self._adapter = open_adapter(self.bundle)
         self._options = run_options(self._adapter)
         self._inputs = {item.name: item for item in self._session.get_inputs()}
+        stated = self._session.get_modelmeta().custom_metadata_map.get(SWITCH, "")
+        self._switch = int(stated) if stated.isdecimal() else None
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """ids (T,) -> (T, V) float32; row t predicts token t + 1. Raises PromptError if there are none or too many."""
@@ -59,20 +72,23 @@ class Logits:
     def token_losses(self, ids: Sequence[int]) -> np.ndarray:
         """ids (T,) -> (T - 1,) float32: nats of token t + 1 given all before it.
 
-        Long texts go through in chunks that hand on their keys and values, so peak memory does not grow with T x V.
+        Long texts go through in chunks that hand on their keys and values, so peak memory does not grow with T x V;
+        beyond long rope's switch in one, as a prompt of that length does.
         """
         self._check(ids)
         tokens = np.asarray(ids, np.int64)
         cache = self._empty_cache(1)
         losses: list[np.ndarray] = []
         start, rows = 0, CHUNK_LOGITS
+        is_whole = self._switch is not None and len(tokens) > self._switch
         while start < len(tokens) - 1:
             # The first chunk is short: it tells V, which a graph need not declare.
-            end = min(start + (rows if start else 16), len(tokens) - 1)
+            end = len(tokens) if is_whole else min(start + (rows if start else 16), len(tokens) - 1)
             feeds = {"input_ids": tokens[None, start:end], "attention_mask": np.ones((1, end), np.int64), **cache}
             logits, *kept = self._run(self._outputs_in_order(), feeds)
             cache = dict(zip(cache, kept, strict=True))
-            losses.append(negative_log_likelihood(logits[0].astype(np.float32), tokens[start + 1 : end + 1]))
+            targets = tokens[start + 1 : end + 1]
+            losses.append(negative_log_likelihood(logits[0, : len(targets)].astype(np.float32), targets))
             rows = max(16, CHUNK_LOGITS // logits.shape[-1])
             start = end
         return np.concatenate(losses) if losses else np.zeros(0, np.float32)
@@ -82,6 +98,7 @@ class Logits:
             raise PromptError(
                 f"{len(ids)} tokens, the context of {self.bundle.name} holds 1 to {self.bundle.context_length}"
             )
+        check_tokens(ids, self._embedding_rows)
 
     def _run(self, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[Any]:
         if "position_ids" in self._inputs:

@@ -7,13 +7,13 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from edgetune.errors import BundleError, MissingExtraError, PromptError
+from edgetune.errors import BundleError, MissingExtraError, PromptError, shown
 from edgetune.files import read_json
 from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, TOKENIZER, Bundle, adapter_file, choose_adapter, open_bundle
 
@@ -74,6 +74,25 @@ def genai_config(bundle: Bundle, *, threads: int | None = None, spin_us: int = S
     except Exception as error:  # the library raises bare RuntimeError and its own types
         raise load_error(bundle, error) from None
     return config
+
+
+def embedding_rows(bundle: Bundle) -> int | None:
+    """How many tokens the bundle's model has vectors for; its tokenizer may know more. Raises BundleError."""
+    model = read_json(bundle.path / GENAI_CONFIG, BundleError, cure=AGAIN).get("model")
+    rows = model.get("vocab_size") if isinstance(model, dict) else None
+    return rows if isinstance(rows, int) else None
+
+
+def check_tokens(ids: Iterable[int], rows: int | None, tokenizer: tokenizers.Tokenizer | None = None) -> None:
+    """Raises PromptError for a token that a model with `rows` vectors has none for: int4 graphs would answer it."""
+    wrong = next((token for token in ids if rows is not None and token >= rows), None)
+    if wrong is not None:
+        text = tokenizer.id_to_token(wrong) if tokenizer is not None else None
+        raise PromptError(
+            f"the prompt holds the token {wrong if text is None else f'{shown(text)}, number {wrong}'}, and the model "
+            f"has vectors for {rows} tokens",
+            cure="write it without that",
+        )
 
 
 def open_session(bundle: Bundle, graph: str, *, threads: int | None = None, spin_us: int = SPIN_US) -> Any:

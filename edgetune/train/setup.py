@@ -15,7 +15,7 @@ from edgetune.data.labelled import prepare_labelled
 from edgetune.data.prepare import prepare
 from edgetune.hashes import hash_values
 from edgetune.lora.adapter import attach
-from edgetune.model.base import load_base, load_tokenizer, read_config, resolve_base, text_limit
+from edgetune.model.base import load_base, load_tokenizer, padding_id, read_config, resolve_base, text_limit
 from edgetune.model.classifier import check_pooling, drop_unused_pooler
 from edgetune.model.device import held_dtype
 from edgetune.model.memory import limit_gpu_memory
@@ -151,7 +151,7 @@ def _accelerator(recipe: Recipe, run_dir: RunDir) -> Any:
 
 def _make_task(recipe: Recipe, tokenizer: Any, base: Path, run_dir: RunDir) -> Task:
     """The recipe's rows, prepared, with what is learned from them; "auto" in the recipe is decided by them."""
-    pad_id = tokenizer.pad_token_id or 0
+    pad_id = padding_id(tokenizer)
     if not recipe.is_classifier:
         rows = processes.in_turn(lambda: prepare(recipe, tokenizer, cache=run_dir.cache))
         return Generation(processes.main_does(lambda: settled(recipe, rows, run_dir)), rows, pad_id)

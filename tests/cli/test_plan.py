@@ -159,6 +159,58 @@ def test_an_unknown_key_is_found_before_any_file(recipe: Path) -> None:
     assert "lora.rnak" in result.stderr
 
 
+def test_a_token_beyond_the_embedding_is_found_in_any_row_before_the_training(
+    recipe: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    from edgetune.model.base import load_tokenizer
+
+    base = Path(shutil.copytree(tiny_base, tmp_path / "too-few"))
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_tokens([f"<extra{number}>" for number in range(4)])
+    tokenizer.save_pretrained(base)
+    asked = ("--set", f"model.base='{base}'", "--set", "data.eval_fraction=0.5")
+    assert plan(recipe, *asked).exit_code == 0
+    rows = [{"prompt": f"turn on lamp {number}", "completion": "ok"} for number in range(600)]
+    rows[555]["completion"] = "<extra2>"
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = plan(recipe, *asked, "--set", f"data.train='{path}'", "--set", f"data.eval='{path}'")
+    assert result.exit_code == 2
+    assert "rows.jsonl:556: the token '<extra2>' has the number 514, and the base has vectors for 512" in result.stderr
+    assert "resize the base's embedding" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_base_whose_answers_would_never_end_is_named_before_the_training(
+    recipe: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "endless"))
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        values = json.loads((base / name).read_text())
+        kept = {key: value for key, value in values.items() if key not in ("eos_token", "eos_token_id")}
+        if "chat_template" in kept:
+            kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+            kept["chat_template"] = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+        (base / name).write_text(json.dumps(kept))
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    result = plan(recipe, "--set", f"model.base='{base}'")
+    assert result.exit_code == 2
+    assert "set eos_token in tokenizer_config.json" in result.stderr
+
+
+def test_a_rotation_that_no_graph_can_hold_is_named_before_the_training(
+    recipe: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "spiral"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(
+        json.dumps({**config, "rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}})
+    )
+    result = plan(recipe, "--set", f"model.base='{base}'")
+    assert result.exit_code == 2
+    assert "the rotary scaling 'spiral' cannot be exported; choose a base with one of" in result.stderr
+
+
 def test_a_base_that_could_not_be_exported_is_named_before_the_training(
     recipe: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -556,5 +556,5 @@ def test_what_its_owner_may_not_expect_is_told_and_not_refused(kit: Kit, monkeyp
     settings = {"data.test": str(kit.rows), "lora.target_modules": ["q_proj", "qkv_proj"]}
     result = CliRunner().invoke(main, ["plan", str(write_recipe(kit, settings))])
     assert result.exit_code == 0, result.output
-    assert "data.test: the very rows that are trained on" in result.stderr
-    assert "no part of the base is called qkv_proj; the base's linears: down_proj" in result.stderr
+    assert "data.test: the very rows that are trained on" in result.stdout
+    assert "no part of the base is called qkv_proj; the base's linears: down_proj" in result.stdout

@@ -249,8 +249,13 @@ def test_a_bundle_without_inputs_for_adapters_is_refused(tiny_bundle, the_recipe
 
 @pytest.mark.parametrize(
     ("lora", "message"),
-    [({"use_dora": True}, "DoRA rescales"), ({"train_embeddings": True}, "trained whole")],
+    [
+        ({"use_dora": True}, "DoRA rescales"),
+        ({"train_embeddings": True}, "trained whole"),
+        ({"target_modules": ("q_proj", "embed_tokens")}, "changes the embedding"),
+    ],
 )
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
 def test_what_is_more_than_a_low_rank_branch_is_refused_with_a_cure(lora, message, the_recipe, tiny_base, tmp_path):
     run_dir = make_run(tiny_base, tmp_path / "run", **lora)
     with pytest.raises(ModelError, match=message) as caught:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgetune.errors import ModelError, RunError
+from edgetune.errors import CheckError, ModelError, RunError
 from edgetune.lora import merge as merge_module
-from edgetune.lora.adapter import attach, save
+from edgetune.lora.adapter import attach, check_adapter, save
 from edgetune.lora.merge import merge, merge_weight, merged_dtype
 from edgetune.model.base import load_base, load_merged, load_tokenizer
 from edgetune.recipe import LoraTable, ModelTable
@@ -122,25 +122,35 @@ def test_an_adapter_made_by_plain_peft_merges_with_patterns_and_a_whole_norm(tin
 
 @pytest.fixture
 def untied_base(tiny_base: Path, tmp_path: Path) -> Path:
-    """tiny_base with an output head of its own."""
+    """tiny_base with an output head of its own, and biases."""
     from transformers import AutoModelForCausalLM
 
     folder = Path(shutil.copytree(tiny_base, tmp_path / "untied"))
-    model = AutoModelForCausalLM.from_pretrained(tiny_base, tie_word_embeddings=False)
+    others = {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, **others)
     torch.manual_seed(6)
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data = torch.randn_like(parameter) * 0.1
     model.save_pretrained(folder)
     return folder
 
 
-def by_peft(base: Path, folder: Path, **config: Any) -> Any:
-    """A model with an adapter of PEFT's own, each factor drawn, saved in `folder` as PEFT saves it."""
+def by_peft(base: Path, folder: Path, *, vocabulary: int | None = None, **config: Any) -> Any:
+    """A model with an adapter of PEFT's own, each factor drawn, saved in `folder` as PEFT saves it.
+
+    `vocabulary`: the embedding was resized to it before.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(5)
     settings = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", **config}
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**settings))
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    if vocabulary is not None:
+        plain.resize_token_embeddings(vocabulary)
+    model = get_peft_model(plain, LoraConfig(**settings))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += torch.randn_like(parameter) * 0.1
@@ -157,13 +167,126 @@ def by_peft(base: Path, folder: Path, **config: Any) -> Any:
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
         {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
         {"target_modules": "all-linear", "use_rslora": True, "exclude_modules": ["k_proj"]},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["embed_tokens", "q_proj", "lm_head"], "rank_pattern": {"embed_tokens": 2}},
+        {
+            "target_modules": ["q_proj", "v_proj", "down_proj"],
+            "rank_pattern": {"model.layers.0.self_attn.q_proj": 8, "down_proj": 2},
+            "alpha_pattern": {"layers.1.self_attn.q_proj": 3, "^model.layers.0.mlp.down_proj": 7},
+        },
+        {"target_modules": ["q_proj", "down_proj"], "bias": "all"},
+        {"target_modules": ["q_proj", "down_proj"], "bias": "lora_only"},
+        {"target_modules": "all-linear", "use_rslora": True, "use_dora": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["gate_proj", "norm"]},
     ],
-    ids=["head", "head by a regex", "head with DoRA", "ends saved whole", "one layer", "all but one"],
+    ids=[
+        "head",
+        "head by a regex",
+        "head with DoRA",
+        "ends saved whole",
+        "one layer",
+        "all but one",
+        "embedding",
+        "embedding and head",
+        "patterns",
+        "all biases",
+        "biases of its own",
+        "rsLoRA with DoRA",
+        "matrices and a norm saved whole",
+    ],
 )
 def test_a_merge_computes_what_peft_computes(untied_base: Path, tmp_path: Path, config: dict[str, Any]) -> None:
     model = by_peft(untied_base, tmp_path / "a", **config)
-    merge(tmp_path / "a", untied_base, tmp_path / "m", merge_base="original")
+    result = merge(tmp_path / "a", untied_base, tmp_path / "m", merge_base="original")
     torch.testing.assert_close(logits(load_merged(tmp_path / "m")), logits(model), rtol=1e-4, atol=1e-4)
+    assert result.peft_difference is not None
+    assert result.peft_difference < 1e-5
+
+
+TIED = r"ties to its other end .*; train without embed_tokens and lm_head in target_modules and modules_to_save"
+WITHOUT_BASE = r"cannot be merged; train a plain LoRA instead"
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"target_modules": ["q_proj", "lm_head"]}, TIED),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, TIED),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, TIED),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}, TIED),
+        (
+            {"target_modules": ["embed_tokens"], "use_dora": True},
+            "DoRA of an embedding cannot be merged; train it without",
+        ),
+        ({"target_modules": ["q_proj"], "lora_bias": True}, WITHOUT_BASE),
+        ({"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]}, WITHOUT_BASE),
+        ({"target_modules": [], "target_parameters": ["mlp.up_proj.weight"]}, WITHOUT_BASE),
+        ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, "changed the base's weights"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_cannot_be_merged_is_refused_with_its_cure(
+    tiny_base: Path, tmp_path: Path, config: dict[str, Any], complaint: str
+) -> None:
+    by_peft(tiny_base, tmp_path / "a", **config)
+    with pytest.raises(ModelError, match=complaint) as refusal:
+        merge(tmp_path / "a", tiny_base, tmp_path / "m", merge_base="original")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("saved", [["embed_tokens", "lm_head"], None])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_resized_vocabulary_is_merged_with_the_tokenizer_beside_it(
+    tiny_base: Path, untied_base: Path, tmp_path: Path, is_tied: bool, saved: list[str] | None
+) -> None:
+    if is_tied and saved:
+        pytest.skip("two ends that are trained apart cannot be tied: refused")
+    base = tiny_base if is_tied else untied_base
+    model = by_peft(base, tmp_path / "a", vocabulary=515, target_modules=["q_proj"], modules_to_save=saved)
+    with pytest.raises(
+        ModelError, match=r"vocabulary of 515 tokens .* no tokenizer lies beside it; save the tokenizer"
+    ):
+        merge(tmp_path / "a", base, tmp_path / "m", merge_base="original")
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_tokens(["<a>", "<b>", "<c>"])
+    tokenizer.save_pretrained(tmp_path / "a")
+    merge(tmp_path / "a", base, tmp_path / "m", merge_base="original")
+    merged = load_merged(tmp_path / "m")
+    assert merged.config.vocab_size == 515
+    assert len(load_tokenizer(tmp_path / "m")) == 515
+    ids = torch.tensor([[3, 514, 7, 513, 512]])
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ModelError, match=r"vocabulary of 515 tokens is another than the base's; merge it first"):
+        check_adapter(tmp_path / "a", base)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_half_a_resized_vocabulary_is_refused(untied_base: Path, tmp_path: Path) -> None:
+    by_peft(untied_base, tmp_path / "a", vocabulary=515, target_modules=["q_proj"])
+    path = tmp_path / "a/adapter_model.safetensors"
+    kept = {key: tensor for key, tensor in load_file(path).items() if "lm_head" not in key}
+    save_file(kept, path)
+    with pytest.raises(ModelError, match=r"embedding and head are not both in it; .*save_embedding_layers=True"):
+        merge(tmp_path / "a", untied_base, tmp_path / "m", merge_base="original")
+
+
+def test_a_fold_that_is_not_pefts_is_refused(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_adapter(tiny_base, tmp_path / "a", LoraTable(r=4))
+    monkeypatch.setattr(merge_module, "merge_weight", lambda base, a, b, **_: base + b @ a)
+    with pytest.raises(CheckError, match=r"_proj.weight merged computes something else than PEFT"):
+        merge(tmp_path / "a", tiny_base, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_pair_that_peft_would_leave_out_is_refused(untied_base: Path, tmp_path: Path) -> None:
+    by_peft(untied_base, tmp_path / "a", target_modules=["q_proj", "v_proj"])
+    path = tmp_path / "a/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": ["q_proj"]}))
+    with pytest.raises(ModelError, match=r"changes .*v_proj.weight, which its target_modules leave out"):
+        merge(tmp_path / "a", untied_base, tmp_path / "m", merge_base="original")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +312,15 @@ def test_an_adapter_of_mlx_lm_is_called_that(tiny_base: Path, tmp_path: Path) ->
     (tmp_path / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "num_layers": 2}))
     with pytest.raises(ModelError, match=r"an adapter of mlx-lm.*mlx_lm\.fuse"):
         merge(tmp_path, tiny_base, tmp_path / "m")
+
+
+def test_a_folder_that_is_no_adapter_is_called_what_it_is(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is a model, not an adapter; .*`edgetune export`"):
+        merge(tiny_base, tiny_base, tmp_path / "m")
+    for name in ("checkpoint-10", "checkpoint-20"):
+        make_adapter(tiny_base, tmp_path / "outputs" / name, LoraTable(r=2))
+    with pytest.raises(ModelError, match=r"adapters are in folders of it; give \S+checkpoint-10 or \S+checkpoint-20"):
+        merge(tmp_path / "outputs", tiny_base, tmp_path / "m")
 
 
 def test_the_folder_is_a_whole_model(tiny_base: Path, tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from edgetune.model import base as base_module
 from edgetune.model.base import (
     check_base,
     context_length,
+    embedding_rows,
     empty_model,
     hash_base,
     load_base,
     load_merged,
     load_tokenizer,
+    padding_id,
     resolve_base,
 )
 from edgetune.model.nf4 import as_trained, hold_unpacked, quantized_linears
@@ -330,3 +332,14 @@ def test_the_hash_of_a_base_follows_its_bytes(copy: Path, tiny_base: Path) -> No
     data[-1] ^= 1
     (copy / "model.safetensors").write_bytes(data)
     assert hash_base(copy) != hash_base(tiny_base)
+
+
+def test_a_pad_token_that_the_model_has_no_vector_for_is_not_padded_with(tiny_base: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_base)
+    assert padding_id(tokenizer) == tokenizer.pad_token_id == 1
+    copy = Path(shutil.copytree(tiny_base, tmp_path / "copy"))
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(copy)
+    again = load_tokenizer(copy)
+    assert again.pad_token_id == embedding_rows(again) == 512
+    assert padding_id(again) == 0

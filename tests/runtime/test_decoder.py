@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 from edgetune.errors import BundleError, PromptError
 from edgetune.runtime.bundle import open_bundle, write_manifest
 from edgetune.runtime.decoder import Decoder, Generation
+from edgetune.runtime.logits import Logits
 
 PROMPT = "turn on the lamp in the kitchen"
 
@@ -149,6 +151,22 @@ def test_what_cannot_be_answered_is_refused_before_any_text(
 ) -> None:
     with pytest.raises(PromptError, match=message):
         decoder.stream(prompt, **settings)
+
+
+def test_a_token_that_the_model_has_no_vector_for_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A tokenizer may know more tokens; a graph on the grid would answer with whatever lies behind its rows."""
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["vocab_size"] = 400
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    bundle = write_manifest(dataclasses.replace(open_bundle(tiny_bundle), path=folder, files={}))
+    decoder = Decoder(bundle)
+    assert decoder.token_ids([7, 399]) == [7, 399]
+    word = decoder.prompter.tokenizer.id_to_token(400)
+    with pytest.raises(PromptError, match=rf"holds the token {re.escape(repr(word))}, number 400, and .* 400 tokens"):
+        decoder.generate([7, 400])
+    with pytest.raises(PromptError, match="token 400, and the model has vectors for 400 tokens"):
+        Logits(bundle).logits([7, 400])
 
 
 def test_a_graph_that_does_not_load_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
