@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune.errors import EdgeTuneError, RecipeError, RunError
+from edgetune.errors import DataError, EdgeTuneError, RecipeError, RunError
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 
@@ -214,7 +214,7 @@ def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
     """Counts over the first rows of a source: rows, tokens, trained tokens or labels, rows that are too long."""
     from edgetune.data.chat import ensure_chat_template
     from edgetune.data.encode import check_tokens, encode_batch, may_exceed
-    from edgetune.data.prepare import examples, no_rows
+    from edgetune.data.prepare import examples, no_rows, says_nothing
 
     stream = examples(recipe, which)
     first = list(itertools.islice(stream, CHECKED_ROWS))
@@ -230,6 +230,8 @@ def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
         too_long = sum(length > recipe.data.max_seq_len for length in lengths)
         labels = len({label for example in first for label in example.labels})
         return {"rows": len(first), "tokens": sum(lengths), "labels": labels, "too_long": too_long}
+    if which == "test" and len(first) < CHECKED_ROWS and all(says_nothing(row, recipe.data) for row in first):
+        raise DataError("data.test: no row has anything to learn", cure="fill the answers, or set data.loss_on")
     ensure_chat_template(tokenizer)
     encoded = encode_batch(first, tokenizer, loss_on=recipe.data.loss_on)
     if may_exceed(tokenizer):

@@ -140,7 +140,8 @@ def _no_adapter(folder: Path) -> ModelError:
         return ModelError(f"{folder}: no {CONFIG}, adapters are in folders of it", cure=f"give {' or '.join(inside)}")
     if (folder / "config.json").is_file():
         return ModelError(
-            f"{folder}: is a model, not an adapter", cure="there is nothing to merge: give it to `edgetune export`"
+            f"{folder}: is a model, not an adapter",
+            cure="give an adapter folder in PEFT's format; a merged model goes to `edgetune export` as it is",
         )
     return ModelError(f"{folder}: no {CONFIG}", cure="give an adapter folder in PEFT's format")
 
