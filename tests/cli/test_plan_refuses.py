@@ -169,7 +169,8 @@ ROWS = {
     ),
     "a number for a chat": Case(lambda k: {"data.train": k.jsonl([{"messages": 3}])}, "must be a list of messages"),
     "a role that nobody knows": Case(
-        lambda k: {"data.train": k.jsonl([{"messages": [{"role": "alien", "content": "x"}]}])}, "known: system, developer, user, assistant, tool, function"
+        lambda k: {"data.train": k.jsonl([{"messages": [{"role": "alien", "content": "x"}]}])},
+        "known: system, developer, user, assistant, tool, function",
     ),
     "nobody answers": Case(
         lambda k: {"data.train": k.jsonl([{"messages": CHAT[:1]}])}, "has no assistant message, so nothing to learn"
@@ -356,10 +357,10 @@ ADAPTERS = {
     "alpha is no number": Case({"lora.alpha": float("nan")}, "lora.alpha: nan is not a number"),
     "dropout of everything": Case({"lora.dropout": 1.0}, "lora.dropout: 1.0 must be at most 0.95"),
     "an adapter that is not there": Case(
-        {"lora.init_from": "nowhere"}, "is a model, not an adapter; give an adapter folder"
+        {"lora.init_from": "nowhere"}, "no adapter_config.json; give an adapter folder in PEFT's format"
     ),
     "a base for an adapter": Case(
-        lambda k: {"lora.init_from": str(k.base)}, "no adapter_config.json; give an adapter folder in PEFT's format"
+        lambda k: {"lora.init_from": str(k.base)}, "is a model, not an adapter; give an adapter folder"
     ),
     "another kind of adapter": Case(
         lambda k: {"lora.init_from": k.adapter({"peft_type": "IA3"})}, "a IA3 adapter; EdgeTune handles LoRA"
