@@ -148,7 +148,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     try:
         with quiet():
             found = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
-            found.embedding_rows = _vocab_size(path)
+            found.embedding_rows = _vocab_size(Path(path))
             return found
     except Exception as error:  # transformers and the Rust tokenizer raise many kinds, bare Exception among them
         empty_model(path, trust_remote_code=trust_remote_code)  # raises where config.json, read first, is to blame
