@@ -118,6 +118,11 @@ def check_targets(base: Path, recipe: Recipe) -> list[str]:
     if recipe.is_classifier:
         drop_unused_pooler(model, recipe.classify.pooling)
     matched = _matched(model, table.target_modules)
+    if table.use_dora and any(isinstance(part, torch.nn.Embedding) for part in matched.values()):
+        raise ModelError(
+            "lora.target_modules: DoRA of an embedding cannot be merged",
+            cure="leave out the embedding, or lora.use_dora",
+        )
     if recipe.model.embedding_quantization != "none":
         _refuse_frozen([name for name in end_modules(model) if name in matched], "lora.target_modules")
     unknown = [target for target in table.target_modules if not any(is_target(name, (target,)) for name in matched)]
@@ -133,16 +138,15 @@ def _matched(model: Any, targets: Iterable[str]) -> dict[str, Any]:
         wanted = ", ".join(targets) or "an empty list"
         raise ModelError(f"lora.target_modules: {wanted}: no part of the base is called so", cure=cure)
     for name, part in parts.items():
-        if isinstance(part, torch.nn.Embedding):
-            whole = "leave it out" if model.config.model_type in ENCODERS else "lora.train_embeddings = true trains it"
-            raise ModelError(f"lora.target_modules: {name} is an embedding, not a linear", cure=whole)
-        if not isinstance(part, torch.nn.Linear):
+        if isinstance(part, torch.nn.Embedding) and model.config.model_type in ENCODERS:
+            raise ModelError(f"lora.target_modules: {name} is an embedding, not a linear", cure="leave it out")
+        if not isinstance(part, torch.nn.Linear | torch.nn.Embedding):
             raise ModelError(f"lora.target_modules: {name} is a {type(part).__name__}, not a linear", cure=cure)
     ties = tied_weights(model)
     for name in parts:
         if f"{name}.weight" in {*ties, *ties.values()}:
             raise ModelError(
-                f"lora.target_modules: {name} is tied to the embedding: they would have to differ afterwards",
+                f"lora.target_modules: {name} is one end of a tie, embedding and head, that would have to differ",
                 cure="leave it out; lora.train_embeddings = true trains both as one",
             )
     return parts

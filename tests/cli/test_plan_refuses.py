@@ -342,11 +342,11 @@ ADAPTERS = {
     "no targets": Case({"lora.target_modules": []}, "an empty list: no part of the base is called so"),
     "the embedding": Case(
         {"lora.target_modules": ["embed_tokens", "q_proj"]},
-        "model.embed_tokens is an embedding, not a linear; lora.train_embeddings = true trains it",
+        "model.embed_tokens is one end of a tie, embedding and head, that would have to differ; leave it out",
     ),
     "the head that is the embedding": Case(
         {"lora.target_modules": ["lm_head", "q_proj"]},
-        "lm_head is tied to the embedding: they would have to differ afterwards; leave it out",
+        "lm_head is one end of a tie, embedding and head, that would have to differ; leave it out",
     ),
     "a norm": Case({"lora.target_modules": ["input_layernorm"]}, "is a LlamaRMSNorm, not a linear"),
     "the pooler that is left out": Case(
