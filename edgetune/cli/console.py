@@ -130,8 +130,12 @@ def report_bug(error: BaseException, run: Path) -> int:
 
 
 def _save_traceback(error: BaseException, folders: Sequence[Path]) -> Path | None:
-    """The file it was saved in, which lies in the first folder that is there and takes it; None if none does."""
-    text = "".join(traceback.format_exception(error))
+    """The file that holds it and where it happened: versions, platform, command. It lies in the first folder that is
+    there and takes it; None if none does."""
+    from edgetune.provenance import provenance
+
+    where = json.dumps(provenance(), indent=2, ensure_ascii=False)
+    text = f"{where}\n\n{''.join(traceback.format_exception(error))}"
     for folder in folders:
         with contextlib.suppress(OSError):
             place = folder.absolute() / f"edgetune-bug-{time.strftime('%Y%m%d-%H%M%S')}.txt"

@@ -15,7 +15,11 @@ TRAIN_MODULES = frozenset(
         "onnx_ir",
         "onnxscript",
         "peft",
+        "psutil",
+        "pyarrow",
         "safetensors",
+        "scipy",
+        "sklearn",
         "torch",
         "transformers",
     }
@@ -23,7 +27,7 @@ TRAIN_MODULES = frozenset(
 """Modules that `edgetune[train]` brings, by the name they are imported under."""
 REPORT_MODULES = frozenset({"matplotlib"})
 """Modules that `edgetune[report]` brings, and `edgetune[train]` too."""
-TUNE_MODULES = frozenset({"alembic", "cmaes", "optuna", "psutil", "scipy", "sklearn", "sqlalchemy"})
+TUNE_MODULES = frozenset({"alembic", "cmaes", "filelock", "optuna", "sqlalchemy"})
 """Modules that `edgetune[tune]` brings on top."""
 DEVICE_MODULES = frozenset({"jinja2", "markupsafe", "numpy", "onnxruntime", "onnxruntime_genai", "tokenizers"})
 """Modules that `edgetune` alone brings: missing only in a broken installation."""

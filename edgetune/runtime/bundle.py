@@ -115,7 +115,7 @@ class Bundle:
     path: Path
     name: str
     precision: str
-    """int4, int8, fp16 or fp32."""
+    """int2, int4, int8, fp16 or fp32."""
     grid: Grid | None
     """None for fp16 and fp32."""
     chat: ChatFormat | None

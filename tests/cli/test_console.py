@@ -44,7 +44,9 @@ def test_a_bug_is_saved_in_the_run_folder_that_the_verb_works_in(
     assert bugs(tmp_path) == []
     (saved,) = bugs(tmp_path / "r")
     assert f"ZeroDivisionError: zero; the details are in {saved}" in result.stderr
-    assert "Traceback" in saved.read_text()
+    text = saved.read_text()
+    assert "Traceback" in text
+    assert all(word in text for word in ('"edgetune": "', '"platform": "', '"torch": "', '"command": ['))
 
 
 def test_without_out_the_run_folder_is_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,3 +58,8 @@ def test_a_broken_installation_is_told_from_a_missing_extra():
 
 def test_a_module_of_nobody_is_a_bug():
     assert missing_extra(ModuleNotFoundError(name="edgetune.data.nothing")) is None
+
+
+@pytest.mark.parametrize("name", ["scipy.optimize", "pyarrow", "sklearn", "psutil"])
+def test_what_training_needs_by_the_way_is_brought_by_its_extra(name):
+    assert "pip install 'edgetune[train]'" in str(missing_extra(ModuleNotFoundError(name=name)))

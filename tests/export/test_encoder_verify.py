@@ -77,7 +77,7 @@ def test_a_zeroed_matrix_of_a_float_bundle_is_found_in_the_logits(verified) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_float_bundle_says_what_its_founddo_not_show(verified, precision: str) -> None:
+def test_a_float_bundle_says_what_its_names_do_not_show(verified, precision: str) -> None:
     (found,) = [check for check in verified(lambda _: None, precision=precision).checks if check.name == "weight bytes"]
     assert found.passed
     assert int(found.detail.split()[0]) > 10
@@ -101,7 +101,7 @@ def test_a_float_graph_without_any_of_our_names_does_not_pass(verified) -> None:
     assert failed.detail.startswith("0 tensors compared")
 
 
-def test_foundwired_wrongly_are_found_in_the_logits(verified) -> None:
+def test_inputs_wired_wrongly_are_found_in_the_logits(verified) -> None:
     """Query and key of a layer, exchanged with all their bytes."""
 
     def change(bundle: Bundle) -> None:
