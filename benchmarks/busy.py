@@ -32,8 +32,8 @@ from edgetune.runtime.bundle import GENAI_CONFIG
 AS_IT_COMES = {"KMP_BLOCKTIME": "200"}
 """LLVM's own default, which GNU's OpenMP does not read: with it EdgeTune takes the user to have chosen."""
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
-OTHER_SPINS = (3000, 300000)
-"""Turns beside our own, on a training step."""
+OTHERS = {"passive": PASSIVE, "GOMP_SPINCOUNT=3000": {"GOMP_SPINCOUNT": "3000"}}
+"""Beside ours, on a training step alone."""
 INTELS = Path(sys.prefix) / "lib" / "libiomp5.so"
 """Of the package intel-openmp: what torch has on Windows, and nearly what it has on macOS; left out without it."""
 BUSY = "while True: pass"
@@ -115,11 +115,10 @@ def _contestants(folder: Path) -> list[Contestant]:
 
     found = []
     for work in ("training step", "repair step", "torch answers"):
-        for way, environment in (("as torch comes", AS_IT_COMES), ("passive", PASSIVE), ("edgetune", {})):
+        for way, environment in (("as torch comes", AS_IT_COMES), ("edgetune", {})):
             found.append(Contestant(f"{work}, {way}", work, environment=tuple(environment.items())))
-    for turns in OTHER_SPINS:
-        spin = (("GOMP_SPINCOUNT", str(turns)),)
-        found.append(Contestant(f"training step, GOMP_SPINCOUNT={turns}", "training step", environment=spin))
+    for way, environment in OTHERS.items():
+        found.append(Contestant(f"training step, {way}", "training step", environment=tuple(environment.items())))
     found.append(
         Contestant("training step, transformers.Trainer", "trainer step", environment=tuple(AS_IT_COMES.items()))
     )

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 RECIPE = Path("recipes/quickstart.toml")
-STEPS = 10
-REPAIR_STEPS = 12
+STEPS = 8
+REPAIR_STEPS = 10
 EVAL_ROWS = 8
 """Few, so that a measurement is nearly all steps."""
 PROMPT_TOKENS, NEW_TOKENS = 32, 32
