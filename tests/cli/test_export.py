@@ -47,8 +47,16 @@ def test_json_is_one_document_with_the_proof(run_dir: RunDir) -> None:
     assert (grid.bits, grid.block_size) == (8, 64)
 
 
-@pytest.mark.parametrize("method", get_args(Method))
-@pytest.mark.parametrize("precision", ["int4", "int2"])
+@pytest.mark.parametrize(
+    ("precision", "method"),
+    [
+        *(("int4", method) for method in get_args(Method)),
+        *(
+            pytest.param("int2", method, marks=() if method == "gptq" else pytest.mark.slow)
+            for method in get_args(Method)
+        ),
+    ],
+)
 def test_every_method_makes_a_bundle_with_exactly_its_bytes(
     run_dir: RunDir, tmp_path: Path, method: Method, precision: str
 ) -> None:

@@ -26,7 +26,7 @@ LOSS_TOKENS = 12_288
 STATED_LOSS = {"stories260K": 1.31, "babyllama-105": 0.7304}
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+@pytest.fixture(scope="module", params=["stories260K", pytest.param("babyllama-105", marks=pytest.mark.slow)])
 def name(request):
     return request.param
 

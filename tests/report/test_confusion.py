@@ -22,7 +22,7 @@ def colours(image):
     return int((blue > red + 0.3).sum()), int((red > blue + 0.3).sum())
 
 
-@pytest.mark.parametrize("count", [1, 12, 77, 120])
+@pytest.mark.parametrize("count", [1, 12, 77, pytest.param(120, marks=pytest.mark.slow)])
 def test_a_matrix_of_any_size_becomes_a_png_that_grows_with_it(tmp_path, count):
     height, width, _ = draw(np.eye(count, dtype=int) * 40, tmp_path / "confusion.png").shape
     assert min(height, width) > max(300, 15 * count)

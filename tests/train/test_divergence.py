@@ -113,7 +113,7 @@ def test_before_the_first_evaluation_a_training_begins_anew_as_a_slower_one_woul
     assert facts(RunDir(tmp_path / "r"))[1] == facts(RunDir(tmp_path / "slow"))[1]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("adamw_8bit", marks=pytest.mark.slow)])
 def test_real_divergence_is_cured_by_a_rate_that_is_low_enough(make_recipe, tmp_path, optimizer):
     keys = ("train.learning_rate=1e12", "train.max_grad_norm=1e30", f"train.optimizer={optimizer}")
     with pytest.raises(DivergedError, match="also after 2 restarts at lower learning rates; lower train"):
@@ -162,8 +162,17 @@ def test_a_sound_checkpoint_stays_while_far_ones_are_newer_and_the_best_adapter_
     assert (state["best_loss"], state["best_step"], len(state["divergence"]["restarts"])) == (1.0, 2, 1)
 
 
-@pytest.mark.parametrize("target", ["forget_after", "save", "begin_events"])
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("target", "after"),
+    [
+        ("forget_after", False),
+        ("begin_events", True),
+        *(
+            pytest.param(*where, marks=pytest.mark.slow)
+            for where in (("forget_after", True), ("save", False), ("save", True), ("begin_events", False))
+        ),
+    ],
+)
 def test_a_process_that_dies_in_a_restart_ends_with_the_same_bytes_and_events(
     make_recipe, tmp_path, monkeypatch, target, after
 ):

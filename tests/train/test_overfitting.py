@@ -124,8 +124,15 @@ def test_a_warning_changes_nothing_and_names_the_adapter_that_is_kept(make_recip
     assert any(str(event.get("message", "")).endswith("; step 2 is kept") for event in told)
 
 
-@pytest.mark.parametrize("action", ["dropout", "weight_decay"])
-@pytest.mark.parametrize("killed_in", [8, 11])
+@pytest.mark.parametrize(
+    ("action", "killed_in"),
+    [
+        ("dropout", 8),
+        ("weight_decay", 11),
+        pytest.param("dropout", 11, marks=pytest.mark.slow),
+        pytest.param("weight_decay", 8, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_dies_after_something_was_raised_ends_with_the_same_bytes(
     make_recipe, tmp_path, monkeypatch, action, killed_in
 ):

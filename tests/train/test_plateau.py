@@ -60,7 +60,7 @@ def test_a_run_is_trained_on_with_the_lowered_rate_and_says_so(make_recipe, tmp_
     } in told
 
 
-@pytest.mark.parametrize("killed_in", [8, 11])
+@pytest.mark.parametrize("killed_in", [8, pytest.param(11, marks=pytest.mark.slow)])
 def test_a_run_that_dies_after_a_cut_ends_with_the_same_bytes(make_recipe, tmp_path, monkeypatch, killed_in):
     recipe = make_recipe(*KEYS, "train.checkpoint_steps=3")
     plain, runs = task.evaluate_loss, {}

@@ -49,7 +49,7 @@ def killed_at(monkeypatch, target, name, call):
     monkeypatch.setattr(target, name, fail)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "adamw_8bit"])
 def test_a_run_that_dies_between_checkpoints_ends_with_the_same_bytes(make_recipe, tmp_path, monkeypatch, optimizer):
     recipe = make_recipe(f"train.optimizer={optimizer}", "train.max_steps=8", "train.eval_steps=3")
     whole, broken = RunDir(tmp_path / "whole"), RunDir(tmp_path / "broken")

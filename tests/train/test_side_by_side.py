@@ -36,7 +36,7 @@ def close(alone, beside):
         torch.testing.assert_close(second[name], value, rtol=2e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("packing", ["true", "false"])
+@pytest.mark.parametrize("packing", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_each_adapter_is_that_of_a_training_alone_dropout_included(make_recipe, tmp_path, packing):
     more = (f"data.packing={packing}", "train.batch_size=3")
     variants = {name: make_recipe(*keys, *more) for name, keys in SETTINGS.items()}

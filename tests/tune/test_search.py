@@ -42,7 +42,13 @@ def test_the_best_values_are_found_and_written_as_a_recipe(make_recipe, folder):
 
 @pytest.mark.parametrize(
     ("sampler", "pruner"),
-    [("random", "none"), ("tpe", "halving"), ("tpe", "hyperband"), ("gp", "none"), ("cmaes", "none")],
+    [
+        ("random", "none"),
+        ("tpe", "halving"),
+        pytest.param("tpe", "hyperband", marks=pytest.mark.slow),
+        pytest.param("gp", "none", marks=pytest.mark.slow),
+        pytest.param("cmaes", "none", marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_seed_gives_the_same_trials_also_after_a_stop(make_recipe, paper_bench, tmp_path, sampler, pruner):
     recipe = make_recipe(f"tune.sampler={sampler}", f"tune.pruner={pruner}", "tune.trials=9", space=RANGE)

@@ -82,7 +82,7 @@ def test_a_metric_that_needs_answers_is_scored_on_the_grid(make_recipe, tmp_path
     assert (found.rows, 0 <= found.score <= 1) == (4, True)
 
 
-@pytest.mark.parametrize("score_of", ["deployed", "trained"])
+@pytest.mark.parametrize("score_of", ["deployed", pytest.param("trained", marks=pytest.mark.slow)])
 def test_classifiers_are_searched_too(tiny_encoder, label_rows, tmp_path, score_of):
     text = CLASSIFIER.format(base=tiny_encoder, rows=label_rows)
     recipe = parse_recipe(text, source="test", name="labels", overrides=[f"tune.score_of={score_of}"])
