@@ -152,7 +152,7 @@ def test_force_accepts_it_and_the_bundle_says_so(run_dir, tmp_path, tiny_base):
 
 
 def test_a_run_whose_bundle_keeps_too_little_exits_5_with_its_table(run_dir):
-    coarse = ("export.method=rtn", "export.block_size=256", "export.min_gain_kept=1")
+    coarse = ("export.precision=int2", "export.method=rtn", "export.min_gain_kept=1")
     done = CliRunner().invoke(main, ["run", "tiny.toml", *(word for key in coarse for word in ("--set", key))])
     assert done.exit_code == 5, done.stderr
     assert done.stdout.startswith("model")

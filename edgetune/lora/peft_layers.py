@@ -39,7 +39,7 @@ class PeftLayers:
                 inject_adapter_in_model(config, model, adapter_name=NAME)
             except Exception as error:  # PEFT trips over whatever a config says wrong
                 raise ModelError(f"{adapter.folder}: PEFT cannot read it: {first_line(error)}", cure=AGAIN) from None
-        self._layers: dict[str, Any] = dict(model.named_modules())
+        self._layers: dict[str, Any] = dict(model.eval().named_modules())  # without dropout
         self.largest = 0.0
         """The largest difference so far, of a layer's largest output."""
 

@@ -43,6 +43,15 @@ def make_run(
     return run_dir
 
 
+def untied(base: Path, folder: Path) -> Path:
+    """The base with an output head of its own, whose embedding may be a target."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(base, folder)
+    AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def the_recipe(tiny_base, tiny_rows) -> Recipe:
     recipe = Recipe(
@@ -257,9 +266,10 @@ def test_a_bundle_without_inputs_for_adapters_is_refused(tiny_bundle, the_recipe
 )
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
 def test_what_is_more_than_a_low_rank_branch_is_refused_with_a_cure(lora, message, the_recipe, tiny_base, tmp_path):
-    run_dir = make_run(tiny_base, tmp_path / "run", **lora)
+    base = untied(tiny_base, tmp_path / "base") if "target_modules" in lora else tiny_base
+    run_dir = make_run(base, tmp_path / "run", **lora)
     with pytest.raises(ModelError, match=message) as caught:
-        export_keeping_adapter(the_recipe, run_dir, tiny_base)
+        export_keeping_adapter(the_recipe, run_dir, base)
     assert "merge it instead" in str(caught.value)
     assert not run_dir.adapter_bundle.exists()
 

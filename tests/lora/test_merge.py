@@ -178,6 +178,7 @@ def by_peft(base: Path, folder: Path, *, vocabulary: int | None = None, **config
         {"target_modules": ["q_proj", "down_proj"], "bias": "lora_only"},
         {"target_modules": "all-linear", "use_rslora": True, "use_dora": True},
         {"target_modules": ["q_proj"], "modules_to_save": ["gate_proj", "norm"]},
+        {"target_modules": ["q_proj", "down_proj"], "lora_dropout": 0.5},
     ],
     ids=[
         "head",
@@ -193,6 +194,7 @@ def by_peft(base: Path, folder: Path, *, vocabulary: int | None = None, **config
         "biases of its own",
         "rsLoRA with DoRA",
         "matrices and a norm saved whole",
+        "dropout",
     ],
 )
 def test_a_merge_computes_what_peft_computes(untied_base: Path, tmp_path: Path, config: dict[str, Any]) -> None:

@@ -48,13 +48,21 @@ def recipe_text(tiny_base: Path, tiny_rows: Path) -> str:
 
 @pytest.fixture
 def make_recipe(recipe_text: str) -> Callable[..., Recipe]:
-    """`make_recipe("tune.trials=2", ..., space={...})`: the recipe with keys set as on the command line."""
+    """`make_recipe("tune.trials=2", ..., space={...})`: the recipe with keys set as on the command line.
+
+    Where the space has train.epochs, no max_steps stand in their way.
+    """
 
     def make(*overrides: str, space: dict[str, Any] | None = None) -> Recipe:
         recipe = parse_recipe(recipe_text, source="test", name="tiny", overrides=overrides)
-        return (
-            recipe if space is None else dataclasses.replace(recipe, tune=dataclasses.replace(recipe.tune, space=space))
+        if space is None:
+            return recipe
+        steps = None if "train.epochs" in space else recipe.train.max_steps
+        train, tune = (
+            dataclasses.replace(recipe.train, max_steps=steps),
+            dataclasses.replace(recipe.tune, space=space),
         )
+        return dataclasses.replace(recipe, train=train, tune=tune)
 
     return make
 
