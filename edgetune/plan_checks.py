@@ -162,13 +162,15 @@ def _check_use(
 ) -> None:
     """Whether some of the rows can be trained on, and what is to be scored can."""
     from edgetune.data.labelled import require_fitting
-    from edgetune.data.prepare import require_usable
+    from edgetune.data.prepare import left_out, require_usable
     from edgetune.evaluate.label_rows import make_label_set
     from edgetune.evaluate.rows import check_scored_rows
     from edgetune.model.base import context_length, read_config, text_limit
 
     if not recipe.is_classifier:
         found.attempt(lambda: found.notes.extend(_look_at_chat(recipe, base, tokenizer)))
+        if columns := found.attempt(lambda: left_out(recipe)):
+            found.notes.append(f"data.train: columns left out: {', '.join(columns)}")
         longest = context_length(read_config(base), recipe.export)
         if found.holds(lambda: require_usable(recipe, tokenizer)):
             found.attempt(lambda: check_scored_rows(recipe, tokenizer, context_length=longest, most=scored_rows))

@@ -65,14 +65,16 @@ COLUMNS: dict[Format, tuple[str, ...]] = {
 """The columns that make a format, in the order in which they are looked for."""
 SINGULAR = "conversation"
 """What some call ShareGPT's column."""
-SYSTEM_COLUMN, HISTORY_COLUMN, LABEL_COLUMN = "system", "history", "label"
-"""Beside the columns of a format: the row's system message; earlier turns of an Alpaca row, as pairs; of a preference
-row whether its answer is a good one."""
+SYSTEM_COLUMNS, HISTORY_COLUMN = ("system", "system_prompt"), "history"
+"""Beside the columns of a format: the row's system message; earlier turns, as pairs of a question and its answer."""
+LABEL_COLUMNS = ("label", "kto_tag", "desirable")
+"""Of a preference row: whether its answer is a good one."""
+FALSE = ("false", "no", "0", "0.0")
 TOOLS_COLUMN, FUNCTIONS_COLUMN = "tools", "functions"
 """Schemas of the tools that the assistant may call; in the second, that of OpenAI's first form, they have no frame."""
 PREFERENCE = "a row with a chosen and a rejected answer is one of preferences"
 UNREAD_COLUMNS = {
-    **dict.fromkeys(("chosen", "rejected"), PREFERENCE),
+    **dict.fromkeys(("chosen", "rejected", "chosen_response", "rejected_response"), PREFERENCE),
     **dict.fromkeys(PICTURES, "pictures, sounds and films are not handled"),
 }
 """What would change what is learned, and why it is refused rather than left out."""
@@ -97,13 +99,13 @@ def to_example(row: Row, form: Format, *, system: str | None = None) -> Example:
     if form == "text":
         return Example((), text_of(row, "text"), row.place)
     _refuse_unread(row)
-    messages = _READERS[form](row)
+    messages = _after_history(row, _READERS[form](row))
     answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
     if not answers:
         raise DataError(f"{row.place}: has no assistant message, so nothing to learn")
     end = answers[-1] + 1
-    own = row.values.get(SYSTEM_COLUMN)
-    said = text_of(row, SYSTEM_COLUMN) if own is not None and own != "" else system
+    own = next((column for column in SYSTEM_COLUMNS if row.values.get(column) not in (None, "")), None)
+    said = system if own is None else text_of(row, own)
     if said is not None and messages[0].role not in ("system", "developer"):
         messages, end = (Message("system", said), *messages), end + 1
     tools = _tools(row, is_bare=form == "sharegpt")
@@ -137,11 +139,20 @@ def _refuse_unread(row: Row) -> None:
             raise DataError(
                 f"{row.place}: column '{column}': {reason}", cure="leave the column out, or the rows with it"
             )
-    if row.values.get(LABEL_COLUMN) is False:
-        raise DataError(
-            f"{row.place}: label is false, which marks a bad answer: it would be learned as a good one",
-            cure="keep the rows whose label is true",
-        )
+    for column in LABEL_COLUMNS:
+        if column in row.values and str(row.values[column]).strip().lower() in FALSE:
+            raise DataError(
+                f"{row.place}: {column} is {row.values[column]}, which marks a bad answer: it would be learned as good",
+                cure="keep the rows whose label is true, or leave the column out if it says something else",
+            )
+
+
+def columns_left_out(row: Row, form: Format) -> tuple[str, ...]:
+    """Names of a row's columns that hold something and that nothing of an example is read from."""
+    read = {*COLUMNS[form], SINGULAR if form == "sharegpt" else "", "input" if form == "alpaca" else ""}
+    if form != "text":
+        read |= {*SYSTEM_COLUMNS, HISTORY_COLUMN, *LABEL_COLUMNS, TOOLS_COLUMN, FUNCTIONS_COLUMN}
+    return tuple(name for name, value in row.values.items() if name not in read and value not in (None, "", [], {}))
 
 
 def _from_messages(row: Row) -> tuple[Message, ...]:
@@ -165,11 +176,17 @@ def _from_alpaca(row: Row) -> tuple[Message, ...]:
     more = text_of(row, "input") if row.values.get("input") is not None else ""
     if more:
         asked = f"{asked}\n\n{more}"
-    return *_history(row), Message("user", asked), Message("assistant", text_of(row, "output"))
+    return Message("user", asked), Message("assistant", text_of(row, "output"))
+
+
+def _after_history(row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages with the row's earlier turns before them, after a system message."""
+    start = 1 if messages and messages[0].role in ("system", "developer") else 0
+    return (*messages[:start], *_history(row), *messages[start:])
 
 
 def _history(row: Row) -> tuple[Message, ...]:
-    """The earlier turns of an Alpaca row: [[question, answer], ...]."""
+    """The earlier turns of a row: [[question, answer], ...]."""
     pairs = row.values.get(HISTORY_COLUMN) or []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise DataError(f"{row.place}: column '{HISTORY_COLUMN}' must be a list of pairs, a question and its answer")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from edgetune.data.chat import chat_notes, ensure_chat_template
 from edgetune.data.encode import Encoded, encode_batch
 from edgetune.data.files import Row
-from edgetune.data.formats import Example, Format, detect, to_example
+from edgetune.data.formats import Example, Format, columns_left_out, detect, to_example
 from edgetune.data.labels import find_columns, to_labelled
 from edgetune.data.read import Split, content_hashes, describe, find, is_hub_id, rows, splits
 from edgetune.data.swap import Values
@@ -65,6 +65,8 @@ class DataReport:
     """The tokenizer has no chat template; EdgeTune's default is used."""
     chat_notes: tuple[str, ...]
     """What the chat template does with the rows that a user may not expect."""
+    columns_left_out: tuple[str, ...]
+    """Of the first train row, those that nothing is read from."""
 
     @property
     def summary(self) -> str:
@@ -87,6 +89,7 @@ class DataReport:
             (self.dropped_untrainable, f"{self.dropped_untrainable:,} rows with nothing to learn left out"),
             (self.eval_dropped, f"{self.eval_dropped:,} eval rows left out, too long or with nothing to learn"),
             (self.unanswered, f"of {self.unanswered:,} rows the turns after the last answer left out"),
+            (self.columns_left_out, f"columns left out: {', '.join(self.columns_left_out)}"),
             (self.has_default_template, "the tokenizer has no chat template; EdgeTune's default is used"),
         )
         return (*(line for applies, line in lines if applies), *self.chat_notes)
@@ -235,6 +238,13 @@ def _first_row(data: DataTable, source: str, split: Split | None) -> Row:
     return first
 
 
+def left_out(recipe: Recipe) -> tuple[str, ...]:
+    """Columns of the first train row that nothing of a conversation or text is read from. Raises DataError."""
+    source, split, _ = _locate(recipe.data, "train")
+    form, _ = _format_of(recipe.data, source, split)
+    return columns_left_out(_first_row(recipe.data, source, split), form)
+
+
 def _format_of(data: DataTable, source: str, split: Split | None) -> tuple[Format, str]:
     if data.format != "auto":
         return data.format, "set in the recipe"
@@ -352,6 +362,7 @@ def _write(recipe: Recipe, tokenizer: Any, folder: Path, has_default_template: b
         unanswered=counts["unanswered"] + eval_counts["unanswered"],
         has_default_template=has_default_template,
         chat_notes=chat_notes(tokenizer, noted) if form != "text" else (),
+        columns_left_out=left_out(recipe),
     )
     write_json(folder / "report.json", dataclasses.asdict(report))
 

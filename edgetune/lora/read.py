@@ -26,7 +26,9 @@ AGAIN = "save or copy the adapter again"
 HELD = ("base", "revision", "quantization", "double_quantization", "embedding_quantization", "compute_dtype")
 """Keys of edgetune.json that say how training held the base, in the words of [model]."""
 PREFIX = "base_model.model."
+MLX_WEIGHTS = "adapters.safetensors"
 PARTS = "lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
+WRAPPERS = r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 FAMILY = re.compile(rf"^(?P<module>.+)\.(?P<part>{PARTS})(\.weight)?$")
 # Kinds of LoRA whose product is not scaling * B @ A on a linear's weight.
 UNSUPPORTED = (
@@ -107,7 +109,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     if not file.exists():
         raise _no_adapter(folder)
     config = read_json(file, ModelError, cure=AGAIN)
-    if "fine_tune_type" in config and "peft_type" not in config:
+    is_mlx = "fine_tune_type" in config or "lora_parameters" in config or (folder / MLX_WEIGHTS).is_file()
+    if is_mlx and "peft_type" not in config:
         raise ModelError(
             f"{folder}: an adapter of mlx-lm, whose format is another one",
             cure="fuse it with mlx_lm.fuse and give the fused model, or train it again",
@@ -169,11 +172,14 @@ def read_adapter(folder: Path, base: Path) -> Adapter:
         unsafe = " (adapter_model.bin can run code when it is read)" if (folder / "adapter_model.bin").is_file() else ""
         raise ModelError(f"{folder}: no {WEIGHTS}{unsafe}", cure="save the adapter with PEFT as safetensors")
     tensors = model_tensors(base)
-    modules, whole = _group(read_header(folder / WEIGHTS))
+    modules, whole = _group(folder, read_header(folder / WEIGHTS))
     if config.get("ensure_weight_tying"):
         whole = {name: place for name, place in whole.items() if name in tensors}  # the other end of a tie
     pairs = {f"{name}.weight": _pair(folder, name, parts, config) for name, parts in modules.items()}
     replaced = {name: read_tensor(place) for name, place in whole.items()}
+    for name, tensor in replaced.items():
+        if not tensor.isfinite().all():
+            raise ModelError(f"{folder}: {name} holds NaN or infinity", cure="train the adapter again")
     adapter = _resized(_one_end(Adapter(folder, config, record, pairs, replaced), tensors, base), tensors, base)
     whose = _whose(folder, config, record)
     for name, pair in adapter.pairs.items():
@@ -267,25 +273,34 @@ def _shape(adapter: Adapter, name: str, tensors: Mapping[str, Place]) -> tuple[i
     return tensors[name].shape if name in tensors else None
 
 
-def _group(places: Mapping[str, Place]) -> tuple[dict[str, dict[str, Place]], dict[str, Place]]:
-    """(module -> its LoRA parts, base tensor name -> a weight that was trained whole)."""
+def _group(folder: Path, places: Mapping[str, Place]) -> tuple[dict[str, dict[str, Place]], dict[str, Place]]:
+    """(module -> its LoRA parts, base tensor name -> a weight that was trained whole). Raises ModelError."""
     modules: dict[str, dict[str, Place]] = {}
     whole: dict[str, Place] = {}
     for key, place in places.items():
         if ".original_module." in key:
             continue  # the base's, which a copy in modules_to_save stands in for
         name = _plain(key).removeprefix(PREFIX).replace(".base_layer", "").replace(".modules_to_save", "")
-        if match := FAMILY.match(name):
-            modules.setdefault(match["module"], {})[match["part"]] = place
-        else:
+        match = FAMILY.match(name)
+        if match is None:
             whole[name] = place
+            continue
+        parts = modules.setdefault(match["module"], {})
+        if match["part"] in parts:
+            raise ModelError(f"{folder}: {WEIGHTS} holds {name} twice, as of two adapters", cure="save one alone")
+        parts[match["part"]] = place
     return modules, whole
 
 
 def _plain(key: str) -> str:
-    """A key without what torch.compile, DistributedDataParallel and PEFT (an adapter's name) put into it."""
-    key = key.removeprefix("module.").replace("_orig_mod.", "")
-    return re.sub(rf"\.({PARTS})\.default\b", r".\1", key)
+    """A key without what torch.compile, DDP, FSDP, checkpointing and PEFT (an adapter's name) put into it."""
+    key = re.sub(WRAPPERS, "", key).removeprefix("module.")
+    return re.sub(rf"\.({PARTS}|modules_to_save)\.\w+(?=\.(?:weight|bias)$|$)", _without_name, key)
+
+
+def _without_name(match: re.Match[str]) -> str:
+    """Of `.lora_A.NAME` the part alone; `.lora_A.weight` has no name in it."""
+    return match[0] if match[0].endswith((".weight", ".bias")) else f".{match[1]}"
 
 
 def _pair(folder: Path, module: str, parts: Mapping[str, Place], config: Mapping[str, Any]) -> Pair:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from edgetune.data.formats import detect, to_example
+from edgetune.data.formats import columns_left_out, detect, to_example
 from edgetune.data.read import Row
 from edgetune.errors import DataError
 
@@ -63,6 +63,24 @@ def test_the_row_s_own_system_column_goes_first(form):
     found = example({**SAME[form], "system": "be quick"}, system="be brief")
     assert (found.messages[0].role, found.messages[0].content) == ("system", "be quick")
     assert example({**SAME[form], "system": None}, system="be brief").messages[0].content == "be brief"
+
+
+def test_history_and_a_system_prompt_are_read_beside_any_format():
+    history = {"history": [["one", "two"]], "system_prompt": "s"}
+    for values in (SAME["prompt-completion"], SAME["messages"]):
+        plain, found = example(values).messages, example({**values, **history}).messages
+        assert [(turn.role, turn.content) for turn in found[:3]] == [
+            ("system", "s"),
+            ("user", "one"),
+            ("assistant", "two"),
+        ]
+        assert found[3:] == plain
+
+
+def test_columns_that_nothing_is_read_from_are_named():
+    values = {"prompt": "a", "completion": "b", "context": "c", "id": 7, "empty": "", "system": "s", "input": "i"}
+    assert columns_left_out(Row(values, "a.jsonl:1"), "prompt-completion") == ("context", "id", "input")
+    assert columns_left_out(Row({"text": "a", "tools": "[]"}, "a.jsonl:1"), "text") == ("tools",)
 
 
 def test_the_history_of_an_alpaca_row_stands_before_its_question():
@@ -153,7 +171,11 @@ def test_rows_whose_label_is_a_good_one_and_empty_columns_are_read():
         ({"messages": [*CHAT, {"role": "assistant", "content": "a", "weight": 0}]}, "weights of messages are not"),
         ({"prompt": ["a"], "completion": "b"}, "must have 'role'"),
         ({"text": {"a": 1}}, "column 'text' must be a text, not dict"),
-        ({"prompt": "a", "completion": "b", "label": False}, "label is false, which marks a bad answer"),
+        ({"prompt": "a", "completion": "b", "label": False}, "label is False, which marks a bad answer"),
+        ({"prompt": "a", "completion": "b", "label": "False"}, "label is False, which marks a bad answer"),
+        ({"prompt": "a", "completion": "b", "label": 0}, "label is 0, which marks a bad answer"),
+        ({"messages": CHAT, "kto_tag": "false"}, "kto_tag is false, which marks a bad answer"),
+        ({"prompt": "a", "completion": "b", "history": ["c"]}, "column 'history' must be a list of pairs"),
         ({"messages": CHAT, "tools": "lamp"}, "column 'tools': tools must be a list of JSON schemas"),
         ({"messages": CHAT, "images": ["a.png"]}, "column 'images': pictures, sounds and films are not handled"),
         ({"prompt": "a", "completion": "b", "rejected": "c"}, "column 'rejected': a row with a chosen and a rejected"),

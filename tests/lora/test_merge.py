@@ -299,8 +299,20 @@ def test_a_pair_that_peft_would_leave_out_is_refused(untied_base: Path, tmp_path
         lambda key: key.replace(".weight", ".default.weight"),
         lambda key: key.removeprefix("base_model.model."),
         lambda key: f"module.{key}",
+        lambda key: f"_orig_mod.module.{key}",
+        lambda key: key.replace(".layers.0.", ".layers.0._fsdp_wrapped_module._checkpoint_wrapped_module."),
+        lambda key: key.replace(".weight", ".mine.weight"),
     ],
-    ids=["compiled outside", "compiled inside", "a plain state dict", "without a prefix", "DDP"],
+    ids=[
+        "compiled outside",
+        "compiled inside",
+        "a plain state dict",
+        "without a prefix",
+        "DDP",
+        "compiled DDP",
+        "FSDP with checkpointing",
+        "an adapter with a name",
+    ],
 )
 def test_names_that_other_wrappers_gave_are_read(untied_base: Path, tmp_path: Path, wrapped: Any) -> None:
     model = by_peft(untied_base, tmp_path / "a", target_modules=["q_proj", "v_proj"])
@@ -310,8 +322,38 @@ def test_names_that_other_wrappers_gave_are_read(untied_base: Path, tmp_path: Pa
     torch.testing.assert_close(logits(load_merged(tmp_path / "m")), logits(model), rtol=1e-4, atol=1e-4)
 
 
-def test_an_adapter_of_mlx_lm_is_called_that(tiny_base: Path, tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "num_layers": 2}))
+def test_a_head_saved_whole_under_its_adapters_name_is_read(untied_base: Path, tmp_path: Path) -> None:
+    model = by_peft(untied_base, tmp_path / "a", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    path = tmp_path / "a/adapter_model.safetensors"
+    tensors = {key.replace("lm_head.", "lm_head.modules_to_save.default."): t for key, t in load_file(path).items()}
+    assert any("modules_to_save.default" in key for key in tensors)
+    save_file(tensors, path)
+    merge(tmp_path / "a", untied_base, tmp_path / "m", merge_base="original")
+    torch.testing.assert_close(logits(load_merged(tmp_path / "m")), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_two_adapters_in_a_file_are_refused(untied_base: Path, tmp_path: Path) -> None:
+    by_peft(untied_base, tmp_path / "a", target_modules=["q_proj"])
+    path = tmp_path / "a/adapter_model.safetensors"
+    both = {key.replace(".weight", f".{name}.weight"): t.clone() for key, t in load_file(path).items() for name in "ab"}
+    save_file(both, path)
+    with pytest.raises(ModelError, match="twice, as of two adapters; save one alone"):
+        merge(tmp_path / "a", untied_base, tmp_path / "m")
+
+
+def test_a_weight_trained_whole_that_is_no_number_is_refused(untied_base: Path, tmp_path: Path) -> None:
+    by_peft(untied_base, tmp_path / "a", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    path = tmp_path / "a/adapter_model.safetensors"
+    tensors = load_file(path)
+    next(tensor for key, tensor in tensors.items() if "lm_head" in key)[0, 0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(ModelError, match=r"lm_head\.weight holds NaN or infinity; train the adapter again"):
+        merge(tmp_path / "a", untied_base, tmp_path / "m")
+
+
+@pytest.mark.parametrize("config", [{"fine_tune_type": "lora", "num_layers": 2}, {"lora_parameters": {"rank": 8}}])
+def test_an_adapter_of_mlx_lm_is_called_that(tiny_base: Path, tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"an adapter of mlx-lm.*mlx_lm\.fuse"):
         merge(tmp_path, tiny_base, tmp_path / "m")
 
