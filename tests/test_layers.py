@@ -4,8 +4,8 @@
 |---|---|---|---|
 | 0 words | errors, recipe, metric_names, files, hashes, ... provenance, child_process, threads | none | layer 0 |
 | 1 device | runtime | jinja2, numpy, onnxruntime, tokenizers | 0, 1 |
-| 2 parts | data, model, lora, quant, assets | and torch, transformers, peft, safetensors | 0 to 2 |
-| 2 parts, too | evaluate.{metrics, text_metrics, resample, calibration, classification, rejection} | the same | same |
+| 2 parts | data, model, lora, quantize, assets | and torch, transformers, peft, safetensors | 0 to 2 |
+| 2 parts, too | evaluate.{metrics, text_metrics, resample, gain, calibration, ...} | the same | same |
 | 3 stages | train, tune, export, evaluate, bench, report | and accelerate, onnx, optuna | 0 to 3; stages' public part |
 | 4 shell | pipeline, plan, plan_checks, ..._run, cli | click | 0 at module top, the rest inside a function |
 """
@@ -43,11 +43,12 @@ LAYERS = {
         "data",
         "model",
         "lora",
-        "quant",
+        "quantize",
         "assets",
         "evaluate.metrics",
         "evaluate.text_metrics",
         "evaluate.resample",
+        "evaluate.gain",
         "evaluate.calibration",
         "evaluate.classification",
         "evaluate.rejection",

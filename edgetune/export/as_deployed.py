@@ -1,6 +1,6 @@
 """A merged model as it will run, without a bundle: a torch model that computes with the numbers of the grid.
 
-Weights are rounded to the nearest by quant.grid; the calibration and the repair that an export adds come on top, so
+Weights are rounded to the nearest by quantize.grid; the calibration and the repair that an export adds come on top, so
 what this model scores is a lower bound of what the bundle does.
 """
 

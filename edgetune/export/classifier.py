@@ -20,7 +20,7 @@ from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import load_merged, load_tokenizer, padding_id
 from edgetune.model.classifier import Classifier, load_classifier
 from edgetune.provenance import provenance
-from edgetune.quant.grid import QuantizedMatrix
+from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import TOKENIZER, Bundle, ClassifierFormat, write_manifest
 from edgetune.runtime.classifier import Classifier as DeviceClassifier

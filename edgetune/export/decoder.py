@@ -24,7 +24,7 @@ from edgetune.export.graph import Weights, write_graph
 from edgetune.export.silence import silenced
 from edgetune.model.base import empty_model
 from edgetune.model.weights import Place, find_tensors, read_tensor
-from edgetune.quant.folder import QuantizedFolder
+from edgetune.quantize.folder import QuantizedFolder
 from edgetune.runtime.bundle import GRAPH, Grid
 from edgetune.runtime.logits import SWITCH
 from edgetune.runtime.session import import_genai

@@ -24,9 +24,9 @@ from edgetune.export.decoder import Precision
 from edgetune.export.operators import ATTENTION, GridEmbedding, GridLinear, register_attention
 from edgetune.export.silence import silenced
 from edgetune.model.classifier import Classifier, drop_unused_pooler
-from edgetune.quant.calibrate import error_spread, input_moments
-from edgetune.quant.grid import QuantizedMatrix, dequantize
-from edgetune.quant.methods import round_weight
+from edgetune.quantize.gptq import error_spread, input_moments
+from edgetune.quantize.grid import QuantizedMatrix, dequantize
+from edgetune.quantize.methods import round_weight
 from edgetune.recipe import CALIBRATED, Method
 from edgetune.runtime.bundle import GRAPH, Grid
 

@@ -16,7 +16,7 @@ from edgetune.export.compare import ALL_PRODUCTS, LEAST_TOKENS, MOST_TOKENS, at_
 from edgetune.export.encoder import dequantized, float_copy, graph_tensors
 from edgetune.export.weights import GraphFile, same_bytes
 from edgetune.model.classifier import Classifier
-from edgetune.quant.grid import QuantizedMatrix
+from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.runtime.bundle import GRAPH, Bundle
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
 
@@ -49,7 +49,7 @@ def verify_encoder(built: Built, texts: Sequence[str]) -> Verification:
 
 
 def _weights(bundle: Bundle, classifier: Classifier, matrices: Mapping[str, QuantizedMatrix]) -> Iterator[Check]:
-    """The graph holds, byte for byte, what quant.grid makes of the classifier's weights, and the others as they are.
+    """The graph holds, byte for byte, what quantize.grid makes of the classifier's weights, and the others as they are.
 
     A float matrix that the exporter turned over for MatMul has no name any more: the logits show what is wrong with it,
     and the detail says how many there are. A graph that has none of our names does not pass.

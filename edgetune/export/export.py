@@ -31,7 +31,7 @@ from edgetune.model.base import context_length, load_tokenizer, padding_id
 from edgetune.model.classifier import SPEC
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.provenance import provenance
-from edgetune.quant.folder import QuantizedFolder
+from edgetune.quantize.folder import QuantizedFolder
 from edgetune.recipe import CALIBRATED, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import MANIFEST, Bundle, write_manifest

@@ -20,7 +20,7 @@ from edgetune.export.moments import Rows, layer_moments
 from edgetune.files import atomic_folder
 from edgetune.model.base import read_config
 from edgetune.model.weights import INDEX, SINGLE, Place, Writer, find_tensors, read_tensor
-from edgetune.quant.awq import channel_scales, for_columns
+from edgetune.quantize.awq import channel_scales, for_columns
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import Grid
 
@@ -34,7 +34,7 @@ class Group:
     start: int
     """The maker's first row, or element, that makes the input."""
     heads: tuple[int, int]
-    """As in quant.awq.channel_scales."""
+    """As in quantize.awq.channel_scales."""
 
 
 def fold_decoder(merged: Path, out: Path, recipe: Recipe, grid: Grid, rows: Rows, *, bits: Mapping[str, int]) -> None:

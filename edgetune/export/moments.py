@@ -15,7 +15,7 @@ from edgetune.data.prepare import Prepared
 from edgetune.data.tokens import Tokens
 from edgetune.export.weights import CheckpointTensors, device_model
 from edgetune.model.weights import find_tensors
-from edgetune.quant.calibrate import input_moments
+from edgetune.quantize.gptq import input_moments
 from edgetune.recipe import Recipe
 
 BATCH_ROWS = 8

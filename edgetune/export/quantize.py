@@ -18,10 +18,10 @@ from edgetune.export.fold import fold_decoder
 from edgetune.export.moments import Rows, layer_moments
 from edgetune.hashes import hash_tree
 from edgetune.model.weights import Place, find_tensors, read_tensor
-from edgetune.quant.calibrate import error_spread
-from edgetune.quant.folder import QuantizedFolder, write_quantized
-from edgetune.quant.grid import QuantizedMatrix
-from edgetune.quant.methods import round_weight
+from edgetune.quantize.folder import QuantizedFolder, write_quantized
+from edgetune.quantize.gptq import error_spread
+from edgetune.quantize.grid import QuantizedMatrix
+from edgetune.quantize.methods import round_weight
 from edgetune.recipe import CALIBRATED, Method, Recipe
 from edgetune.runtime.bundle import Grid
 
@@ -162,6 +162,6 @@ def joined_with(name: str, names: Iterable[str]) -> list[str]:
 def round_one(
     place: Place, bits: int, grid: Grid, method: Method = "search", spread: Tensor | None = None
 ) -> QuantizedMatrix:
-    """A matrix of the checkpoint on the grid by a method, `spread` as in quant.methods.round_weight."""
+    """A matrix of the checkpoint on the grid by a method, `spread` as in quantize.methods.round_weight."""
     settings: dict[str, Any] = {"bits": bits, "block_size": grid.block_size, "symmetric": grid.symmetric}
     return round_weight(read_tensor(place), method, spread, **settings)

@@ -23,8 +23,8 @@ from edgetune.export.quantize import Rows, bits_of, calibrate, joined_with, roun
 from edgetune.files import write_json
 from edgetune.model.weights import Place, find_tensors
 from edgetune.provenance import provenance
-from edgetune.quant.folder import write_quantized
-from edgetune.quant.grid import QuantizedMatrix
+from edgetune.quantize.folder import write_quantized
+from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.recipe import Recipe, parse_size
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Grid

@@ -30,7 +30,7 @@ from edgetune.export.weights import DeviceTensors, GraphFile, GraphWeights, devi
 from edgetune.lora.merge import merge_weight
 from edgetune.lora.read import Adapter, Pair
 from edgetune.model.weights import find_tensors
-from edgetune.quant.folder import QuantizedFolder
+from edgetune.quantize.folder import QuantizedFolder
 from edgetune.runtime.bundle import GRAPH, NO_ADAPTER, Bundle, adapter_file, choose_adapter
 
 EFFECT_LIMIT = 0.5

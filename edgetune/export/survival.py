@@ -17,7 +17,7 @@ from edgetune.lora.merge import BaseTensors
 from edgetune.lora.read import read_record
 from edgetune.model.weights import find_tensors
 from edgetune.provenance import provenance
-from edgetune.quant.survival import LayerChange, layer_change
+from edgetune.quantize.layer_change import LayerChange, layer_change
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import GRAPH, Bundle, open_bundle, write_manifest

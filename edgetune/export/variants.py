@@ -11,7 +11,7 @@ from edgetune.export.compare import at_level_0
 from edgetune.export.export import build_any
 from edgetune.export.weights import GraphFile
 from edgetune.model.weights import find_tensors
-from edgetune.quant.grid import dequantize
+from edgetune.quantize.grid import dequantize
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import GRAPH, Bundle, write_manifest
 

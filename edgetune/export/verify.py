@@ -15,7 +15,7 @@ from edgetune.export.graph import Weights
 from edgetune.export.weights import DeviceTensors, GraphWeights, WeightNode, device_model, same_bytes
 from edgetune.files import read_json
 from edgetune.model.weights import Place, find_tensors
-from edgetune.quant.folder import QuantizedFolder
+from edgetune.quantize.folder import QuantizedFolder
 from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, Bundle
 from edgetune.runtime.decoder import Decoder
 from edgetune.runtime.prompt import Prompter
@@ -75,7 +75,7 @@ def text_checks(bundle: Bundle, merged: Path, prompts: Sequence[Prompt], tokeniz
 
 
 def weight_checks(bundle: Bundle, source: Weights) -> Iterator[Check]:
-    """Every quantised tensor in the graph holds, byte for byte, what calibration and repair, or quant.grid, made."""
+    """Every quantised tensor in the graph holds, byte for byte, what calibration and repair, or quantize.grid, made."""
     if bundle.grid is None:
         return
     weights = GraphWeights(bundle.path / GRAPH, source.places)

@@ -16,7 +16,7 @@ from torch import Tensor
 from edgetune.errors import BundleError
 from edgetune.export.architecture import EMBEDDING, EMBEDDING_TENSOR, HEAD_TENSOR, Part, parts
 from edgetune.model.weights import Place, read_tensor
-from edgetune.quant.grid import QuantizedMatrix, dequantize
+from edgetune.quantize.grid import QuantizedMatrix, dequantize
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class GraphFile:
                 yield node, inputs, {item.name: int(item.i) for item in node.attribute}
 
     def read_matrix(self, inputs: Sequence[str], attributes: Mapping[str, int], *, columns: int) -> QuantizedMatrix:
-        """What such a node holds, in the form that quant.grid made."""
+        """What such a node holds, in the form that quantize.grid made."""
         packed, scales, *zeros = (torch.from_numpy(self.array(name)) for name in inputs)
         bits, block_size = attributes["bits"], attributes["block_size"]
         return QuantizedMatrix(
@@ -104,7 +104,7 @@ class GraphWeights(GraphFile):
         self.nodes = tuple(self._weight_nodes())
 
     def matrix(self, node: WeightNode) -> QuantizedMatrix:
-        """What a node holds, in the form that quant.grid made."""
+        """What a node holds, in the form that quantize.grid made."""
         columns = node.attributes.get("K") or self._places[node.sources[0].tensor].shape[1]
         return self.read_matrix(node.inputs, node.attributes, columns=columns)
 

@@ -25,8 +25,8 @@ from edgetune.errors import RunError
 from edgetune.model.base import load_merged
 from edgetune.model.device import device as default_device
 from edgetune.model.weights import Place, find_tensors, read_tensor
-from edgetune.quant.grid import QuantizedMatrix
-from edgetune.quant.repair import make_repairable, repaired
+from edgetune.quantize.grid import QuantizedMatrix
+from edgetune.quantize.repairable import make_repairable, repaired
 from edgetune.recipe import Recipe
 from edgetune.train.batches import Order, collate_rows
 from edgetune.train.loss import IGNORED, chunks, evaluate_loss, head_logits, trained_states, use_segments

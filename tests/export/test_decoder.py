@@ -15,7 +15,7 @@ from edgetune.export.decoder import build_decoder
 from edgetune.export.export import export_folder
 from edgetune.export.weights import GraphWeights
 from edgetune.model.weights import find_tensors
-from edgetune.quant.grid import dequantize
+from edgetune.quantize.grid import dequantize
 from edgetune.runtime.bundle import Grid
 
 FAST = ("Llama", "Qwen2", "Phi3")

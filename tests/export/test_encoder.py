@@ -20,8 +20,8 @@ from edgetune.export.encoder import build_encoder, dequantized, float_copy, put_
 from edgetune.export.encoder_verify import verify_encoder
 from edgetune.export.weights import GraphFile, same_bytes
 from edgetune.model.base import ENCODERS
-from edgetune.quant.grid import quantize
-from edgetune.quant.scales import CHOOSERS
+from edgetune.quantize.grid import quantize
+from edgetune.quantize.scales import CHOOSERS
 from edgetune.runtime.bundle import Grid
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
 

@@ -12,7 +12,7 @@ import torch
 from edgetune.export.bundle import grid_of
 from edgetune.export.export import build_bundle, training_rows
 from edgetune.export.quantize import quantize_decoder
-from edgetune.quant.folder import QuantizedFolder
+from edgetune.quantize.folder import QuantizedFolder
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.logits import Logits
 from edgetune.train.repair import load_on_grid

@@ -13,9 +13,9 @@ from edgetune.export.moments import Rows
 from edgetune.export.quantize import bits_of, quantize_decoder, round_one
 from edgetune.model.base import load_tokenizer
 from edgetune.model.weights import find_tensors
-from edgetune.quant.grid import dequantize, quantize
-from edgetune.quant.on_grid import OnGridLinear
-from edgetune.quant.repair import round_inputs
+from edgetune.quantize.grid import dequantize, quantize
+from edgetune.quantize.quantization_aware import OnGridLinear
+from edgetune.quantize.repairable import round_inputs
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.bundle import Grid
 from edgetune.train.on_grid import train_on_grid

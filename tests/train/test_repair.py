@@ -14,9 +14,9 @@ from edgetune.export.moments import Rows
 from edgetune.export.quantize import quantize_decoder, round_all
 from edgetune.model.base import load_merged, load_tokenizer
 from edgetune.model.weights import find_tensors, read_tensor
-from edgetune.quant.folder import QuantizedFolder, write_quantized
-from edgetune.quant.grid import dequantize
-from edgetune.quant.repair import repaired as take_out
+from edgetune.quantize.folder import QuantizedFolder, write_quantized
+from edgetune.quantize.grid import dequantize
+from edgetune.quantize.repairable import repaired as take_out
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.bundle import Grid
 from edgetune.train.batches import collate_rows

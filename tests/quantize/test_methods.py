@@ -1,4 +1,4 @@
-"""quant/methods.py and quant/awq.py: ways to round by name, and scales of channels."""
+"""quantize/methods.py and quantize/awq.py: ways to round by name, and scales of channels."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetune.quant.awq import channel_scales, for_columns
-from edgetune.quant.calibrate import error_spread
-from edgetune.quant.grid import dequantize, quantize
-from edgetune.quant.methods import ROUNDERS, round_weight
+from edgetune.quantize.awq import channel_scales, for_columns
+from edgetune.quantize.gptq import error_spread
+from edgetune.quantize.grid import dequantize, quantize
+from edgetune.quantize.methods import ROUNDERS, round_weight
 from edgetune.recipe import CALIBRATED, Method
 
 GRID = {"bits": 4, "block_size": 32, "symmetric": False}

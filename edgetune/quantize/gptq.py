@@ -15,13 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgetune.quant.grid import (
-    QuantizedMatrix,
-    from_codes,
-    one_thread,
-    refuse_infinite,
-)
-from edgetune.quant.scales import choose, round_to_grid
+from edgetune.quantize.grid import QuantizedMatrix, from_codes, one_thread, refuse_infinite
+from edgetune.quantize.scales import choose, round_to_grid
 
 DAMPING = 0.01
 """Of the mean squared input that is added to each: GPTQ's own choice (section 3.3, step 3)."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edgetune.quant.grid import dequantize, quantize
+from edgetune.quantize.grid import dequantize, quantize
 
 EXPONENTS = tuple(step / 10 for step in range(11))
 """Of a channel's strength; 0 changes nothing. The paper tries twenty."""

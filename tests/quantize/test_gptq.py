@@ -1,4 +1,4 @@
-"""quant/calibrate.py: rounding to a layer's inputs."""
+"""quantize/gptq.py: rounding to a layer's inputs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from edgetune.errors import ModelError
 from edgetune.process_memory import peak_resident_bytes, reset_peak_resident, resident_bytes
-from edgetune.quant import calibrate
-from edgetune.quant.calibrate import error_spread, input_moments, quantize_calibrated
-from edgetune.quant.grid import dequantize, quantize
+from edgetune.quantize import gptq
+from edgetune.quantize.gptq import error_spread, input_moments, quantize_calibrated
+from edgetune.quantize.grid import dequantize, quantize
 
 GRIDS = [(4, 32, False), (4, 32, True), (4, 16, False), (8, 128, False), (2, 32, False), (2, 64, True)]
 
@@ -82,7 +82,7 @@ def test_the_spread_is_the_upper_factor_of_the_inverse_by_its_diagonal(columns: 
     """By the definition, in float64, for one strip, a whole one, and more."""
     inputs = correlated(2 * columns, columns, seed=8)
     moments = (inputs.T @ inputs).double()
-    damped = moments + calibrate.DAMPING * moments.diagonal().mean() * torch.eye(columns)
+    damped = moments + gptq.DAMPING * moments.diagonal().mean() * torch.eye(columns)
     factor = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     wanted = (factor / factor.diagonal().unsqueeze(1)).float()
     torch.testing.assert_close(spread_of(inputs), wanted, atol=1e-3 * float(wanted.abs().max()), rtol=0)
@@ -118,7 +118,7 @@ def test_a_weight_that_is_not_finite_is_refused() -> None:
 @pytest.mark.parametrize("limit", [1, 1 << 29])
 def test_moments_are_those_of_the_inputs_that_count(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the modules do not fit at once and the model is run for each of them."""
-    monkeypatch.setattr(calibrate, "MOMENT_BYTES", limit)
+    monkeypatch.setattr(gptq, "MOMENT_BYTES", limit)
     torch.manual_seed(7)
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     batches = [(torch.randn(2, 4, 6), torch.rand(2, 4) > 0.3) for _ in range(3)]

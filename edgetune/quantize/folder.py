@@ -16,7 +16,7 @@ from torch import Tensor
 from edgetune.errors import ModelError
 from edgetune.files import atomic_folder, read_json, write_json
 from edgetune.model.weights import Place, read_header, read_tensor
-from edgetune.quant.grid import QuantizedMatrix
+from edgetune.quantize.grid import QuantizedMatrix
 
 TENSORS = "quantized.safetensors"
 RECORD = "quantized.json"

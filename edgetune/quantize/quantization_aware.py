@@ -1,7 +1,8 @@
 """Training on the grid: a low-rank change to a weight is learned through the rounding that it will be shipped with.
 
-Each forward pass rounds the changed weight by quant.grid and multiplies with the grid's numbers; gradients pass through
-the rounding as if it were not there. Source: LR-QAT, arXiv:2406.06385, section 3; straight-through, arXiv:1308.3432.
+Each forward pass rounds the changed weight by quantize.grid and multiplies with the grid's numbers; gradients pass
+through the rounding as if it were not there. Source: LR-QAT, arXiv:2406.06385, section 3; straight-through,
+arXiv:1308.3432.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetune.quant.grid import QuantizedMatrix, dequantize, quantize
-from edgetune.quant.repair import rounded_inputs
+from edgetune.quantize.grid import QuantizedMatrix, dequantize, quantize
+from edgetune.quantize.repairable import rounded_inputs
 
 RANK = 16
 

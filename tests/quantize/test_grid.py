@@ -1,4 +1,4 @@
-"""quant/grid.py: the numbers and bytes of MatMulNBits."""
+"""quantize/grid.py: the numbers and bytes of MatMulNBits."""
 
 import numpy as np
 import onnx
@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto, helper
 
 from edgetune.errors import ModelError
-from edgetune.quant import grid, scales
+from edgetune.quantize import grid, scales
 
 BITS = (2, 4, 8)
 SYMMETRIC = (True, False)

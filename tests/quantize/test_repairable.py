@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edgetune.quant.grid import QuantizedMatrix, dequantize, quantize
-from edgetune.quant.repair import RepairableLinear, make_repairable, repairable_layers, repaired, round_inputs
-from edgetune.quant.scales import storable
+from edgetune.quantize.grid import QuantizedMatrix, dequantize, quantize
+from edgetune.quantize.repairable import RepairableLinear, make_repairable, repairable_layers, repaired, round_inputs
+from edgetune.quantize.scales import storable
 
 
 def a_layer(

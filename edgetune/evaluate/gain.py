@@ -1,21 +1,17 @@
-"""Survival: how much of what fine-tuning gained is left in the bundle, over the model and layer by layer.
+"""Gain kept: how much of what fine-tuning gained is left in the bundle. Numbers in, numbers out.
 
-Pure numbers in, numbers out: scores of the same rows from base, fine-tune and bundle; weights of one layer.
+In the flow: scores or losses of the same rows from base, fine-tune and bundle -> their share, with an interval.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from edgetune.evaluate.resample import Bootstrap
-from edgetune.quant.grid import QuantizedMatrix, dequantize, quantize, unpack
 
 
 @dataclass(frozen=True)
@@ -79,37 +75,3 @@ def gain_kept(
         rows=len(values),
         confidence=draw.confidence,
     )
-
-
-@dataclass(frozen=True)
-class LayerChange:
-    """One matrix: what the adapter was to change, and what of it is in the bundle's numbers."""
-
-    name: str
-    codes_changed: float
-    """Share of the integers that the adapter changes: base and merged weight rounded alike, to the nearest."""
-    correlation: float
-    """Of the intended change and the realised one, over all weights; 0 where the adapter is lost in rounding."""
-    norm_ratio: float
-    """Norm of the realised change, rounding included, to that of the intended one; 1 when nothing is added."""
-
-
-def layer_change(name: str, base: Tensor, merged: Tensor, shipped: QuantizedMatrix) -> LayerChange:
-    """What became of an adapter's change to one matrix. base and merged (N, K), as training and merge held them."""
-    settings = {"bits": shipped.bits, "block_size": shipped.block_size, "symmetric": shipped.zero_points is None}
-    before, after = (_codes(quantize(weight, **settings)) for weight in (base, merged))  # type: ignore[arg-type]
-    intended = (merged.float() - base.float()).flatten()
-    realised = (dequantize(shipped) - base.float()).flatten()
-    norms = float(intended.norm()), float(realised.norm())
-    product = norms[0] * norms[1]
-    return LayerChange(
-        name=name,
-        codes_changed=float((before != after).float().mean()),
-        correlation=float(torch.dot(intended, realised)) / product if product else math.nan,
-        norm_ratio=norms[1] / norms[0] if norms[0] else math.nan,
-    )
-
-
-def _codes(matrix: QuantizedMatrix) -> Tensor:
-    """(N, K), without those of the padding."""
-    return unpack(matrix.packed, matrix.bits, matrix.block_size).flatten(1)[:, : matrix.in_features]

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from edgetune.quant.calibrate import quantize_calibrated
-from edgetune.quant.grid import QuantizedMatrix, quantize
-from edgetune.quant.scales import Chooser
+from edgetune.quantize.gptq import quantize_calibrated
+from edgetune.quantize.grid import QuantizedMatrix, quantize
+from edgetune.quantize.scales import Chooser
 from edgetune.recipe import Method
 
 
@@ -26,7 +26,7 @@ def round_weight(
 ) -> QuantizedMatrix:
     """The weight (N, K) on the grid by a method; without `spread`, those that need it search instead.
 
-    spread (K, K): `calibrate.error_spread` of the moments of the layer's inputs. Raises ModelError for a weight with
+    spread (K, K): `gptq.error_spread` of the moments of the layer's inputs. Raises ModelError for a weight with
     NaN or infinity.
     """
     return ROUNDERS[method](weight, spread, bits=bits, block_size=block_size, symmetric=symmetric)

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetune.quant.grid import QuantizedMatrix, dequantize, unpack
-from edgetune.quant.scales import storable
+from edgetune.quantize.grid import QuantizedMatrix, dequantize, unpack
+from edgetune.quantize.scales import storable
 
 
 class RepairableLinear(nn.Module):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgetune.errors import ModelError
-from edgetune.quant.scales import Chooser, choose, round_to_grid
+from edgetune.quantize.scales import Chooser, choose, round_to_grid
 
 BITS = (2, 4, 8)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
