@@ -122,9 +122,9 @@ def _carry_to_device(work: _Run, estimate: Any, trained: Any) -> RunResult:
     """All that follows the training."""
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import prepare_eval_set
-    from edgetune.export.bundle import grid_of
     from edgetune.export.survival import judge
     from edgetune.model.base import hash_base, resolve_base
+    from edgetune.quantize.precisions import grid_of
     from edgetune.verify_run import accepted
 
     run_dir = work.run_dir

@@ -90,10 +90,10 @@ def _check_base(recipe: Recipe, found: Findings) -> tuple[Path | None, Any]:
     from edgetune.export.architecture import check_architecture
     from edgetune.export.beyond import check_computable
     from edgetune.export.encoder import check_libraries
-    from edgetune.export.quantize import check_int8_layers
     from edgetune.lora.adapter import check_adapter, check_targets
     from edgetune.model.base import check_base, check_shapes, load_tokenizer, resolve_base
     from edgetune.model.classifier import check_pooling
+    from edgetune.quantize.matrices import check_int8_layers
 
     table, attempt, is_trusted = recipe.model, found.attempt, recipe.model.trust_remote_code
     base = attempt(lambda: resolve_base(table.base, table.revision, trust_remote_code=is_trusted))

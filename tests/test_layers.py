@@ -6,7 +6,7 @@
 | 1 device | runtime | jinja2, numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quantize, assets | and torch, transformers, peft, safetensors | 0 to 2 |
 | 2 parts, too | evaluate.{metrics, text_metrics, resample, gain, calibration, ...} | the same | same |
-| 3 stages | train, tune, export, evaluate, bench, report | and accelerate, onnx, optuna | 0 to 3; stages' public part |
+| 3 stages | quantize.decoder, train, tune, export, ... | and accelerate, onnx, optuna | 0 to 3; stages' public part |
 | 4 shell | pipeline, plan, plan_checks, ..._run, cli | click | 0 at module top, the rest inside a function |
 """
 
@@ -53,7 +53,7 @@ LAYERS = {
         "evaluate.classification",
         "evaluate.rejection",
     ),
-    3: ("train", "tune", "export", "evaluate", "bench", "report"),
+    3: ("quantize.decoder", "train", "tune", "export", "evaluate", "bench", "report"),
     4: ("pipeline", "plan", "plan_checks", "adapt_run", "search_run", "verify_run", "cli", "__main__"),
 }
 DEVICE = {"jinja2", "numpy", "onnxruntime", "tokenizers"}
@@ -74,7 +74,8 @@ PUBLIC = {
         "train.classify.Classification",
         "train.schedule.auto_learning_rate",
     },
-    "export": {"export.export.export", "export.as_deployed.as_deployed"},
+    "export": {"export.export.export"},
+    "quantize": {"quantize.decoder.quantize_decoder"},
     "evaluate": {
         "evaluate.evaluate.evaluate",
         "evaluate.labeller.calibrate_for",

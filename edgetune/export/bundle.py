@@ -6,22 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.data.chat import chat_template, end_ids, special_tokens
-from edgetune.recipe import ExportTable
-from edgetune.runtime.bundle import ChatFormat, Grid
-
-
-def grid_of(table: ExportTable) -> Grid | None:
-    """The grid that an [export] table asks for; None for fp16 and fp32."""
-    bits = {"int2": 2, "int4": 4, "int8": 8}.get(table.precision)
-    if bits is None:
-        return None
-    return Grid(
-        bits=bits,
-        block_size=table.block_size,
-        symmetric=table.symmetric,
-        accuracy_level=table.accuracy_level,
-        head_bits=max(bits, table.head_bits),
-    )
+from edgetune.runtime.bundle import ChatFormat
 
 
 def chat_format(tokenizer: Any, merged: Path, *, is_chat: bool, system: str | None) -> ChatFormat:

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from edgetune.data.formats import Example
 from edgetune.evaluate.labeller import calibrate_for
-from edgetune.export.bundle import grid_of
-from edgetune.export.encoder import build_encoder, put_on_grid
+from edgetune.export.encoder import build_encoder
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import load_merged, load_tokenizer, padding_id
 from edgetune.model.classifier import Classifier, load_classifier
 from edgetune.provenance import provenance
+from edgetune.quantize.encoder import put_on_grid
 from edgetune.quantize.grid import QuantizedMatrix
+from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import TOKENIZER, Bundle, ClassifierFormat, write_manifest
 from edgetune.runtime.classifier import Classifier as DeviceClassifier

@@ -13,9 +13,10 @@ from torch import nn
 from edgetune.export.checks import Check, Verification, check, made
 from edgetune.export.classifier import Built
 from edgetune.export.compare import ALL_PRODUCTS, LEAST_TOKENS, MOST_TOKENS, at_level_0
-from edgetune.export.encoder import dequantized, float_copy, graph_tensors
+from edgetune.export.encoder import graph_tensors
 from edgetune.export.weights import GraphFile, same_bytes
-from edgetune.model.classifier import Classifier
+from edgetune.model.classifier import Classifier, float_copy
+from edgetune.quantize.encoder import dequantized
 from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.runtime.bundle import GRAPH, Bundle
 from edgetune.runtime.classifier import Classifier as DeviceClassifier

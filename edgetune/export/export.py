@@ -16,13 +16,11 @@ from edgetune.data.prepare import examples, prepare
 from edgetune.data.read import on_disk
 from edgetune.errors import CheckError, RunError
 from edgetune.export.architecture import check_architecture
-from edgetune.export.bundle import chat_format, grid_of
+from edgetune.export.bundle import chat_format
 from edgetune.export.checks import Verification
 from edgetune.export.classifier import build_classifier_bundle, calibrated, draw_texts
 from edgetune.export.decoder import build_decoder
 from edgetune.export.encoder_verify import verify_encoder
-from edgetune.export.moments import Rows
-from edgetune.export.quantize import quantize_decoder
 from edgetune.export.settings import write_settings
 from edgetune.export.verify import MOST_PROMPTS, Prompt, verify
 from edgetune.files import atomic_folder, read_json, refuse_to_replace
@@ -31,7 +29,10 @@ from edgetune.model.base import context_length, load_tokenizer, padding_id
 from edgetune.model.classifier import SPEC
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.provenance import provenance
+from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
+from edgetune.quantize.moments import Rows
+from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import CALIBRATED, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import MANIFEST, Bundle, write_manifest

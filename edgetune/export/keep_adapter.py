@@ -23,10 +23,8 @@ from edgetune.data.prepare import examples
 from edgetune.data.read import on_disk
 from edgetune.errors import ModelError, RecipeError, RunError
 from edgetune.export.architecture import check_architecture
-from edgetune.export.bundle import grid_of
 from edgetune.export.checks import Verification
 from edgetune.export.export import ExportResult, build_bundle, prompts_of, put_in_place, refused, training_rows
-from edgetune.export.quantize import quantize_decoder
 from edgetune.export.side_branch import add_branches, branch_arrays, check_adapter, find_branches, write_adapter
 from edgetune.export.side_branch_verify import Kept, verify_adapter, verify_kept
 from edgetune.export.verify import MOST_PROMPTS, Prompt
@@ -38,6 +36,8 @@ from edgetune.model.base import hash_base, load_tokenizer
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.model.weights import find_tensors, hash_files
 from edgetune.provenance import provenance
+from edgetune.quantize.decoder import quantize_decoder
+from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import (

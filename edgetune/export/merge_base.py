@@ -17,16 +17,16 @@ import torch
 
 from edgetune.data.labelled import prepare_labelled
 from edgetune.data.prepare import prepare
-from edgetune.export.bundle import grid_of
-from edgetune.export.encoder import dequantized, put_on_grid
-from edgetune.export.quantize import round_all
 from edgetune.lora.merge import MergeBase, merge
 from edgetune.model.base import load_merged, load_tokenizer, padding_id, text_limit
 from edgetune.model.classifier import load_classifier
+from edgetune.quantize.encoder import dequantized, put_on_grid
+from edgetune.quantize.matrices import round_all
+from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.classify import Classification
-from edgetune.train.repair import eval_loss, load_on_grid
+from edgetune.train.repair import eval_loss, load_for_loss
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -63,7 +63,7 @@ def _loss(recipe: Recipe, run_dir: RunDir, merged: Path) -> float:
     rows = prepare(recipe, tokenizer, cache=run_dir.cache)
     if grid is None:
         return eval_loss(load_merged(merged), rows, recipe, pad_id)
-    model = load_on_grid(merged, round_all(merged, grid), rounds_inputs=grid.accuracy_level == 4)
+    model = load_for_loss(merged, round_all(merged, grid), rounds_inputs=grid.accuracy_level == 4)
     return eval_loss(model, rows, recipe, pad_id)
 
 

@@ -17,18 +17,19 @@ from typing import Any
 
 from edgetune.data.prepare import examples
 from edgetune.errors import RunError
-from edgetune.export.bundle import grid_of
 from edgetune.export.export import build_bundle, prompts_of, training_rows
-from edgetune.export.quantize import Rows, bits_of, calibrate, joined_with, round_one
 from edgetune.files import write_json
 from edgetune.model.weights import Place, find_tensors
 from edgetune.provenance import provenance
 from edgetune.quantize.folder import write_quantized
 from edgetune.quantize.grid import QuantizedMatrix
+from edgetune.quantize.matrices import bits_of, calibrate, joined_with, round_one
+from edgetune.quantize.moments import Rows
+from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import Recipe, parse_size
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Grid
-from edgetune.train.repair import eval_loss, load_on_grid
+from edgetune.train.repair import eval_loss, load_for_loss
 
 Progress = Callable[[Mapping[str, Any]], None]
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -169,7 +170,7 @@ class _Sweep:
 
     def _loss(self, matrices: Mapping[str, QuantizedMatrix]) -> float:
         rounds = self.recipe.export.accuracy_level == 4
-        model = load_on_grid(self.merged, matrices, rounds_inputs=rounds)
+        model = load_for_loss(self.merged, matrices, rounds_inputs=rounds)
         return eval_loss(model, self.rows.prepared, self.recipe, self.rows.pad_id)
 
     def _sensitivities(self, point: Point) -> list[list[str]]:

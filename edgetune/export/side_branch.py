@@ -18,9 +18,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgetune.errors import BundleError, ModelError
-from edgetune.export.architecture import EMBEDDING_TENSOR, Part, parts
+from edgetune.export.architecture import Part, parts
 from edgetune.lora.read import Adapter
-from edgetune.model.weights import Place
+from edgetune.model.weights import EMBEDDING_TENSOR, Place
 
 FORMAT = 1
 """The adapter version and model version in our adapter files: of the names and shapes of the inputs."""

@@ -26,9 +26,10 @@ from edgetune.export.verify import (
     token_sequences,
     weight_checks,
 )
-from edgetune.export.weights import DeviceTensors, GraphFile, GraphWeights, device_model
+from edgetune.export.weights import DeviceTensors, GraphFile, GraphWeights
 from edgetune.lora.merge import merge_weight
 from edgetune.lora.read import Adapter, Pair
+from edgetune.model.lazy import lazy_model
 from edgetune.model.weights import find_tensors
 from edgetune.quantize.folder import QuantizedFolder
 from edgetune.runtime.bundle import GRAPH, NO_ADAPTER, Bundle, adapter_file, choose_adapter
@@ -126,7 +127,7 @@ def _has_partner(name: str, array: np.ndarray, found: Mapping[str, np.ndarray]) 
 def _base(kept: Kept, sequences: Sequence[Sequence[int]]) -> Iterator[Check]:
     """Without an adapter the graph computes what torch computes with the dequantised base."""
     places, limit = find_tensors(kept.base), LOGITS_LIMIT[kept.bundle.precision]
-    reference = device_model(kept.base, DeviceTensors(GraphWeights(kept.bundle.path / GRAPH, places), places))
+    reference = lazy_model(kept.base, DeviceTensors(GraphWeights(kept.bundle.path / GRAPH, places), places))
     with at_level_0(choose_adapter(kept.bundle, NO_ADAPTER)) as exact:
         (found,) = deviations(reference, [exact], sequences)
         beyond = list(length_checks(reference, exact, kept.base, sequences, limit=limit))
@@ -139,7 +140,7 @@ def _logits(kept: Kept, sequences: Sequence[Sequence[int]]) -> Iterator[Check]:
     """With the adapter the graph computes what torch computes with the same base and pairs; without, something else."""
     bundle, places = kept.bundle, find_tensors(kept.base)
     device = DeviceTensors(GraphWeights(bundle.path / GRAPH, places), places)
-    reference = device_model(kept.base, AdaptedTensors(device, kept.adapter.pairs))
+    reference = lazy_model(kept.base, AdaptedTensors(device, kept.adapter.pairs))
     with at_level_0(bundle) as exact:
         bundles = [exact, choose_adapter(exact, NO_ADAPTER), bundle]
         found, without, rounded = deviations(reference, bundles, sequences)

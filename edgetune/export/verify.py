@@ -12,8 +12,9 @@ from edgetune.export.beyond import attention_checks, length_checks
 from edgetune.export.checks import Check, Verification, check, made
 from edgetune.export.compare import at_level_0, deviations
 from edgetune.export.graph import Weights
-from edgetune.export.weights import DeviceTensors, GraphWeights, WeightNode, device_model, same_bytes
+from edgetune.export.weights import DeviceTensors, GraphWeights, WeightNode, same_bytes
 from edgetune.files import read_json
+from edgetune.model.lazy import lazy_model
 from edgetune.model.weights import Place, find_tensors
 from edgetune.quantize.folder import QuantizedFolder
 from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, Bundle
@@ -102,7 +103,7 @@ def _logits(
     bundle: Bundle, merged: Path, places: Mapping[str, Place], sequences: Sequence[Sequence[int]]
 ) -> Iterator[Check]:
     """The graph computes what torch computes with the same numbers; with int8 activations, nearly."""
-    reference = device_model(merged, DeviceTensors(GraphWeights(bundle.path / GRAPH, places), places))
+    reference = lazy_model(merged, DeviceTensors(GraphWeights(bundle.path / GRAPH, places), places))
     limit = LOGITS_LIMIT[bundle.precision]
     if bundle.grid is None:
         (found,) = deviations(reference, [bundle], sequences)

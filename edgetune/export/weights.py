@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,8 +13,8 @@ from onnx.external_data_helper import ExternalDataInfo
 from torch import Tensor
 
 from edgetune.errors import BundleError
-from edgetune.export.architecture import EMBEDDING, EMBEDDING_TENSOR, HEAD_TENSOR, Part, parts
-from edgetune.model.weights import Place, read_tensor
+from edgetune.export.architecture import EMBEDDING, Part, parts
+from edgetune.model.weights import HEAD_TENSOR, Place, read_tensor
 from edgetune.quantize.grid import QuantizedMatrix, dequantize
 
 
@@ -162,33 +161,3 @@ class DeviceTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
-
-
-class CheckpointTensors(Mapping[str, Tensor]):
-    """Parameter name of the torch model -> float32 tensor from the checkpoint's file, read when it is asked for."""
-
-    def __init__(self, places: Mapping[str, Place]) -> None:
-        self._places = places
-
-    def __getitem__(self, name: str) -> Tensor:
-        is_tied = name == HEAD_TENSOR and name not in self._places
-        return read_tensor(self._places[EMBEDDING_TENSOR if is_tied else name]).float()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-
-def device_model(merged: Path, tensors: Mapping[str, Tensor]) -> Any:
-    """A transformers model that fetches each weight when its layer runs and drops it after: memory holds one layer."""
-    import accelerate
-    from accelerate.hooks import attach_align_device_hook
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(merged, local_files_only=True)
-    with accelerate.init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    attach_align_device_hook(model, execution_device=torch.device("cpu"), offload=True, weights_map=tensors)
-    return model.eval()

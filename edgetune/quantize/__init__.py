@@ -1,1 +1,1 @@
-"""The deployment grid: one quantiser for training, export and tests."""
+"""Rounding to the deployment grid: one quantiser for training, export and tests, and the ways to round with it."""

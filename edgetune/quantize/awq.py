@@ -1,7 +1,7 @@
 """Scales for the channels of a layer's inputs: weights of strong channels grow before rounding, so that they lose less.
 
-In the flow: a model, moments of its layers' inputs -> `channel_scales` for layers of one input -> export/fold.py, which
-multiplies the layers' columns by them and divides what makes the input -> rounding as of any other model.
+In the flow: a model, moments of its layers' inputs -> `channel_scales` for layers of one input -> quantize/smooth.py,
+which multiplies the layers' columns by them and divides what makes the input -> rounding as of any other model.
 Source: Lin et al. 2023, AWQ, arXiv:2306.00978, section 3.2.
 """
 

@@ -1,27 +1,21 @@
 """Rounding that minds what a layer is given: the grid's codes are chosen so that its outputs change least (GPTQ).
 
-In the flow: a model and some of its inputs -> input_moments of its linear layers -> error_spread of each moments ->
-quantize_calibrated for each weight that has these inputs. The grid, its scales and its bytes are those of grid.py.
+In the flow: moments of a layer's inputs, from moments.py -> error_spread of them -> quantize_calibrated for each weight
+that has these inputs. The grid, its scales and its bytes are those of grid.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgetune.quantize.grid import QuantizedMatrix, from_codes, one_thread, refuse_infinite
 from edgetune.quantize.scales import choose, round_to_grid
 
 DAMPING = 0.01
 """Of the mean squared input that is added to each: GPTQ's own choice (section 3.3, step 3)."""
-MOMENT_BYTES = 1 << 29
-"""Moments held at once; a model with more is run several times."""
 _STRIP = 256
 """Columns factored at a time: products of such strips are as fast as any, and hardly take memory."""
 
@@ -75,53 +69,6 @@ def error_spread(moments: Tensor) -> Tensor | None:
             corner = moments[start : start + _STRIP, start : start + _STRIP]
             strip.copy_((moments[:start, :start] @ strip) @ corner.neg())
         return moments.div_(moments.diagonal().clone().unsqueeze(1))
-
-
-def input_moments(
-    modules: Mapping[str, nn.Module], run: Callable[[], Iterator[Tensor]]
-) -> Iterator[tuple[str, Tensor]]:
-    """Name and moments (K, K) float32 of each linear layer's inputs while `run` runs the model.
-
-    `run` runs the model batch by batch and, before each, yields which of the inputs count: bool (B, T), the rows of a
-    layer's input (B, T, K). It is called once for each part of the modules whose moments fit MOMENT_BYTES.
-    """
-    for part in _parts(modules):
-        moments: dict[str, Tensor] = {}
-        counted: list[Tensor] = []
-        with ExitStack() as hooks:
-            for name, module in part.items():
-                hook = module.register_forward_pre_hook(partial(_add, name, moments, counted))
-                hooks.callback(hook.remove)
-            for mask in run():
-                counted[:] = [mask]
-        for name in list(moments):
-            yield name, moments.pop(name)
-
-
-def _add(name: str, moments: dict[str, Tensor], counted: list[Tensor], _: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """A forward hook: add the inputs that count to the moments of a layer."""
-    states = inputs[0].detach()
-    if states.shape[:-1] == counted[0].shape:  # a layer may see other things than tokens, such as positions
-        states = states[counted[0]]
-    states = states.reshape(-1, states.shape[-1]).float()
-    if name not in moments:
-        moments[name] = states.new_zeros(states.shape[-1], states.shape[-1])
-    moments[name].addmm_(states.T, states)
-
-
-def _parts(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
-    """The modules in their order, in parts whose moments are at most MOMENT_BYTES."""
-    part: dict[str, nn.Module] = {}
-    size = 0
-    for name, module in modules.items():
-        needed = 4 * int(module.weight.shape[1]) ** 2
-        if part and size + needed > MOMENT_BYTES:
-            yield part
-            part, size = {}, 0
-        part[name] = module
-        size += needed
-    if part:
-        yield part
 
 
 def _factor_upper(matrix: Tensor) -> bool:

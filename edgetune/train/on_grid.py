@@ -50,7 +50,7 @@ def train_on_grid(
     pad_id: int,
     progress: Progress | None = None,
 ) -> OnGrid:
-    """Train the merged folder's 4-bit matrices for [export] on_grid_steps; `bits` as in export.quantize.bits_of.
+    """Train the merged folder's 4-bit matrices for [export] on_grid_steps; `bits` as in quantize.matrices.bits_of.
 
     Embedding and head are on their own grid meanwhile, frozen. Raises RunError if the loss is no number.
     """

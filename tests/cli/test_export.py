@@ -13,10 +13,10 @@ from edgetune.cli import main
 from edgetune.export import verify
 from edgetune.export.export import training_rows
 from edgetune.export.graph import Weights
-from edgetune.export.quantize import quantize_decoder
 from edgetune.export.survival import layer_changes
 from edgetune.export.weights import GraphWeights, same_bytes
 from edgetune.model.weights import find_tensors
+from edgetune.quantize.decoder import quantize_decoder
 from edgetune.recipe import DataTable, ExportTable, Method, ModelTable, Recipe, load_recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import open_bundle

@@ -16,10 +16,12 @@ import torch
 from edgetune.errors import HardwareError, ModelError
 from edgetune.export.classifier import Built, token_batches
 from edgetune.export.compare import at_level_0
-from edgetune.export.encoder import build_encoder, dequantized, float_copy, put_on_grid
+from edgetune.export.encoder import build_encoder
 from edgetune.export.encoder_verify import verify_encoder
 from edgetune.export.weights import GraphFile, same_bytes
 from edgetune.model.base import ENCODERS
+from edgetune.model.classifier import float_copy
+from edgetune.quantize.encoder import dequantized, put_on_grid
 from edgetune.quantize.grid import quantize
 from edgetune.quantize.scales import CHOOSERS
 from edgetune.runtime.bundle import Grid

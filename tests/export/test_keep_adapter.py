@@ -126,9 +126,9 @@ def test_plain_onnxruntime_genai_loads_and_switches_the_adapter(bundle):
 
 def test_the_base_without_an_adapter_is_the_bundle_of_the_base(bundle, the_recipe, tiny_base, tmp_path):
     """The same weights, merged with nothing: an adapter whose B is zero."""
-    from edgetune.export.bundle import grid_of
     from edgetune.export.export import build_bundle, training_rows
-    from edgetune.export.quantize import quantize_decoder
+    from edgetune.quantize.decoder import quantize_decoder
+    from edgetune.quantize.precisions import grid_of
 
     zero = make_run(tiny_base, tmp_path / "zero", std=0.0)
     merge(zero.adapter, tiny_base, tmp_path / "merged")

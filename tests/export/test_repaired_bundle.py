@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from edgetune.export.bundle import grid_of
 from edgetune.export.export import build_bundle, training_rows
-from edgetune.export.quantize import quantize_decoder
+from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
+from edgetune.quantize.load import load_on_grid
+from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.logits import Logits
-from edgetune.train.repair import load_on_grid
 
 IDS = [5, 9, 17, 33, 65, 12, 40, 7]
 

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from edgetune.cli import main
 from edgetune.errors import ModelError, RunError
-from edgetune.export.quantize import bits_of, joined_with
 from edgetune.export.search import Point, choose, evenly, mark_front
 from edgetune.model.weights import find_tensors
+from edgetune.quantize.matrices import bits_of, joined_with
 from edgetune.recipe import BudgetTable, DataTable, ModelTable, Recipe
 from edgetune.runtime.bundle import Grid
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgetune.errors import ModelError
 from edgetune.process_memory import peak_resident_bytes, reset_peak_resident, resident_bytes
 from edgetune.quantize import gptq
-from edgetune.quantize.gptq import error_spread, input_moments, quantize_calibrated
+from edgetune.quantize.gptq import error_spread, quantize_calibrated
 from edgetune.quantize.grid import dequantize, quantize
 
 GRIDS = [(4, 32, False), (4, 32, True), (4, 16, False), (8, 128, False), (2, 32, False), (2, 64, True)]
@@ -113,34 +111,3 @@ def test_memory_holds_one_matrix_of_the_size_of_the_moments() -> None:
 def test_a_weight_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ModelError, match="NaN or infinity"):
         quantize_calibrated(torch.full((4, 32), torch.inf), torch.eye(32), bits=4, block_size=32)
-
-
-@pytest.mark.parametrize("limit", [1, 1 << 29])
-def test_moments_are_those_of_the_inputs_that_count(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the modules do not fit at once and the model is run for each of them."""
-    monkeypatch.setattr(gptq, "MOMENT_BYTES", limit)
-    torch.manual_seed(7)
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    batches = [(torch.randn(2, 4, 6), torch.rand(2, 4) > 0.3) for _ in range(3)]
-
-    def run() -> Iterator[Tensor]:
-        for states, mask in batches:
-            yield mask
-            model(states)
-
-    found = dict(input_moments({"0": model[0], "2": model[2]}, run))
-    first = torch.cat([states[mask] for states, mask in batches])
-    second = torch.relu(model[0](first)).detach()
-    torch.testing.assert_close(found["0"], first.T @ first)
-    torch.testing.assert_close(found["2"], second.T @ second)
-    assert not model[0]._forward_pre_hooks
-
-
-def test_inputs_that_are_no_tokens_count_whole() -> None:
-    model = nn.Linear(6, 5)
-
-    def run() -> Iterator[Tensor]:
-        yield torch.zeros(2, 4, dtype=torch.bool)
-        model(torch.ones(3, 6))
-
-    assert torch.equal(dict(input_moments({"p": model}, run))["p"], torch.full((6, 6), 3.0))

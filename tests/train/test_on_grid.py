@@ -9,17 +9,18 @@ import torch
 import torch.nn.functional as F
 
 from edgetune.data.prepare import prepare
-from edgetune.export.moments import Rows
-from edgetune.export.quantize import bits_of, quantize_decoder, round_one
 from edgetune.model.base import load_tokenizer
 from edgetune.model.weights import find_tensors
+from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.grid import dequantize, quantize
+from edgetune.quantize.matrices import bits_of, round_one
+from edgetune.quantize.moments import Rows
 from edgetune.quantize.quantization_aware import OnGridLinear
 from edgetune.quantize.repairable import round_inputs
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.bundle import Grid
 from edgetune.train.on_grid import train_on_grid
-from edgetune.train.repair import eval_loss, load_on_grid
+from edgetune.train.repair import eval_loss, load_for_loss
 
 GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 
@@ -91,7 +92,7 @@ def test_training_starts_from_the_very_model_that_would_be_shipped(recipe, rows,
     methods = {name: "rtn" if count == 4 else "search" for name, count in bits.items()}
     matrices = {name: round_one(places[name], bits[name], grid, method) for name, method in methods.items()}
     losses = [
-        eval_loss(load_on_grid(tiny_base, matrices, rounds_inputs=rounds), rows.prepared, recipe, rows.pad_id)
+        eval_loss(load_for_loss(tiny_base, matrices, rounds_inputs=rounds), rows.prepared, recipe, rows.pad_id)
         for rounds in (level == 4, level != 4)
     ]
     assert done.curve[0][1] == pytest.approx(losses[0], rel=1e-6)

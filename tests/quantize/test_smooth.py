@@ -1,4 +1,4 @@
-"""export/fold.py: a decoder with scaled channels is the same model in float."""
+"""quantize/smooth.py: a decoder with scaled channels is the same model in float."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from edgetune.data.prepare import prepare
-from edgetune.export.fold import find_groups, fold_decoder, write_folded
-from edgetune.export.moments import Rows
-from edgetune.export.quantize import bits_of
 from edgetune.model.base import load_merged, load_tokenizer
 from edgetune.model.weights import find_tensors, read_tensor
+from edgetune.quantize.matrices import bits_of
+from edgetune.quantize.moments import Rows
+from edgetune.quantize.smooth import find_groups, fold_decoder, write_folded
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe
 from edgetune.runtime.bundle import Grid
 

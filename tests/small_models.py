@@ -1,4 +1,4 @@
-"""Random decoders small enough to export in seconds."""
+"""Random decoders and classifiers small enough to round and export in seconds: fixtures of many folders of tests."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def a_decoder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     """What classifiers are verified on."""
-    path = Path(__file__).parent.parent.parent / "edgetune/assets/home/train.jsonl"
+    path = Path(__file__).parent.parent / "edgetune/assets/home/train.jsonl"
     return [json.loads(row)["prompt"] for row in path.read_text(encoding="utf-8").splitlines()[:40]]
 
 
@@ -147,7 +147,8 @@ def exported(
 ) -> Callable[..., Any]:
     """What a bundle of a model type at a precision was built from, as Built; each made once, for it takes seconds."""
     from edgetune.export.classifier import Built, save_tokenizer, token_batches
-    from edgetune.export.encoder import build_encoder, put_on_grid
+    from edgetune.export.encoder import build_encoder
+    from edgetune.quantize.encoder import put_on_grid
     from edgetune.runtime.bundle import Bundle, ClassifierFormat, Grid, write_manifest
 
     @cache

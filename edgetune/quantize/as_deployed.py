@@ -10,14 +10,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from edgetune.export.bundle import grid_of
-from edgetune.export.encoder import dequantized, put_on_grid
-from edgetune.export.quantize import bits_of, round_one
 from edgetune.model.base import load_merged
 from edgetune.model.classifier import load_classifier
 from edgetune.model.weights import find_tensors
+from edgetune.quantize.encoder import dequantized, put_on_grid
+from edgetune.quantize.load import load_on_grid
+from edgetune.quantize.matrices import bits_of, round_one
+from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import Recipe
-from edgetune.train.repair import load_on_grid
 
 
 def as_deployed(merged: Path, recipe: Recipe) -> Any:
@@ -38,5 +38,5 @@ def as_deployed(merged: Path, recipe: Recipe) -> Any:
     bits = bits_of(places, grid, recipe.export.int8_layers)
     matrices = {name: round_one(places[name], count, grid) for name, count in bits.items()}
     model = load_on_grid(merged, matrices, rounds_inputs=grid.accuracy_level == 4)
-    model.config._attn_implementation = "sdpa"  # in place of training's packed rows, which no answer comes in
+    model.config._attn_implementation = "sdpa"
     return model

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgetune.export.moments import Rows, layer_moments
 from edgetune.files import atomic_folder
 from edgetune.model.base import read_config
 from edgetune.model.weights import INDEX, SINGLE, Place, Writer, find_tensors, read_tensor
 from edgetune.quantize.awq import channel_scales, for_columns
+from edgetune.quantize.moments import Rows, layer_moments
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import Grid
 
