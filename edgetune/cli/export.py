@@ -196,12 +196,12 @@ def _export(
     from edgetune.data.prepare import examples
     from edgetune.errors import RecipeError, RunError
     from edgetune.export.export import export, export_classifier, export_folder, prompts_of, training_rows
-    from edgetune.export.verify import MOST_PROMPTS
     from edgetune.files import beside
     from edgetune.lock import only_process
     from edgetune.model.classifier import SPEC, read_spec
     from edgetune.recipe import parse_recipe
     from edgetune.run_dir import RunDir
+    from edgetune.verify.generation import MOST_PROMPTS
 
     run_dir = RunDir(source)
     if run_dir.recipe.is_file() or not (source / "config.json").is_file():

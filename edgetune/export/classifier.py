@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,16 @@ from edgetune.evaluate.labeller import calibrate_for
 from edgetune.export.encoder import build_encoder
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import load_merged, load_tokenizer, padding_id
-from edgetune.model.classifier import Classifier, load_classifier
+from edgetune.model.classifier import load_classifier
 from edgetune.provenance import provenance
 from edgetune.quantize.encoder import put_on_grid
-from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import TOKENIZER, Bundle, ClassifierFormat, write_manifest
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
+from edgetune.verify.classification import Built
 
 BATCH_TEXTS = 32
-
-
-@dataclass(frozen=True)
-class Built:
-    """A bundle, not verified yet, and what it was made from."""
-
-    bundle: Bundle
-    classifier: Classifier
-    """In torch, in float32."""
-    matrices: Mapping[str, QuantizedMatrix]
-    """Its weights on the bundle's grid, by module; none for a float precision."""
-    tokenizer: Any
 
 
 def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: Sequence[str] = ()) -> Built:

@@ -17,12 +17,9 @@ from edgetune.data.read import on_disk
 from edgetune.errors import CheckError, RunError
 from edgetune.export.architecture import check_architecture
 from edgetune.export.bundle import chat_format
-from edgetune.export.checks import Verification
 from edgetune.export.classifier import build_classifier_bundle, calibrated, draw_texts
 from edgetune.export.decoder import build_decoder
-from edgetune.export.encoder_verify import verify_encoder
 from edgetune.export.settings import write_settings
-from edgetune.export.verify import MOST_PROMPTS, Prompt, verify
 from edgetune.files import atomic_folder, read_json, refuse_to_replace
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import context_length, load_tokenizer, padding_id
@@ -36,6 +33,9 @@ from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import CALIBRATED, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import MANIFEST, Bundle, write_manifest
+from edgetune.verify.checks import Verification
+from edgetune.verify.classification import verify_encoder
+from edgetune.verify.generation import MOST_PROMPTS, Prompt, verify
 
 Progress = Callable[[Mapping[str, Any]], None]
 

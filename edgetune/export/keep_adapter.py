@@ -22,12 +22,9 @@ from typing import Any
 from edgetune.data.prepare import examples
 from edgetune.data.read import on_disk
 from edgetune.errors import ModelError, RecipeError, RunError
+from edgetune.export.adapter_inputs import add_branches, branch_arrays, check_adapter, find_branches, write_adapter
 from edgetune.export.architecture import check_architecture
-from edgetune.export.checks import Verification
 from edgetune.export.export import ExportResult, build_bundle, prompts_of, put_in_place, refused, training_rows
-from edgetune.export.side_branch import add_branches, branch_arrays, check_adapter, find_branches, write_adapter
-from edgetune.export.side_branch_verify import Kept, verify_adapter, verify_kept
-from edgetune.export.verify import MOST_PROMPTS, Prompt
 from edgetune.files import atomic_file
 from edgetune.hashes import hash_file, hash_values
 from edgetune.lora.merge import MergeBase, write_base
@@ -53,6 +50,9 @@ from edgetune.runtime.bundle import (
     open_bundle,
     write_manifest,
 )
+from edgetune.verify.adapter import Kept, verify_adapter, verify_kept
+from edgetune.verify.checks import Verification
+from edgetune.verify.generation import MOST_PROMPTS, Prompt
 
 Progress = Callable[[Mapping[str, Any]], None]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

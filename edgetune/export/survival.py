@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edgetune.evaluate.ledger import Kept, gains
 from edgetune.export.graph import Weights, join
-from edgetune.export.weights import GraphWeights
+from edgetune.export.read_graph import GraphWeights
 from edgetune.files import write_json
 from edgetune.lora.merge import BaseTensors
 from edgetune.lora.read import read_record

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgetune.export.compare import at_level_0
 from edgetune.export.export import build_any
-from edgetune.export.weights import GraphFile
+from edgetune.export.read_graph import GraphFile
 from edgetune.model.weights import find_tensors
 from edgetune.quantize.grid import dequantize
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import GRAPH, Bundle, write_manifest
+from edgetune.verify.deviation import at_level_0
 
 MOST_FLOAT_BYTES = 4 * 1024**3
 """A float32 graph larger than that is not built for the ledger."""

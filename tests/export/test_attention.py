@@ -10,12 +10,12 @@ import torch
 
 from edgetune.errors import ModelError
 from edgetune.export.attention import attention_of, decoder_attention
-from edgetune.export.beyond import attention_checks, check_computable
-from edgetune.export.compare import tail_deviation
 from edgetune.export.decoder import build_bare
 from edgetune.export.export import export_folder
 from edgetune.runtime.bundle import Bundle
 from edgetune.runtime.logits import Logits
+from edgetune.verify.deviation import tail_deviation
+from edgetune.verify.lengths import attention_checks, check_computable
 
 WINDOW = 24
 TOKENS = 60
@@ -174,8 +174,8 @@ def test_verification_goes_beyond_the_window(a_decoder, a_recipe, prompts, tmp_p
 def test_what_would_take_the_model_too_long_is_verified_on_a_small_one(
     a_decoder, a_recipe, prompts, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("edgetune.export.beyond.LEAST_TOKENS", 0)
-    monkeypatch.setattr("edgetune.export.beyond.ALL_PRODUCTS", 0)
+    monkeypatch.setattr("edgetune.verify.lengths.LEAST_TOKENS", 0)
+    monkeypatch.setattr("edgetune.verify.lengths.ALL_PRODUCTS", 0)
     folder = a_decoder("Mistral", sliding_window=100)
     result = export_folder(folder, tmp_path / "bundle", a_recipe(precision="fp32"), prompts=prompts)
     (found,) = (check for check in result.verification.checks if check.name == "logits beyond 100 tokens")

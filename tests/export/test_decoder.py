@@ -13,7 +13,7 @@ from edgetune.errors import ModelError
 from edgetune.export.architecture import BUILDERS, check_architecture
 from edgetune.export.decoder import build_decoder
 from edgetune.export.export import export_folder
-from edgetune.export.weights import GraphWeights
+from edgetune.export.read_graph import GraphWeights
 from edgetune.model.weights import find_tensors
 from edgetune.quantize.grid import dequantize
 from edgetune.runtime.bundle import Grid

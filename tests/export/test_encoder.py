@@ -14,11 +14,9 @@ import pytest
 import torch
 
 from edgetune.errors import HardwareError, ModelError
-from edgetune.export.classifier import Built, token_batches
-from edgetune.export.compare import at_level_0
+from edgetune.export.classifier import token_batches
 from edgetune.export.encoder import build_encoder
-from edgetune.export.encoder_verify import verify_encoder
-from edgetune.export.weights import GraphFile, same_bytes
+from edgetune.export.read_graph import GraphFile, same_bytes
 from edgetune.model.base import ENCODERS
 from edgetune.model.classifier import float_copy
 from edgetune.quantize.encoder import dequantized, put_on_grid
@@ -26,6 +24,8 @@ from edgetune.quantize.grid import quantize
 from edgetune.quantize.scales import CHOOSERS
 from edgetune.runtime.bundle import Grid
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
+from edgetune.verify.classification import Built, verify_encoder
+from edgetune.verify.deviation import at_level_0
 
 FAST = ("bert", "roberta")
 KINDS = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in ENCODERS]

@@ -13,8 +13,8 @@ import torch
 
 from edgetune.errors import BundleError, CheckError, ModelError, RecipeError, RunError
 from edgetune.export import keep_adapter as stage
+from edgetune.export.adapter_inputs import read_arrays
 from edgetune.export.keep_adapter import add_adapter, check_name, export_keeping_adapter
-from edgetune.export.side_branch import read_arrays
 from edgetune.lora.adapter import attach, save
 from edgetune.lora.merge import merge
 from edgetune.model.base import load_base

@@ -9,13 +9,13 @@ import pytest
 from edgetune.data.formats import Example, Message
 from edgetune.errors import CheckError, ModelError, RunError
 from edgetune.export import export as stage
-from edgetune.export import verify as verification_module
 from edgetune.export.export import export, export_classifier, prompts_of
 from edgetune.model.classifier import save_head
 from edgetune.recipe import DataTable, parse_recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import check_hashes, open_bundle
 from edgetune.runtime.decoder import Decoder
+from edgetune.verify import generation
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_two_exports_give_the_same_bytes(run, tmp_path):
 def test_a_bundle_that_fails_is_left_aside_and_the_old_one_stays(run, monkeypatch):
     recipe, run_dir = run
     old = export(recipe, run_dir).bundle
-    monkeypatch.setitem(verification_module.LOGITS_LIMIT, "int8", -1.0)
+    monkeypatch.setitem(generation.LOGITS_LIMIT, "int8", -1.0)
     recipe = dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, precision="int8"))
     with pytest.raises(CheckError, match=r"logits against torch") as caught:
         export(recipe, run_dir, force=True)
@@ -104,7 +104,7 @@ def test_a_classifier_whose_answers_turn_unknown_on_the_grid_is_refused(
         source="recipe.toml",
     )
     monkeypatch.setattr(stage, "calibrated", lambda bundle, _: flipping(bundle, classifier, tokenizer, texts)[0])
-    monkeypatch.setattr("edgetune.export.encoder_verify.CHANGED_SHARE", 1 / len(asked))  # one text is there five times
+    monkeypatch.setattr("edgetune.verify.classification.CHANGED_SHARE", 1 / len(asked))  # one text is there five times
     with pytest.raises(CheckError, match="changed answers") as caught:
         export_classifier(merged, tmp_path / "bundle", recipe)
     assert "rounded activations" not in caught.value.message

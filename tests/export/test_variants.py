@@ -7,11 +7,11 @@ import onnx
 import pytest
 
 from edgetune.export import variants
-from edgetune.export.compare import at_level_0
 from edgetune.export.export import build_any
 from edgetune.export.variants import exact
 from edgetune.runtime.bundle import GRAPH
 from edgetune.runtime.logits import Logits
+from edgetune.verify.deviation import at_level_0
 
 IDS = [5, 70, 71, 72, 9, 130]
 

@@ -16,12 +16,12 @@ import torch
 
 from edgetune.errors import ModelError
 from edgetune.export.attention import Attention, attention_of, check_rotation
-from edgetune.export.compare import Deviation, tail_deviation
 from edgetune.export.decoder import build_bare
 from edgetune.files import write_json
 from edgetune.model.base import empty_model
 from edgetune.model.quiet import quiet
 from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, Bundle
+from edgetune.verify.deviation import Deviation, tail_deviation
 
 VOCABULARY = 251
 """No other size in the model: the builder tells the head by it."""

@@ -1,4 +1,4 @@
-"""Side branches: a decoder's graph that holds the base and takes the adapter as inputs, and the adapter's own file.
+"""Adapter inputs: a decoder's graph that holds the base and takes an adapter as inputs, and the adapter's own file.
 
 Each product x W^T that an adapter changes becomes x W^T + (x A) B, where A and B are inputs of the graph whose defaults
 have rank 0: without an adapter the base runs. onnxruntime feeds them from an .onnx_adapter file. Where the graph makes

@@ -12,12 +12,18 @@ import numpy as np
 import onnx
 from torch import Tensor
 
-from edgetune.export.beyond import attention_checks, length_checks
-from edgetune.export.checks import Check, Verification, check, made
-from edgetune.export.compare import at_level_0, deviations
+from edgetune.export.adapter_inputs import read_arrays
 from edgetune.export.graph import Weights
-from edgetune.export.side_branch import read_arrays
-from edgetune.export.verify import (
+from edgetune.export.read_graph import DeviceTensors, GraphFile, GraphWeights
+from edgetune.lora.merge import merge_weight
+from edgetune.lora.read import Adapter, Pair
+from edgetune.model.lazy import lazy_model
+from edgetune.model.weights import find_tensors
+from edgetune.quantize.folder import QuantizedFolder
+from edgetune.runtime.bundle import GRAPH, NO_ADAPTER, Bundle, adapter_file, choose_adapter
+from edgetune.verify.checks import Check, Verification, check, made
+from edgetune.verify.deviation import at_level_0, deviations
+from edgetune.verify.generation import (
     KL_LIMIT,
     LOGITS_LIMIT,
     MOST_PROMPTS,
@@ -26,13 +32,7 @@ from edgetune.export.verify import (
     token_sequences,
     weight_checks,
 )
-from edgetune.export.weights import DeviceTensors, GraphFile, GraphWeights
-from edgetune.lora.merge import merge_weight
-from edgetune.lora.read import Adapter, Pair
-from edgetune.model.lazy import lazy_model
-from edgetune.model.weights import find_tensors
-from edgetune.quantize.folder import QuantizedFolder
-from edgetune.runtime.bundle import GRAPH, NO_ADAPTER, Bundle, adapter_file, choose_adapter
+from edgetune.verify.lengths import attention_checks, length_checks
 
 EFFECT_LIMIT = 0.5
 """Most that the tolerance of the logits may be of the adapter's effect; else the right adapter looks like none."""

@@ -1,4 +1,4 @@
-"""export/verify.py: a bundle that is not what was trained does not pass."""
+"""verify/generation.py: a bundle that is not what was trained does not pass."""
 
 import dataclasses
 import json
@@ -11,11 +11,11 @@ import onnx
 import pytest
 
 from edgetune.export.export import build_bundle
-from edgetune.export.verify import Verification, verify
-from edgetune.export.weights import GraphWeights
+from edgetune.export.read_graph import GraphWeights
 from edgetune.model.weights import find_tensors
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe
 from edgetune.runtime.bundle import Bundle
+from edgetune.verify.generation import Verification, verify
 
 
 @pytest.fixture(scope="module")

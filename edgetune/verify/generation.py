@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.data.chat import end_ids, render_turns
-from edgetune.export.beyond import attention_checks, length_checks
-from edgetune.export.checks import Check, Verification, check, made
-from edgetune.export.compare import at_level_0, deviations
 from edgetune.export.graph import Weights
-from edgetune.export.weights import DeviceTensors, GraphWeights, WeightNode, same_bytes
+from edgetune.export.read_graph import DeviceTensors, GraphWeights, WeightNode, same_bytes
 from edgetune.files import read_json
 from edgetune.model.lazy import lazy_model
 from edgetune.model.weights import Place, find_tensors
@@ -21,6 +18,9 @@ from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, Bundle
 from edgetune.runtime.decoder import Decoder
 from edgetune.runtime.prompt import Prompter
 from edgetune.runtime.session import genai_config, import_genai
+from edgetune.verify.checks import Check, Verification, check, made
+from edgetune.verify.deviation import at_level_0, deviations
+from edgetune.verify.lengths import attention_checks, length_checks
 
 Prompt = Mapping[str, Any] | Sequence[Mapping[str, Any]] | str
 """Messages up to where the answer starts, alone or as {"messages", "tools"}; or plain text."""

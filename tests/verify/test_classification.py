@@ -1,4 +1,4 @@
-"""export/encoder_verify.py: a bundle that is not the classifier it was made from does not pass."""
+"""verify/classification.py: a bundle that is not the classifier it was made from does not pass."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import onnx
 import pytest
 from onnx.external_data_helper import ExternalDataInfo
 
-from edgetune.export.checks import Check, Verification
-from edgetune.export.encoder_verify import verify_encoder
 from edgetune.runtime.bundle import Bundle
+from edgetune.verify.checks import Check, Verification
+from edgetune.verify.classification import verify_encoder
 
 LAYER = "classifier.encoder.encoder.layer.1.output"
 PARTS = ("dense.packed", "dense.scales", "dense.zero_points", "dense.bias", "LayerNorm.weight")
@@ -119,8 +119,8 @@ def test_inputs_wired_wrongly_are_found_in_the_logits(verified) -> None:
 def test_changed_answers_decide_however_large_the_encoder_is(
     exported, texts: list[str], monkeypatch: pytest.MonkeyPatch, count: int, is_required: bool
 ) -> None:
-    monkeypatch.setattr("edgetune.export.encoder_verify.ALL_PRODUCTS", 0)
-    monkeypatch.setattr("edgetune.export.encoder_verify.LEAST_TOKENS", 1)
+    monkeypatch.setattr("edgetune.verify.classification.ALL_PRODUCTS", 0)
+    monkeypatch.setattr("edgetune.verify.classification.LEAST_TOKENS", 1)
     verification = verify_encoder(exported("bert", "int4"), (texts * 2)[:count])
     changed = changed_answers(verification)
     assert changed.is_required is is_required

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from edgetune.export.checks import Check, Verification, check, made
-from edgetune.export.classifier import Built
-from edgetune.export.compare import ALL_PRODUCTS, LEAST_TOKENS, MOST_TOKENS, at_level_0
 from edgetune.export.encoder import graph_tensors
-from edgetune.export.weights import GraphFile, same_bytes
+from edgetune.export.read_graph import GraphFile, same_bytes
 from edgetune.model.classifier import Classifier, float_copy
 from edgetune.quantize.encoder import dequantized
 from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.runtime.bundle import GRAPH, Bundle
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
+from edgetune.verify.checks import Check, Verification, check, made
+from edgetune.verify.deviation import ALL_PRODUCTS, LEAST_TOKENS, MOST_TOKENS, at_level_0
 
 MOST_TEXTS = 200
 BATCH_TEXTS = 16
 LOGITS_LIMIT = {"fp32": 1e-3, "fp16": 5e-2, "int4": 1e-3, "int8": 1e-3}
-"""Largest difference, in standard deviations of the logits: see verify.LOGITS_LIMIT."""
+"""Largest difference, in standard deviations of the logits: see generation.LOGITS_LIMIT."""
 ROUNDED_LIMIT = 0.2
 """Root mean square, in the same unit; what int8 activations may cost. A sound MiniLM measures 0.02, broken ones 1."""
 CHANGED_SHARE = 0.05
@@ -34,6 +34,18 @@ LEAST_COMPARED = 50
 """Texts that are compared however large the encoder is, where the user has so many; with fewer it is told only."""
 DIFFERING_SHARE = 0.05
 """Of the texts may get another answer than from torch with the same integers, a single one always: close calls."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A bundle, not verified yet, and what it was made from."""
+
+    bundle: Bundle
+    classifier: Classifier
+    """In torch, in float32."""
+    matrices: Mapping[str, QuantizedMatrix]
+    """Its weights on the bundle's grid, by module; none for a float precision."""
+    tokenizer: Any
 
 
 def verify_encoder(built: Built, texts: Sequence[str]) -> Verification:

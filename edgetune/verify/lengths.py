@@ -13,12 +13,12 @@ import numpy as np
 
 from edgetune.errors import ModelError
 from edgetune.export.attention import Attention, decoder_attention, rotary_tables
-from edgetune.export.checks import Check, check
-from edgetune.export.compare import ALL_LOGITS, ALL_PRODUCTS, tail_deviation
 from edgetune.export.decoder import ROTARY_TABLES
-from edgetune.export.stand_in import stand_in_deviations
-from edgetune.export.weights import GraphFile
+from edgetune.export.read_graph import GraphFile
 from edgetune.runtime.bundle import GRAPH, Bundle
+from edgetune.verify.checks import Check, check
+from edgetune.verify.deviation import ALL_LOGITS, ALL_PRODUCTS, tail_deviation
+from edgetune.verify.stand_in import stand_in_deviations
 
 TAIL = 16
 """Tokens beyond a length whose logits are compared."""
