@@ -18,8 +18,8 @@ from typing import Any, get_args
 
 import click
 
-from edgetune.export.export import training_rows
-from edgetune.export.search import stored_bytes
+from edgetune.bundle.export import training_rows
+from edgetune.bundle.search import stored_bytes
 from edgetune.files import write_json
 from edgetune.model.base import load_merged
 from edgetune.provenance import provenance

@@ -146,7 +146,7 @@ def exported(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Any]:
     """What a bundle of a model type at a precision was built from, as Built; each made once, for it takes seconds."""
-    from edgetune.export.classifier import save_tokenizer, token_batches
+    from edgetune.bundle.classification import save_tokenizer, token_batches
     from edgetune.export.encoder import build_encoder
     from edgetune.quantize.encoder import put_on_grid
     from edgetune.runtime.bundle import Bundle, ClassifierFormat, Grid, write_manifest

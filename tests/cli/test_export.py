@@ -9,11 +9,11 @@ from typing import get_args
 import pytest
 from click.testing import CliRunner, Result
 
+from edgetune.bundle.export import training_rows
+from edgetune.bundle.survival import layer_changes
 from edgetune.cli import main
-from edgetune.export.export import training_rows
 from edgetune.export.graph import Weights
 from edgetune.export.read_graph import GraphWeights, same_bytes
-from edgetune.export.survival import layer_changes
 from edgetune.model.weights import find_tensors
 from edgetune.quantize.decoder import quantize_decoder
 from edgetune.recipe import DataTable, ExportTable, Method, ModelTable, Recipe, load_recipe

@@ -8,10 +8,10 @@ import onnx
 import pytest
 import torch
 
+from edgetune.bundle.export import export_folder
 from edgetune.errors import ModelError
 from edgetune.export.attention import attention_of, decoder_attention
 from edgetune.export.decoder import build_bare
-from edgetune.export.export import export_folder
 from edgetune.runtime.bundle import Bundle
 from edgetune.runtime.logits import Logits
 from edgetune.verify.deviation import tail_deviation

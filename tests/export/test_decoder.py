@@ -9,10 +9,10 @@ import pytest
 import torch
 from onnx.external_data_helper import ExternalDataInfo
 
+from edgetune.bundle.export import export_folder
 from edgetune.errors import ModelError
 from edgetune.export.architecture import BUILDERS, check_architecture
 from edgetune.export.decoder import build_decoder
-from edgetune.export.export import export_folder
 from edgetune.export.read_graph import GraphWeights
 from edgetune.model.weights import find_tensors
 from edgetune.quantize.grid import dequantize

@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 
+from edgetune.bundle.classification import token_batches
 from edgetune.errors import HardwareError, ModelError
-from edgetune.export.classifier import token_batches
 from edgetune.export.encoder import build_encoder
 from edgetune.export.read_graph import GraphFile, same_bytes
 from edgetune.model.base import ENCODERS

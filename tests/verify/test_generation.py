@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgetune.export.export import build_bundle
+from edgetune.bundle.generation import build_bundle
 from edgetune.export.read_graph import GraphWeights
 from edgetune.model.weights import find_tensors
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe

@@ -1,4 +1,4 @@
-"""export/export.py: a bundle takes its place only if it holds."""
+"""bundle/export.py: a bundle takes its place only if it holds."""
 
 import dataclasses
 import json
@@ -6,10 +6,11 @@ import os
 
 import pytest
 
+from edgetune.bundle import export as stage
+from edgetune.bundle.export import export, export_classifier
+from edgetune.bundle.generation import prompts_of
 from edgetune.data.formats import Example, Message
 from edgetune.errors import CheckError, ModelError, RunError
-from edgetune.export import export as stage
-from edgetune.export.export import export, export_classifier, prompts_of
 from edgetune.model.classifier import save_head
 from edgetune.recipe import DataTable, parse_recipe
 from edgetune.run_dir import RunDir

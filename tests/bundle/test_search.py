@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from edgetune.bundle.search import Point, choose, evenly, mark_front
 from edgetune.cli import main
 from edgetune.errors import ModelError, RunError
-from edgetune.export.search import Point, choose, evenly, mark_front
 from edgetune.model.weights import find_tensors
 from edgetune.quantize.matrices import bits_of, joined_with
 from edgetune.recipe import BudgetTable, DataTable, ModelTable, Recipe
@@ -108,8 +108,8 @@ bootstrap_samples = 100
 
 def test_a_run_is_swept_and_its_best_bundle_exported(tiny_base, tiny_rows, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("edgetune.export.search.BLOCK_SIZES", (32, 64))
-    monkeypatch.setattr("edgetune.export.search.MOST_BUILT", 2)
+    monkeypatch.setattr("edgetune.bundle.search.BLOCK_SIZES", (32, 64))
+    monkeypatch.setattr("edgetune.bundle.search.MOST_BUILT", 2)
     Path("tiny.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
     for arguments in (["train", "tiny.toml"], ["merge", "runs/tiny"]):
         done = CliRunner().invoke(main, arguments)

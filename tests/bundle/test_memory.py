@@ -18,7 +18,7 @@ import json
 import sys
 from pathlib import Path
 
-from edgetune.export.export import build_any
+from edgetune.bundle.export import build_any
 from edgetune.lora.merge import merge
 from edgetune.process_memory import peak_resident_bytes, reset_peak_resident, resident_bytes
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgetune.export.export import build_bundle, training_rows
+from edgetune.bundle.export import training_rows
+from edgetune.bundle.generation import build_bundle
 from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
 from edgetune.quantize.load import load_on_grid

@@ -1,4 +1,4 @@
-"""export/push.py and `edgetune push`, against a hub of one's own."""
+"""bundle/push.py and `edgetune push`, against a hub of one's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""export/merge_base.py: which base to merge on is measured after rounding."""
+"""bundle/merge_base.py: which base to merge on is measured after rounding."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from edgetune.bundle import merge_base
+from edgetune.bundle.merge_base import choose_merge_base
 from edgetune.errors import EdgeTuneError
-from edgetune.export import merge_base
-from edgetune.export.merge_base import choose_merge_base
 from edgetune.pipeline import merge_base_of
 from edgetune.recipe import parse_recipe
 from edgetune.run_dir import RunDir

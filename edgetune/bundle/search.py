@@ -15,9 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from edgetune.bundle.export import training_rows
+from edgetune.bundle.generation import build_bundle, prompts_of
 from edgetune.data.prepare import examples
 from edgetune.errors import RunError
-from edgetune.export.export import build_bundle, prompts_of, training_rows
 from edgetune.files import write_json
 from edgetune.model.weights import Place, find_tensors
 from edgetune.provenance import provenance

@@ -1,4 +1,4 @@
-"""export/keep_adapter.py: the base once, adapters beside it, each shown to be the right one."""
+"""bundle/keep_adapter.py: the base once, adapters beside it, each shown to be the right one."""
 
 import dataclasses
 import json
@@ -11,10 +11,10 @@ import onnx
 import pytest
 import torch
 
+from edgetune.bundle import keep_adapter as stage
+from edgetune.bundle.keep_adapter import add_adapter, check_name, export_keeping_adapter
 from edgetune.errors import BundleError, CheckError, ModelError, RecipeError, RunError
-from edgetune.export import keep_adapter as stage
 from edgetune.export.adapter_inputs import read_arrays
-from edgetune.export.keep_adapter import add_adapter, check_name, export_keeping_adapter
 from edgetune.lora.adapter import attach, save
 from edgetune.lora.merge import merge
 from edgetune.model.base import load_base
@@ -126,7 +126,8 @@ def test_plain_onnxruntime_genai_loads_and_switches_the_adapter(bundle):
 
 def test_the_base_without_an_adapter_is_the_bundle_of_the_base(bundle, the_recipe, tiny_base, tmp_path):
     """The same weights, merged with nothing: an adapter whose B is zero."""
-    from edgetune.export.export import build_bundle, training_rows
+    from edgetune.bundle.export import training_rows
+    from edgetune.bundle.generation import build_bundle
     from edgetune.quantize.decoder import quantize_decoder
     from edgetune.quantize.precisions import grid_of
 

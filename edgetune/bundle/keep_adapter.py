@@ -19,12 +19,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from edgetune.bundle.export import ExportResult, put_in_place, refused, training_rows
+from edgetune.bundle.generation import build_bundle, prompts_of
 from edgetune.data.prepare import examples
 from edgetune.data.read import on_disk
 from edgetune.errors import ModelError, RecipeError, RunError
 from edgetune.export.adapter_inputs import add_branches, branch_arrays, check_adapter, find_branches, write_adapter
 from edgetune.export.architecture import check_architecture
-from edgetune.export.export import ExportResult, build_bundle, prompts_of, put_in_place, refused, training_rows
 from edgetune.files import atomic_file
 from edgetune.hashes import hash_file, hash_values
 from edgetune.lora.merge import MergeBase, write_base

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgetune.export.export import build_any
+from edgetune.bundle.export import build_any
 from edgetune.export.read_graph import GraphFile
 from edgetune.model.weights import find_tensors
 from edgetune.quantize.grid import dequantize

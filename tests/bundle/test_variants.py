@@ -1,4 +1,4 @@
-"""export/variants.py: what the ledger compares the bundle with computes with the bundle's own numbers."""
+"""bundle/variants.py: what the ledger compares the bundle with computes with the bundle's own numbers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from edgetune.export import variants
-from edgetune.export.export import build_any
-from edgetune.export.variants import exact
+from edgetune.bundle import variants
+from edgetune.bundle.export import build_any
+from edgetune.bundle.variants import exact
 from edgetune.runtime.bundle import GRAPH
 from edgetune.runtime.logits import Logits
 from edgetune.verify.deviation import at_level_0

@@ -6,28 +6,23 @@ import dataclasses
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from edgetune.bundle.classification import build_classifier_bundle, calibrated, draw_texts
+from edgetune.bundle.generation import build_bundle, prompts_of
 from edgetune.data.prepare import examples, prepare
 from edgetune.data.read import on_disk
 from edgetune.errors import CheckError, RunError
 from edgetune.export.architecture import check_architecture
-from edgetune.export.bundle import chat_format
-from edgetune.export.classifier import build_classifier_bundle, calibrated, draw_texts
-from edgetune.export.decoder import build_decoder
-from edgetune.export.settings import write_settings
 from edgetune.files import atomic_folder, read_json, refuse_to_replace
-from edgetune.hashes import hash_tree, hash_values
-from edgetune.model.base import context_length, load_tokenizer, padding_id
+from edgetune.model.base import load_tokenizer, padding_id
 from edgetune.model.classifier import SPEC
 from edgetune.model.memory import peak_memory_bytes, reset_peak
-from edgetune.provenance import provenance
 from edgetune.quantize.decoder import quantize_decoder
-from edgetune.quantize.folder import QuantizedFolder
 from edgetune.quantize.moments import Rows
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import CALIBRATED, Recipe
@@ -201,65 +196,12 @@ def _is_failed_bundle(path: Path) -> bool:
         return False
 
 
-def build_bundle(
-    merged: Path, folder: Path, recipe: Recipe, *, is_chat: bool, quantized: QuantizedFolder | None = None
-) -> tuple[Bundle, Any]:
-    """Write a bundle, not verified yet, into an empty folder; the bundle and the tokenizer of training.
-
-    `quantized`: the weights on the grid; without it each is rounded as it is written.
-    """
-    config = check_architecture(merged)
-    tokenizer = load_tokenizer(merged)
-    if is_chat and tokenizer.chat_template is None:
-        from edgetune.data.chat import ensure_chat_template
-
-        ensure_chat_template(tokenizer)
-    table = recipe.export
-    grid, length = grid_of(table), context_length(config, table)
-    chat = chat_format(tokenizer, merged, is_chat=is_chat, system=recipe.data.system)
-    options: dict[str, Any] = {"max_length": table.max_length, "eos_ids": chat.eos_ids}
-    build_decoder(merged, folder, precision=table.precision, grid=grid, quantized=quantized, **options)
-    tokenizer.save_pretrained(folder)
-    write_settings(folder, chat=chat, context_length=length)
-    bundle = Bundle(
-        path=folder,
-        name=recipe.name,
-        precision=table.precision,
-        grid=grid,
-        chat=chat,
-        context_length=length,
-        provenance={
-            "base": recipe.model.base,
-            "merged_sha256": hash_tree(merged),
-            "recipe_sha256": hash_values(recipe),
-            "method": quantized.record.get("method") if quantized else None,
-            "repair": quantized.record.get("repair") if quantized else None,
-            **provenance(recipe.train.seed),
-        },
-    )
-    return write_manifest(bundle), tokenizer
-
-
 def build_any(merged: Path, folder: Path, recipe: Recipe, *, is_chat: bool) -> Bundle:
     """A decoder's or a classifier's bundle, weights rounded to the nearest, calibrated but not verified."""
     if (merged / SPEC).is_file():
         built = build_classifier_bundle(merged, folder, recipe).bundle
         return write_manifest(calibrated(built, recipe))
     return build_bundle(merged, folder, recipe, is_chat=is_chat)[0]
-
-
-def prompts_of(examples: Iterable[Any]) -> list[Prompt]:
-    """Each example up to its last answer: the conversation, or the text where there is none."""
-    prompts: list[Prompt] = []
-    for example in examples:
-        turns = example.turns
-        if turns and turns[-1]["role"] == "assistant":
-            turns = turns[:-1]
-        if turns and example.tools:
-            prompts.append({"messages": turns, "tools": example.tools})
-        elif turns or example.text:
-            prompts.append(turns or str(example.text))
-    return prompts
 
 
 def refused(verification: Verification, what: str) -> CheckError:

@@ -1,11 +1,11 @@
-"""export/classifier.py: the texts for which weights are rounded."""
+"""bundle/classification.py: the texts for which weights are rounded."""
 
 from __future__ import annotations
 
 from collections import Counter
 
+from edgetune.bundle.classification import draw_texts
 from edgetune.data.formats import Example
-from edgetune.export.classifier import draw_texts
 
 
 def rows(count: int) -> list[Example]:
