@@ -14,6 +14,19 @@ from encoder_families import ENCODER_CONFIGS, SPECS
 
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe
 
+WINDOW = 24
+THETA = {"rope_theta": 10000.0}
+WINDOWED = {
+    "Gemma2": {"sliding_window": WINDOW},
+    "Gemma3": {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    "Mistral": {"sliding_window": WINDOW},
+    "Phi3": {"sliding_window": WINDOW},
+    "Qwen2": {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 1},
+    "Qwen3": {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 0},
+    "SmolLM3": {"sliding_window": WINDOW, "use_sliding_window": True, "no_rope_layers": [1, 0]},
+}
+"""Settings of each kind of decoder whose layers look at WINDOW tokens."""
+
 
 @pytest.fixture(scope="session")
 def prompts() -> list[list[dict[str, str]]]:
@@ -208,3 +221,18 @@ def flipping() -> Callable[..., Any]:
         return dataclasses.replace(bundle, classifier=format_), texts[widest]
 
     return give
+
+
+def graph_of(folder: Path, out: Path) -> Any:
+    """The bare float32 graph of a folder, as far a bundle as Logits needs one."""
+    from edgetune.export.decoder import build_bare
+    from edgetune.runtime.bundle import Bundle
+
+    out.mkdir()
+    build_bare(folder, out)
+    config = json.loads((folder / "config.json").read_text())
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    (out / "genai_config.json").write_text(
+        json.dumps({"model": {"decoder": {"head_size": size, "filename": "model.onnx"}}})
+    )
+    return Bundle(out, "bare", "fp32", None, None, context_length=256)

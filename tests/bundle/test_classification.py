@@ -1,11 +1,14 @@
-"""bundle/classification.py: the texts for which weights are rounded."""
+"""bundle/classification.py: the texts for which weights are rounded, and the tokenizer that is shipped."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Callable
 
 from edgetune.bundle.classification import draw_texts
 from edgetune.data.formats import Example
+from edgetune.verify.classification import Built
 
 
 def rows(count: int) -> list[Example]:
@@ -29,3 +32,9 @@ def test_every_row_is_drawn_as_often_as_any_other() -> None:
     counts = Counter(text for seed in range(2000) for text in draw_texts(rows(20), 5, seed=seed))
     assert len(counts) == 20
     assert all(400 < count < 600 for count in counts.values())  # 500 expected, deviation 19
+
+
+def test_the_bundle_s_tokenizer_cuts_as_training_did_and_pads_nothing(exported: Callable[..., Built]) -> None:
+    values = json.loads((exported("bert").bundle.path / "tokenizer.json").read_text("utf-8"))
+    assert values["padding"] is None
+    assert values["truncation"]["max_length"] == 40
