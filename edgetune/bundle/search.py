@@ -26,14 +26,13 @@ from edgetune.quantize.folder import write_quantized
 from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.matrices import bits_of, calibrate, joined_with, round_one
 from edgetune.quantize.moments import Rows
-from edgetune.quantize.precisions import grid_of
+from edgetune.quantize.precisions import BLOCK_SIZES, grid_of
 from edgetune.recipe import Recipe, parse_size
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Grid
 from edgetune.train.repair import eval_loss, load_for_loss
 
 Progress = Callable[[Mapping[str, Any]], None]
-BLOCK_SIZES = (16, 32, 64, 128, 256)
 INT8_SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Of the groups of matrices, those that hurt most in int4: what is tried at 8 bits."""
 MOST_BUILT = 10

@@ -18,6 +18,7 @@ from edgetune.lora.read import read_record
 from edgetune.model.weights import find_tensors
 from edgetune.provenance import provenance
 from edgetune.quantize.layer_change import LayerChange, layer_change
+from edgetune.quantize.precisions import PRECISIONS
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import GRAPH, Bundle, open_bundle, write_manifest
@@ -79,14 +80,14 @@ def verdict(kept: Kept, floor: float) -> str:
 def cures(recipe: Recipe) -> str:
     """What may keep more of the gain, as keys of `edgetune run RECIPE --set`; what the recipe has is left out."""
     table, tries = recipe.export, []
-    if table.precision in ("int2", "int4"):
+    precision = PRECISIONS[table.precision]
+    if precision.has_few_bits:
         if not recipe.is_classifier:
             tries.append(f"export.repair_steps={max(4 * table.repair_steps, 200)}")
-        if table.block_size > 16 and table.precision == "int4":
+        if table.block_size > 16 and 16 in precision.block_sizes:
             tries.append("export.block_size=16")
-        tries.append('export.precision="int8"')
-    elif table.precision != "fp32":
-        tries.append('export.precision="fp32"')
+    if precision.wider:
+        tries.append(f'export.precision="{precision.wider}"')
     if table.merge_base != "auto":
         tries.append('export.merge_base="auto"')
     return f"edgetune run RECIPE --set {' or --set '.join(tries)}" if tries else "edgetune run RECIPE with more rows"

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetune.errors import HardwareError, ModelError, first_line
-from edgetune.export.decoder import Precision
 from edgetune.export.operators import ATTENTION, GridEmbedding, GridLinear, register_attention
 from edgetune.export.silence import silenced
 from edgetune.model.classifier import Classifier, float_copy
 from edgetune.quantize.grid import QuantizedMatrix
+from edgetune.quantize.precisions import PRECISIONS, Name
 from edgetune.runtime.bundle import GRAPH
 
 OPSET = 20
@@ -37,7 +37,7 @@ def build_encoder(
     classifier: Classifier,
     out: Path,
     *,
-    precision: Precision,
+    precision: Name,
     matrices: Mapping[str, QuantizedMatrix],
     accuracy_level: int = 0,
     max_length: int,
@@ -108,10 +108,10 @@ class _CosineHead(nn.Module):
 
 
 def _exportable(
-    classifier: Classifier, precision: Precision, matrices: Mapping[str, QuantizedMatrix], accuracy_level: int
+    classifier: Classifier, precision: Name, matrices: Mapping[str, QuantizedMatrix], accuracy_level: int
 ) -> Classifier:
     """A copy with the modules that the graph computes with, and attention as one operator where there is a choice."""
-    copied = float_copy(classifier, torch.float16 if precision == "fp16" else torch.float32)
+    copied = float_copy(classifier, torch.float16 if PRECISIONS[precision].floats == "fp16" else torch.float32)
     for name, matrix in matrices.items():
         module = copied.get_submodule(name)
         is_linear = isinstance(module, nn.Linear)

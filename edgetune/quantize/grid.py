@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from edgetune.errors import ModelError
+from edgetune.quantize.precisions import BLOCK_SIZES, PRECISIONS
 from edgetune.quantize.scales import Chooser, choose, round_to_grid
 
-BITS = (2, 4, 8)
-BLOCK_SIZES = (16, 32, 64, 128, 256)
+BITS = tuple(row.bits for row in PRECISIONS.values() if row.bits)
 _CHUNK_WEIGHTS = 1 << 18
 """Weights searched at a time: temporaries stay in the cache and peak memory does not grow with the matrix."""
 

@@ -20,12 +20,12 @@ from edgetune.lora.read import Adapter, Pair
 from edgetune.model.lazy import lazy_model
 from edgetune.model.weights import find_tensors
 from edgetune.quantize.folder import QuantizedFolder
+from edgetune.quantize.precisions import PRECISIONS
 from edgetune.runtime.bundle import GRAPH, NO_ADAPTER, Bundle, adapter_file, choose_adapter
 from edgetune.verify.checks import Check, Verification, check, made
 from edgetune.verify.deviation import at_level_0, deviations
 from edgetune.verify.generation import (
     KL_LIMIT,
-    LOGITS_LIMIT,
     MOST_PROMPTS,
     Prompt,
     text_checks,
@@ -126,7 +126,7 @@ def _has_partner(name: str, array: np.ndarray, found: Mapping[str, np.ndarray]) 
 
 def _base(kept: Kept, sequences: Sequence[Sequence[int]]) -> Iterator[Check]:
     """Without an adapter the graph computes what torch computes with the dequantised base."""
-    places, limit = find_tensors(kept.base), LOGITS_LIMIT[kept.bundle.precision]
+    places, limit = find_tensors(kept.base), PRECISIONS[kept.bundle.precision].logits_limit
     reference = lazy_model(kept.base, DeviceTensors(GraphWeights(kept.bundle.path / GRAPH, places), places))
     with at_level_0(choose_adapter(kept.bundle, NO_ADAPTER)) as exact:
         (found,) = deviations(reference, [exact], sequences)
@@ -144,7 +144,7 @@ def _logits(kept: Kept, sequences: Sequence[Sequence[int]]) -> Iterator[Check]:
     with at_level_0(bundle) as exact:
         bundles = [exact, choose_adapter(exact, NO_ADAPTER), bundle]
         found, without, rounded = deviations(reference, bundles, sequences)
-    limit = LOGITS_LIMIT[bundle.precision]
+    limit = PRECISIONS[bundle.precision].logits_limit
     detail = f"{found.tokens} tokens against torch with the dequantised base and the adapter's pairs"
     yield check("logits against torch", found.relative, limit, detail)
     detail = (

@@ -16,6 +16,7 @@ from edgetune.export.read_graph import GraphFile, same_bytes
 from edgetune.model.classifier import Classifier, float_copy
 from edgetune.quantize.encoder import dequantized
 from edgetune.quantize.grid import QuantizedMatrix
+from edgetune.quantize.precisions import PRECISIONS
 from edgetune.runtime.bundle import GRAPH, Bundle
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
 from edgetune.verify.checks import Check, Verification, check, made
@@ -23,10 +24,9 @@ from edgetune.verify.deviation import ALL_PRODUCTS, LEAST_TOKENS, MOST_TOKENS, a
 
 MOST_TEXTS = 200
 BATCH_TEXTS = 16
-LOGITS_LIMIT = {"fp32": 1e-3, "fp16": 5e-2, "int4": 1e-3, "int8": 1e-3}
-"""Largest difference, in standard deviations of the logits: see generation.LOGITS_LIMIT."""
 ROUNDED_LIMIT = 0.2
-"""Root mean square, in the same unit; what int8 activations may cost. A sound MiniLM measures 0.02, broken ones 1."""
+"""Root mean square, in standard deviations of the logits; what int8 activations may cost. A sound MiniLM measures
+0.02, broken ones 1."""
 CHANGED_SHARE = 0.05
 """Of the texts may get another answer than from the merged classifier: more would be another classifier. MiniLM on
 BANKING77 changes 1 to 2 % on the int4 grid, and 2 to 3 % with a threshold, whichever it is."""
@@ -135,7 +135,8 @@ def _logits(built: Built, texts: Sequence[str]) -> Iterator[Check]:
             exact = DeviceClassifier(unrounded).logits(chosen)
     kind = "the same dequantised integers, activations in float32" if bundle.grid else "the same weights"
     largest = float(np.abs(exact - wanted).max()) / spread
-    yield check("logits against torch", largest, LOGITS_LIMIT[bundle.precision], f"{len(chosen)} texts, {kind}")
+    limit = PRECISIONS[bundle.precision].logits_limit
+    yield check("logits against torch", largest, limit, f"{len(chosen)} texts, {kind}")
     if bundle.grid is not None:
         rms = float(np.sqrt(np.square(shipped - wanted).mean())) / spread
         detail = f"root mean square at accuracy level {bundle.grid.accuracy_level}"

@@ -14,6 +14,7 @@ from edgetune.files import read_json
 from edgetune.model.lazy import lazy_model
 from edgetune.model.weights import Place, find_tensors
 from edgetune.quantize.folder import QuantizedFolder
+from edgetune.quantize.precisions import PRECISIONS
 from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, Bundle
 from edgetune.runtime.decoder import Decoder
 from edgetune.runtime.prompt import Prompter
@@ -28,8 +29,6 @@ Prompt = Mapping[str, Any] | Sequence[Mapping[str, Any]] | str
 MOST_PROMPTS = 200
 MOST_TOKENS = 64
 """Tokens of a prompt whose logits are compared."""
-LOGITS_LIMIT = {"fp32": 1e-3, "fp16": 5e-2, "int2": 1e-3, "int4": 1e-3, "int8": 1e-3}
-"""In standard deviations of the logits. float32 in another order of summation gives 1e-5, float16 throughout 1e-2."""
 KL_LIMIT = 0.1
 """Nats; what int8 activations may cost. Sound models measure below 0.01, a broken kernel or scale whole nats."""
 GENERATED_PROMPTS = 4
@@ -104,7 +103,7 @@ def _logits(
 ) -> Iterator[Check]:
     """The graph computes what torch computes with the same numbers; with int8 activations, nearly."""
     reference = lazy_model(merged, DeviceTensors(GraphWeights(bundle.path / GRAPH, places), places))
-    limit = LOGITS_LIMIT[bundle.precision]
+    limit = PRECISIONS[bundle.precision].logits_limit
     if bundle.grid is None:
         (found,) = deviations(reference, [bundle], sequences)
         detail = f"{found.tokens} tokens, the likeliest next one is the same after {found.agreement:.2%}"

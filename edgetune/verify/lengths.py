@@ -15,6 +15,7 @@ from edgetune.errors import ModelError
 from edgetune.export.attention import Attention, decoder_attention, rotary_tables
 from edgetune.export.decoder import ROTARY_TABLES
 from edgetune.export.read_graph import GraphFile
+from edgetune.quantize.precisions import PRECISIONS
 from edgetune.runtime.bundle import GRAPH, Bundle
 from edgetune.verify.checks import Check, check
 from edgetune.verify.deviation import ALL_LOGITS, ALL_PRODUCTS, tail_deviation
@@ -30,8 +31,6 @@ PLANNED_TOKENS = 1500
 """The same before a training."""
 LIMIT = 1e-3
 """In standard deviations of the logits; float32 in another order of summation gives 1e-5."""
-TABLE_LIMIT = {"fp16": 1e-3}
-"""Cosines and sines; float32 on another processor 1e-6, many turns of the fastest rotation more."""
 
 
 def check_computable(base: Path, *, max_length: int | None = None) -> None:
@@ -67,7 +66,7 @@ def attention_checks(bundle: Bundle, merged: Path) -> Iterator[Check]:
     detail = f"{windowed} of {len(attention.windows)} layers have one" + (f", wrong in {wrong[0]}" if wrong else "")
     yield check("attention windows", len(wrong), 0, detail)
     if any(attention.rotates):
-        limit = TABLE_LIMIT.get(bundle.precision, 1e-5)
+        limit = PRECISIONS[bundle.precision].table_limit
         detail = f"cosines and sines of {attention.context} positions" + _split(attention)
         yield check("rotary tables", _table_error(graph, model, attention), limit, detail)
 

@@ -12,11 +12,11 @@ from edgetune.bundle.generation import prompts_of
 from edgetune.data.formats import Example, Message
 from edgetune.errors import CheckError, ModelError, RunError
 from edgetune.model.classifier import save_head
+from edgetune.quantize.precisions import PRECISIONS
 from edgetune.recipe import DataTable, parse_recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import check_hashes, open_bundle
 from edgetune.runtime.decoder import Decoder
-from edgetune.verify import generation
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_two_exports_give_the_same_bytes(run, tmp_path):
 def test_a_bundle_that_fails_is_left_aside_and_the_old_one_stays(run, monkeypatch):
     recipe, run_dir = run
     old = export(recipe, run_dir).bundle
-    monkeypatch.setitem(generation.LOGITS_LIMIT, "int8", -1.0)
+    monkeypatch.setitem(PRECISIONS, "int8", dataclasses.replace(PRECISIONS["int8"], logits_limit=-1.0))
     recipe = dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, precision="int8"))
     with pytest.raises(CheckError, match=r"logits against torch") as caught:
         export(recipe, run_dir, force=True)
