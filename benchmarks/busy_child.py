@@ -67,9 +67,9 @@ def _trainer_step(_: str, folder: Path) -> float:
 
 def _repair_step(_: str, folder: Path) -> float:
     from edgetune.data.prepare import prepare
-    from edgetune.export.bundle import grid_of
-    from edgetune.export.quantize import round_all
     from edgetune.model.base import load_tokenizer, resolve_base
+    from edgetune.quantize.matrices import round_all
+    from edgetune.quantize.precisions import grid_of
     from edgetune.train.repair import repair
 
     recipe = _recipe(f"export.repair_steps={REPAIR_STEPS}", f"data.eval={_few_rows(folder)}")

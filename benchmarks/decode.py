@@ -75,9 +75,9 @@ def _build(merged: Path, folder: Path) -> dict[str, tuple[str, Path]]:
 
 def _bundle(merged: Path, out: Path, settings: dict[str, Any]) -> Path:
     """The graph and settings that `edgetune export` writes, without verification: random weights answer nothing."""
-    from edgetune.export.bundle import grid_of
+    from edgetune.bundle.settings import write_settings
     from edgetune.export.decoder import build_decoder
-    from edgetune.export.settings import write_settings
+    from edgetune.quantize.precisions import grid_of
     from edgetune.recipe import ExportTable
     from edgetune.runtime.bundle import ChatFormat
 

@@ -115,8 +115,8 @@ def _build(merged: Path, work: Path) -> tuple[dict[str, tuple[str, Path]], str]:
     """Every contestant's files, name -> (kind, path), and the attention of plain ONNX. The int4 bundle is as shipped:
     rounded for texts drawn as `edgetune export` draws them.
     """
+    from edgetune.bundle.classification import build_classifier_bundle, draw_texts
     from edgetune.data.prepare import examples
-    from edgetune.export.classifier import build_classifier_bundle, draw_texts
     from edgetune.recipe import load_recipe
 
     recipe = load_recipe(Path("recipes/minilm-banking77.toml"))

@@ -19,7 +19,7 @@ import torch
 
 from edgetune.files import write_json
 from edgetune.provenance import provenance
-from edgetune.quant.grid import dequantize, quantize
+from edgetune.quantize.grid import dequantize, quantize
 
 TOKENS = 30720
 MODELS = {"stories260K": ("stories260K.bin", "tok512.model"), "babyllama-105": ("model5000.bin", "tok105.model")}

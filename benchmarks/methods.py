@@ -18,16 +18,16 @@ from typing import Any, get_args
 
 import click
 
-from edgetune.export.bundle import grid_of
-from edgetune.export.export import training_rows
-from edgetune.export.moments import Rows
-from edgetune.export.quantize import quantize_decoder
-from edgetune.export.search import stored_bytes
+from edgetune.bundle.export import training_rows
+from edgetune.bundle.search import stored_bytes
 from edgetune.files import write_json
 from edgetune.model.base import load_merged
 from edgetune.provenance import provenance
+from edgetune.quantize.decoder import quantize_decoder
+from edgetune.quantize.moments import Rows
+from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import Method, Recipe, load_recipe
-from edgetune.train.repair import MOST_EVAL_ROWS, eval_loss, load_on_grid
+from edgetune.train.repair import MOST_EVAL_ROWS, eval_loss, load_for_loss
 
 METHODS = get_args(Method)
 GRIDS = [
@@ -89,7 +89,7 @@ def _measure(recipe: Recipe, merged: Path, rows: Rows, work: Path) -> Iterator[d
         if repair:
             loss, wall_s = repair["loss_before"], wall_s - repair["wall_s"]
         else:
-            model = load_on_grid(merged, folder, rounds_inputs=True, vectors=folder.vectors)
+            model = load_for_loss(merged, folder, rounds_inputs=True, vectors=folder.vectors)
             loss = eval_loss(model, rows.prepared, changed, rows.pad_id)
         yield {
             "precision": precision,

@@ -17,16 +17,16 @@ from typing import Any
 import click
 
 from benchmarks.measure import load_at_start
-from edgetune.export.bundle import grid_of
-from edgetune.export.export import training_rows
-from edgetune.export.quantize import quantize_decoder
+from edgetune.bundle.export import training_rows
 from edgetune.files import read_json, write_json
 from edgetune.model.base import load_merged
 from edgetune.provenance import provenance
+from edgetune.quantize.decoder import quantize_decoder
+from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import load_recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.loss import use_segments
-from edgetune.train.repair import eval_loss, load_on_grid
+from edgetune.train.repair import eval_loss, load_for_loss
 
 PLAIN = {"calibration_rows": 0, "repair_steps": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -64,7 +64,7 @@ def main(run: Path, block_size: int, out: Path) -> None:
             folder = quantize_decoder(run_dir.merged, Path(work) / "grid", changed, grid, rows=rows)
             seconds = time.perf_counter() - started
             is_rounding = grid.accuracy_level == 4
-            model = load_on_grid(run_dir.merged, folder, rounds_inputs=is_rounding, vectors=folder.vectors)
+            model = load_for_loss(run_dir.merged, folder, rounds_inputs=is_rounding, vectors=folder.vectors)
             loss = eval_loss(model, rows.prepared, changed, rows.pad_id)
         found.append({"name": name, "loss": loss, "seconds": seconds})
         click.echo(f"{name:46} {loss:.4f}  {seconds:6.1f} s", err=True)

@@ -131,8 +131,8 @@ def _by_builder(run_dir: RunDir, out: Path, options: dict[str, str]) -> Path:
     """What onnxruntime-genai's builder makes of the merged folder, with EdgeTune's threads, template and manifest."""
     import dataclasses
 
+    from edgetune.bundle.settings import write_settings
     from edgetune.export.decoder import _import_builder
-    from edgetune.export.settings import write_settings
     from edgetune.export.silence import silenced
     from edgetune.runtime.bundle import open_bundle, write_manifest
 

@@ -120,11 +120,11 @@ def _begin(work: _Run, *, force: bool) -> Any:
 
 def _carry_to_device(work: _Run, estimate: Any, trained: Any) -> RunResult:
     """All that follows the training."""
+    from edgetune.bundle.survival import judge
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import prepare_eval_set
-    from edgetune.export.bundle import grid_of
-    from edgetune.export.survival import judge
     from edgetune.model.base import hash_base, resolve_base
+    from edgetune.quantize.precisions import grid_of
     from edgetune.verify_run import accepted
 
     run_dir = work.run_dir
@@ -261,7 +261,7 @@ def merge_base_of(
     asked = recipe.export.merge_base
     if asked != "auto":
         return asked
-    from edgetune.export.merge_base import choose_merge_base
+    from edgetune.bundle.merge_base import choose_merge_base
 
     choice = choose_merge_base(recipe, run_dir, base, progress=progress)
     run_dir.results.mkdir(exist_ok=True)
@@ -274,7 +274,7 @@ def merge_base_of(
 
 def _export(work: _Run, inputs: str) -> str:
     """runs/x/bundle and what its verification found; its hash. The stage itself refuses a bundle that fails."""
-    from edgetune.export.export import export
+    from edgetune.bundle.export import export
 
     def build() -> None:
         result = export(work.recipe, work.run_dir, force=True, progress=work.progress)
@@ -291,8 +291,8 @@ def _evaluate_variants(work: _Run, *, merged: str, made: str) -> dict[str, Any]:
 
     `merged`: the hash of what the float32 graph is measured on; `made`: of the bundle.
     """
+    from edgetune.bundle.variants import MOST_FLOAT_BYTES, build_float, exact, float_bytes
     from edgetune.evaluate.evaluate import Target
-    from edgetune.export.variants import MOST_FLOAT_BYTES, build_float, exact, float_bytes
     from edgetune.runtime.bundle import open_bundle
 
     run_dir, bundle, task = work.run_dir, open_bundle(work.run_dir.bundle), work.recipe.model.task

@@ -107,7 +107,7 @@ def fitted(recipe: Recipe, planned: Plan) -> tuple[Recipe, list[Change]]:
 
 def disk_bytes(planned: Plan) -> int:
     """About what a run of the recipe writes: checkpoints, merged model, bundle, and the ledger's graphs."""
-    from edgetune.export.variants import MOST_FLOAT_BYTES
+    from edgetune.bundle.variants import MOST_FLOAT_BYTES
     from edgetune.lora.merge import merged_dtype
 
     base, trained = planned.estimate.base_parameters, planned.estimate.trainable_parameters

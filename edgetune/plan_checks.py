@@ -88,12 +88,12 @@ def check_recipe(recipe: Recipe, *, on: str, scored_rows: int | None) -> Checked
 def _check_base(recipe: Recipe, found: Findings) -> tuple[Path | None, Any]:
     """The base's folder and tokenizer, as far as they can be had, once the recipe's adapter fits them."""
     from edgetune.export.architecture import check_architecture
-    from edgetune.export.beyond import check_computable
     from edgetune.export.encoder import check_libraries
-    from edgetune.export.quantize import check_int8_layers
     from edgetune.lora.adapter import check_adapter, check_targets
     from edgetune.model.base import check_base, check_shapes, load_tokenizer, resolve_base
     from edgetune.model.classifier import check_pooling
+    from edgetune.quantize.matrices import check_int8_layers
+    from edgetune.verify.lengths import check_computable
 
     table, attempt, is_trusted = recipe.model, found.attempt, recipe.model.trust_remote_code
     base = attempt(lambda: resolve_base(table.base, table.revision, trust_remote_code=is_trusted))

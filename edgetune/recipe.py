@@ -23,7 +23,7 @@ from edgetune.errors import RecipeError, shown
 from edgetune.metric_names import CLASSIFIER_METRICS
 
 Method = Literal["rtn", "search", "hqq", "gptq", "awq"]
-"""Of rounding weights to the grid; quant.methods has them all."""
+"""Of rounding weights to the grid; quantize.methods has them all."""
 CALIBRATED: tuple[Method, ...] = ("gptq", "awq")
 """Those that look at training rows."""
 INT2_BLOCK_SIZES = (32, 64, 128)

@@ -1,4 +1,4 @@
-"""`edgetune export --search` of a run: candidates of export/search.py, scored on the run's eval rows."""
+"""`edgetune export --search` of a run: candidates of bundle/search.py, scored on the run's eval rows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MOST_ROWS = 400
 
 
 def search(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None) -> Any:
-    """export.search.search with bundles scored on the recipe's eval rows, at most MOST_ROWS of them."""
+    """bundle.search.search with bundles scored on the recipe's eval rows, at most MOST_ROWS of them."""
+    from edgetune.bundle import search as sweeping
     from edgetune.evaluate.evaluate import Target, evaluate
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
-    from edgetune.export import search as sweeping
     from edgetune.model.base import resolve_base
 
     base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)

@@ -20,10 +20,10 @@ def verify(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Pr
     Returns and writes survival.json; `force` accepts a bundle that lost too much, which is recorded. Raises BundleError
     for files that are not what was exported, CheckError for a bundle that is refused, RunError where one is missing.
     """
+    from edgetune.bundle.survival import judge
     from edgetune.evaluate.evaluate import evaluate
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
-    from edgetune.export.survival import judge
     from edgetune.model.base import resolve_base
     from edgetune.report.card import write_cards
     from edgetune.runtime.bundle import check_hashes, open_bundle

@@ -17,6 +17,7 @@ import pytest
 import edgetune  # noqa: F401  (before torch: how its threads wait)
 
 REPOSITORY = Path(__file__).parent.parent
+pytest_plugins = ["small_models"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

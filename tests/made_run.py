@@ -7,13 +7,13 @@ import json
 import random
 from pathlib import Path
 
+from edgetune.bundle.search import Point, mark_front
 from edgetune.evaluate.distance import Distance
 from edgetune.evaluate.evaluate import Result, Target, result_values
 from edgetune.evaluate.labeller import LabelAnswer, LabelScore, Latency
 from edgetune.evaluate.ledger import Entry
 from edgetune.evaluate.metrics import FieldScore
 from edgetune.evaluate.score import Answer, Score, Speed
-from edgetune.export.search import Point, mark_front
 from edgetune.provenance import provenance
 from edgetune.run_dir import RunDir
 

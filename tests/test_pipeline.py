@@ -217,7 +217,7 @@ def test_a_failed_verification_is_exit_code_5_and_named(edgetune, monkeypatch, t
     def refuse(*_, **__):
         raise CheckError("the bundle failed its verification: logits against torch", cure="export again")
 
-    monkeypatch.setattr("edgetune.export.export.export", refuse)
+    monkeypatch.setattr("edgetune.bundle.export.export", refuse)
     done = edgetune("run", "tiny.toml", "--set", "export.block_size=16")
     assert done.exit_code == 5
     assert "logits against torch" in done.stderr

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
+from edgetune.bundle.export import export
 from edgetune.evaluate.by_path import evaluate_path
-from edgetune.export.export import export
 from edgetune.lora.merge import merge
 from edgetune.pipeline import run
 from edgetune.plan import plan

@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from edgetune.bundle.generation import build_bundle
 from edgetune.cli import main
-from edgetune.export.export import build_bundle
 from edgetune.files import read_json
 from edgetune.recipe import load_recipe
 from edgetune.run_dir import RunDir

@@ -1,4 +1,4 @@
-"""`edgetune export`: the merged model of a run becomes a verified bundle. The work is in export/export.py."""
+"""`edgetune export`: the merged model of a run becomes a verified bundle. The work is in bundle/export.py."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from edgetune.cli.options import force_option, json_option, set_option
 from edgetune.cli.scores import check_line
 
 if TYPE_CHECKING:
-    from edgetune.export.export import ExportResult
-    from edgetune.export.search import SearchResult
+    from edgetune.bundle.export import ExportResult
+    from edgetune.bundle.search import SearchResult
     from edgetune.recipe import Recipe
     from edgetune.run_dir import RunDir
 
@@ -131,8 +131,8 @@ def command(
 
 def _search(source: Path, changes: list[str], out: Path | None, force: bool, progress: Any) -> SearchResult:
     """Sweep the run's merged decoder; also draws results/search.png."""
+    from edgetune.bundle.export import refuse_early
     from edgetune.errors import RecipeError
-    from edgetune.export.export import refuse_early
     from edgetune.lock import only_process
     from edgetune.report.frontier import draw_frontier
     from edgetune.run_dir import RunDir
@@ -193,15 +193,16 @@ def _export(
     """Export a run as its recipe says, or a merged folder that lies in none with the rows in `data`."""
     from itertools import islice
 
+    from edgetune.bundle.export import export, export_classifier, export_folder, training_rows
+    from edgetune.bundle.generation import prompts_of
     from edgetune.data.prepare import examples
     from edgetune.errors import RecipeError, RunError
-    from edgetune.export.export import export, export_classifier, export_folder, prompts_of, training_rows
-    from edgetune.export.verify import MOST_PROMPTS
     from edgetune.files import beside
     from edgetune.lock import only_process
     from edgetune.model.classifier import SPEC, read_spec
     from edgetune.recipe import parse_recipe
     from edgetune.run_dir import RunDir
+    from edgetune.verify.generation import MOST_PROMPTS
 
     run_dir = RunDir(source)
     if run_dir.recipe.is_file() or not (source / "config.json").is_file():
@@ -242,8 +243,8 @@ def _keep_adapter(
     progress: Any,
 ) -> ExportResult:
     """Export a run's base with its adapter beside it, or its adapter into a bundle of that base."""
+    from edgetune.bundle.keep_adapter import add_adapter, export_keeping_adapter
     from edgetune.errors import RecipeError, RunError
-    from edgetune.export.keep_adapter import add_adapter, export_keeping_adapter
     from edgetune.lock import only_process
     from edgetune.model.base import resolve_base
     from edgetune.recipe import load_recipe

@@ -1,4 +1,4 @@
-"""`edgetune push`: an adapter or a bundle to the Hugging Face Hub. The work is in export/push.py."""
+"""`edgetune push`: an adapter or a bundle to the Hugging Face Hub. The work is in bundle/push.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def command(folder: Path, repo_id: str, private: bool, message: str | None, forc
     """
     import dataclasses
 
-    from edgetune.export.push import push
+    from edgetune.bundle.push import push
 
     done = push(folder, repo_id, private=private, message=message, force=force)
     if as_json:

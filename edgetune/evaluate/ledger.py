@@ -17,9 +17,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from edgetune.evaluate.evaluate import Result
+from edgetune.evaluate.gain import Gain, gain_kept
 from edgetune.evaluate.resample import Bootstrap
 from edgetune.evaluate.rows import even_places
-from edgetune.quant.survival import Gain, gain_kept
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgetune.errors import ModelError
 from edgetune.model.base import read_config
+from edgetune.model.weights import EMBEDDING_TENSOR, HEAD_TENSOR
 
 BUILDERS = {
     "Gemma2ForCausalLM": "Gemma2Model",
@@ -31,8 +32,6 @@ MODEL_TYPES = {"Gemma3ForCausalLM": "gemma3_text"}
 
 HEAD = "/lm_head/MatMul"
 EMBEDDING = "/model/embed_tokens/Gather"
-EMBEDDING_TENSOR = "model.embed_tokens.weight"
-HEAD_TENSOR = "lm_head.weight"
 
 
 @dataclass(frozen=True)

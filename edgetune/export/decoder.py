@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +24,12 @@ from edgetune.export.graph import Weights, write_graph
 from edgetune.export.silence import silenced
 from edgetune.model.base import empty_model
 from edgetune.model.weights import Place, find_tensors, read_tensor
-from edgetune.quant.folder import QuantizedFolder
+from edgetune.quantize.folder import QuantizedFolder
+from edgetune.quantize.precisions import PRECISIONS, Name
 from edgetune.runtime.bundle import GRAPH, Grid
 from edgetune.runtime.logits import SWITCH
 from edgetune.runtime.session import import_genai
 
-Precision = Literal["int4", "int2", "int8", "fp16", "fp32"]
 OPTIONS = ["windowed_kv_cache=false"]
 """The builder's options. A cache as long as the window only would have to be filled before the first token."""
 ROTARY_TABLES = ("cos_cache", "sin_cache")
@@ -40,7 +40,7 @@ def build_decoder(
     merged: Path,
     out: Path,
     *,
-    precision: Precision,
+    precision: Name,
     grid: Grid | None,
     quantized: QuantizedFolder | None = None,
     max_length: int | None = None,
@@ -85,7 +85,7 @@ def _graph(
     out: Path,
     places: Mapping[str, Place],
     *,
-    precision: Precision,
+    precision: Name,
     max_length: int | None,
     then: Callable[[Any, Any], None] = lambda *_: None,
 ) -> tuple[Any, Attention]:
@@ -112,11 +112,11 @@ def _graph(
 
 
 def _prepared(
-    merged: Path, out: Path, cache: Path, *, architecture: str, precision: Precision
+    merged: Path, out: Path, cache: Path, *, architecture: str, precision: Name
 ) -> tuple[Any, Any, tuple[Any, ...]]:
     """The builder's class for this model, the model's configuration as that wants it, and its other arguments."""
     builder, builders = _import_builder()
-    float_precision = "fp16" if precision == "fp16" else "fp32"
+    float_precision = PRECISIONS[precision].floats
     try:
         options = builder.parse_extra_options("", str(merged), str(out), float_precision, "cpu", str(cache), OPTIONS)
         options.pop("_effective_builder_config", None)

@@ -6,10 +6,9 @@ replaced by those of operators.py before torch traces them.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetune.errors import HardwareError, ModelError, first_line
-from edgetune.export.decoder import Precision
 from edgetune.export.operators import ATTENTION, GridEmbedding, GridLinear, register_attention
 from edgetune.export.silence import silenced
-from edgetune.model.classifier import Classifier, drop_unused_pooler
-from edgetune.quant.calibrate import error_spread, input_moments
-from edgetune.quant.grid import QuantizedMatrix, dequantize
-from edgetune.quant.methods import round_weight
-from edgetune.recipe import CALIBRATED, Method
-from edgetune.runtime.bundle import GRAPH, Grid
+from edgetune.model.classifier import Classifier, float_copy
+from edgetune.quantize.grid import QuantizedMatrix
+from edgetune.quantize.precisions import PRECISIONS, Name
+from edgetune.runtime.bundle import GRAPH
 
 OPSET = 20
 """Of the ONNX standard operators: the first with Gelu."""
-LEAST_ROWS = 256
-"""Embeddings with fewer rows stay float: two kinds of segment are not worth an operator."""
 EXAMPLE = (2, 7)
 """Texts and tokens that torch traces with: it takes sizes of 0 and 1 for fixed, and equal ones for the same."""
 _LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
@@ -43,7 +37,7 @@ def build_encoder(
     classifier: Classifier,
     out: Path,
     *,
-    precision: Precision,
+    precision: Name,
     matrices: Mapping[str, QuantizedMatrix],
     accuracy_level: int = 0,
     max_length: int,
@@ -82,64 +76,6 @@ def build_encoder(
     ir.save(program.model, out / GRAPH, external_data=f"{GRAPH}.data")
 
 
-def put_on_grid(
-    classifier: Classifier, grid: Grid, batches: Sequence[tuple[Tensor, Tensor]] = (), *, method: Method = "gptq"
-) -> dict[str, QuantizedMatrix]:
-    """Each weight that the bundle holds on the grid, by its module's name, rounded by a method; not by "awq".
-
-    These are the encoder's plain linear layers and its embeddings of LEAST_ROWS rows or more. `batches`: ids and mask,
-    (B, T) each, of texts as the classifier will be given; with them "gptq" rounds linear layers so that their outputs
-    change least, without them each weight to the nearest. Raises ModelError for "awq".
-    """
-    if method == "awq":
-        raise ModelError('export.method = "awq": is for decoders', cure='take "gptq" for a classifier')
-    copied = float_copy(classifier)
-    settings: dict[str, Any] = {"bits": grid.bits, "block_size": grid.block_size, "symmetric": grid.symmetric}
-    linears = {
-        name: module
-        for name, module in copied.named_modules()
-        if type(module) is nn.Linear and module is not copied.head
-    }
-    matrices: dict[str, QuantizedMatrix] = {}
-
-    @torch.no_grad()
-    def run() -> Iterator[Tensor]:
-        for ids, mask in batches:
-            yield mask.bool()
-            copied(ids, mask)
-
-    if batches and method in CALIBRATED:
-        for name, moments in input_moments(linears, run):
-            matrices[name] = round_weight(linears[name].weight, method, error_spread(moments), **settings)
-    for name, module in copied.named_modules():
-        is_table = type(module) is nn.Embedding and module.num_embeddings >= LEAST_ROWS
-        if is_table or (name in linears and name not in matrices):
-            matrices[name] = round_weight(module.weight, method, **settings)
-    return matrices
-
-
-def dequantized(classifier: Classifier, matrices: Mapping[str, QuantizedMatrix]) -> Classifier:
-    """A copy whose quantised weights are exactly the numbers that the bundle computes with; the rest is shared."""
-    copied = float_copy(classifier)
-    for name, matrix in matrices.items():
-        copied.get_submodule(name).weight = nn.Parameter(dequantize(matrix), requires_grad=False)
-    return copied
-
-
-def float_copy(classifier: Classifier, dtype: torch.dtype = torch.float32) -> Classifier:
-    """The classifier's modules anew, without an unused pooler, over the same tensors where they have the type.
-
-    `dtype` is the encoder's; the head's is float32.
-    """
-    shared: dict[int, Any] = {id(buffer): buffer for buffer in classifier.buffers()}
-    for part, kind in ((classifier.encoder, dtype), (classifier.head, torch.float32)):
-        for parameter in part.parameters():
-            shared[id(parameter)] = nn.Parameter(parameter.detach().to(kind), requires_grad=False)
-    copied = copy.deepcopy(classifier, shared)
-    drop_unused_pooler(copied.encoder, copied.spec.pooling)
-    return copied.eval()
-
-
 def graph_tensors(classifier: Classifier) -> dict[str, Tensor]:
     """What a graph's named tensors hold that are not quantised: name in the graph -> tensor."""
     return _Graph(float_copy(classifier)).state_dict()
@@ -172,10 +108,10 @@ class _CosineHead(nn.Module):
 
 
 def _exportable(
-    classifier: Classifier, precision: Precision, matrices: Mapping[str, QuantizedMatrix], accuracy_level: int
+    classifier: Classifier, precision: Name, matrices: Mapping[str, QuantizedMatrix], accuracy_level: int
 ) -> Classifier:
     """A copy with the modules that the graph computes with, and attention as one operator where there is a choice."""
-    copied = float_copy(classifier, torch.float16 if precision == "fp16" else torch.float32)
+    copied = float_copy(classifier, torch.float16 if PRECISIONS[precision].floats == "fp16" else torch.float32)
     for name, matrix in matrices.items():
         module = copied.get_submodule(name)
         is_linear = isinstance(module, nn.Linear)

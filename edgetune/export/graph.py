@@ -15,7 +15,7 @@ from torch import Tensor
 from edgetune.errors import ModelError
 from edgetune.export.architecture import EMBEDDING, Part, parts
 from edgetune.model.weights import Place, read_tensor
-from edgetune.quant.grid import QuantizedMatrix, join_rows, quantize, take_rows
+from edgetune.quantize.grid import QuantizedMatrix, join_rows, quantize, take_rows
 from edgetune.runtime.bundle import Grid
 
 ALIGNMENT = 64

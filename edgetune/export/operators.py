@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgetune.quant.grid import QuantizedMatrix
+from edgetune.quantize.grid import QuantizedMatrix
 
 ATTENTION = "edgetune_onnx"
 """The name of `fused_attention` among transformers' attention functions."""

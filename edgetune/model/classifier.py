@@ -6,6 +6,7 @@ The head is small and stays unquantised here; what it means is in classifier.jso
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -177,3 +178,17 @@ def load_head(classifier: Classifier, folder: Path) -> None:
     except Exception as error:  # safetensors and torch raise many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{folder / HEAD}: cannot be read: {reason}", cure=AGAIN) from None
+
+
+def float_copy(classifier: Classifier, dtype: torch.dtype = torch.float32) -> Classifier:
+    """The classifier's modules anew, without an unused pooler, over the same tensors where they have the type.
+
+    `dtype` is the encoder's; the head's is float32.
+    """
+    shared: dict[int, Any] = {id(buffer): buffer for buffer in classifier.buffers()}
+    for part, kind in ((classifier.encoder, dtype), (classifier.head, torch.float32)):
+        for parameter in part.parameters():
+            shared[id(parameter)] = nn.Parameter(parameter.detach().to(kind), requires_grad=False)
+    copied = copy.deepcopy(classifier, shared)
+    drop_unused_pooler(copied.encoder, copied.spec.pooling)
+    return copied.eval()

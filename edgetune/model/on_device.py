@@ -12,6 +12,7 @@ from typing import Any
 
 from edgetune.model.base import empty_model, resolve_base
 from edgetune.model.nf4 import quantized_linears
+from edgetune.quantize.precisions import PRECISIONS
 from edgetune.recipe import ExportTable, Recipe
 
 RUNTIME_BYTES = 74 * 1024**2
@@ -24,8 +25,6 @@ LAYER_S = 7e-6
 """Seconds of a layer and token beside reading its weights."""
 CACHE_TOKENS = 256
 """Tokens that the cache of keys and values is counted for."""
-FLOAT_BYTES = {"fp16": 2, "fp32": 4}
-BITS = {"int2": 2, "int4": 4, "int8": 8}
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,12 @@ def expect_on_device(recipe: Recipe) -> OnDevice:
     path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
     model = empty_model(path, trust_remote_code=table.trust_remote_code)
     config, export = model.config.get_text_config(), recipe.export
-    head_bits = BITS.get(export.precision, 8) if recipe.is_classifier else export.head_bits
+    bits = PRECISIONS[export.precision].bits
+    head_bits = (bits or 8) if recipe.is_classifier else export.head_bits
     linears = [module.weight.shape for module in quantized_linears(model).values()]
     ends = list(_ends(model))
-    in_layers = sum(_matrix_bytes(shape, export, BITS.get(export.precision, 8)) for shape in linears)
-    in_ends = [_matrix_bytes(shape, export, max(head_bits, BITS.get(export.precision, 0))) for shape in ends]
+    in_layers = sum(_matrix_bytes(shape, export, bits or 8) for shape in linears)
+    in_ends = [_matrix_bytes(shape, export, max(head_bits, bits or 0)) for shape in ends]
     counted = sum(rows * columns for rows, columns in [*linears, *ends])
     vectors = 4 * (sum(parameter.numel() for parameter in model.parameters()) - counted)
     # A word's vector is one row of the embedding; the head, and a tied embedding as one, is read whole.
@@ -77,8 +77,9 @@ def _ends(model: Any) -> Iterable[tuple[int, int]]:
 def _matrix_bytes(shape: tuple[int, int], export: ExportTable, bits: int) -> int:
     """Codes, float32 scales and zero points of a matrix on the grid of [export], or its floats."""
     rows, columns = shape
-    if export.precision in FLOAT_BYTES:
-        return rows * columns * FLOAT_BYTES[export.precision]
+    precision = PRECISIONS[export.precision]
+    if precision.bits is None:
+        return rows * columns * precision.float_bytes
     blocks = -(-columns // export.block_size)
     zero_points = 0 if export.symmetric else -(-blocks * bits // 8)
     return rows * (blocks * (export.block_size * bits // 8 + 4) + zero_points)

@@ -40,6 +40,9 @@ SINGLE = "model.safetensors"
 UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack")
 GGUF_CURE = "give the model it was made from, a folder or hub id with 16-bit safetensors"
 MAX_HEADER_BYTES = 100_000_000
+EMBEDDING_TENSOR = "model.embed_tokens.weight"
+HEAD_TENSOR = "lm_head.weight"
+"""A decoder's embedding and output head in a checkpoint; tied, the first is both."""
 
 
 @dataclass(frozen=True)

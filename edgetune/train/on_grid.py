@@ -17,9 +17,9 @@ from torch import nn
 
 from edgetune.data.prepare import Prepared
 from edgetune.model.base import load_merged
-from edgetune.quant.grid import QuantizedMatrix, dequantize, quantize
-from edgetune.quant.on_grid import on_grid_matrices, put_linears_on_grid
-from edgetune.quant.repair import round_inputs_of
+from edgetune.quantize.grid import QuantizedMatrix, dequantize, quantize
+from edgetune.quantize.quantization_aware import on_grid_matrices, put_linears_on_grid
+from edgetune.quantize.repairable import round_inputs_of
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import Grid
 from edgetune.train.loss import use_segments
@@ -50,7 +50,7 @@ def train_on_grid(
     pad_id: int,
     progress: Progress | None = None,
 ) -> OnGrid:
-    """Train the merged folder's 4-bit matrices for [export] on_grid_steps; `bits` as in export.quantize.bits_of.
+    """Train the merged folder's 4-bit matrices for [export] on_grid_steps; `bits` as in quantize.matrices.bits_of.
 
     Embedding and head are on their own grid meanwhile, frozen. Raises RunError if the loss is no number.
     """

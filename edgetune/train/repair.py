@@ -23,10 +23,10 @@ from torch.utils.checkpoint import checkpoint
 from edgetune.data.prepare import Prepared
 from edgetune.errors import RunError
 from edgetune.model.base import load_merged
-from edgetune.model.device import device as default_device
-from edgetune.model.weights import Place, find_tensors, read_tensor
-from edgetune.quant.grid import QuantizedMatrix
-from edgetune.quant.repair import make_repairable, repaired
+from edgetune.model.weights import Place
+from edgetune.quantize.grid import QuantizedMatrix
+from edgetune.quantize.load import load_on_grid
+from edgetune.quantize.repairable import repaired
 from edgetune.recipe import Recipe
 from edgetune.train.batches import Order, collate_rows
 from edgetune.train.loss import IGNORED, chunks, evaluate_loss, head_logits, trained_states, use_segments
@@ -81,7 +81,7 @@ def repair(
     """
     table, started = recipe.export, time.monotonic()
     torch.manual_seed(recipe.train.seed)
-    model = load_on_grid(merged, matrices, rounds_inputs=table.accuracy_level == 4)
+    model = load_for_loss(merged, matrices, rounds_inputs=table.accuracy_level == 4)
     schedule = Schedule("repair", table.repair_steps, table.repair_learning_rate)
     best, curve = fit(
         model, lambda: repaired(model), merged, rows, recipe, schedule=schedule, pad_id=pad_id, progress=progress
@@ -149,30 +149,17 @@ def fit(
     return best, tuple(curve)
 
 
-def load_on_grid(
+def load_for_loss(
     merged: Path,
     matrices: Mapping[str, QuantizedMatrix],
     *,
     rounds_inputs: bool,
     vectors: Mapping[str, Place] | None = None,
 ) -> Any:
-    """The merged folder as a torch model whose matrices are those on the grid, float32, ready to be repaired.
-
-    `vectors`: where norms and biases lie that repair has changed.
-    """
-    import accelerate
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(merged, local_files_only=True)
-    with accelerate.init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    places = {**find_tensors(merged), **(vectors or {})}
-    loaded = {name: read_tensor(place).float() for name, place in places.items() if len(place.shape) == 1}
-    model.load_state_dict(loaded, strict=False, assign=True)
-    make_repairable(model, matrices, rounds_inputs=rounds_inputs)
-    model.tie_weights()
+    """`quantize.load.load_on_grid` with training's attention, which keeps the rows of a batch apart."""
+    model = load_on_grid(merged, matrices, rounds_inputs=rounds_inputs, vectors=vectors)
     use_segments(model)
-    return model.to(default_device()).eval()
+    return model
 
 
 @dataclass(frozen=True)

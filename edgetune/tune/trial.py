@@ -17,13 +17,13 @@ from typing import Any, Protocol
 from edgetune.data.labelled import prepare_labelled
 from edgetune.data.prepare import prepare
 from edgetune.evaluate.live import Rows, eval_rows, score_live, with_adapter
-from edgetune.export.as_deployed import as_deployed
 from edgetune.lora.merge import MergeBase, merge
 from edgetune.model.base import empty_model, hash_base, load_base, load_tokenizer, resolve_base, text_limit
 from edgetune.model.device import device
 from edgetune.model.lend import lent
 from edgetune.model.memory import estimate, give_back_memory, room_bytes
 from edgetune.model.on_device import expect_on_device
+from edgetune.quantize.as_deployed import as_deployed
 from edgetune.recipe import ModelTable, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.loop import train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import get_args
@@ -9,14 +10,14 @@ from typing import get_args
 import pytest
 from click.testing import CliRunner, Result
 
+from edgetune.bundle.export import training_rows
+from edgetune.bundle.survival import layer_changes
 from edgetune.cli import main
-from edgetune.export import verify
-from edgetune.export.export import training_rows
 from edgetune.export.graph import Weights
-from edgetune.export.quantize import quantize_decoder
-from edgetune.export.survival import layer_changes
-from edgetune.export.weights import GraphWeights, same_bytes
+from edgetune.export.read_graph import GraphWeights, same_bytes
 from edgetune.model.weights import find_tensors
+from edgetune.quantize.decoder import quantize_decoder
+from edgetune.quantize.precisions import PRECISIONS
 from edgetune.recipe import DataTable, ExportTable, Method, ModelTable, Recipe, load_recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import open_bundle
@@ -99,7 +100,7 @@ def test_each_check_is_a_line_and_another_folder_can_be_named(run_dir: RunDir, t
 
 
 def test_a_failed_verification_exits_5_and_leaves_no_bundle(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(verify.LOGITS_LIMIT, "int4", -1.0)
+    monkeypatch.setitem(PRECISIONS, "int4", dataclasses.replace(PRECISIONS["int4"], logits_limit=-1.0))
     result = invoke(run_dir.path)
     assert (result.exit_code, result.stdout) == (5, "")
     assert "failed its verification" in result.stderr

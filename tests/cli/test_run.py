@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgetune.cli import run
-from edgetune.export.checks import check
+from edgetune.verify.checks import check
 
 SUMMARY = {
     "folds": None,

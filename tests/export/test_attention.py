@@ -4,36 +4,20 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from small_models import THETA, WINDOW, WINDOWED, graph_of
 
-from edgetune.errors import ModelError
 from edgetune.export.attention import attention_of, decoder_attention
-from edgetune.export.beyond import attention_checks, check_computable
-from edgetune.export.compare import tail_deviation
-from edgetune.export.decoder import build_bare
-from edgetune.export.export import export_folder
-from edgetune.runtime.bundle import Bundle
 from edgetune.runtime.logits import Logits
+from edgetune.verify.deviation import tail_deviation
 
-WINDOW = 24
 TOKENS = 60
-THETA = {"rope_theta": 10000.0}
 LONG = {
     "rope_type": "longrope",
     "short_factor": [1.0 + 0.1 * n for n in range(16)],
     "long_factor": [2.0 + 0.5 * n for n in range(16)],
     "original_max_position_embeddings": 32,
-}
-WINDOWED = {
-    "Gemma2": {"sliding_window": WINDOW},
-    "Gemma3": {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
-    "Mistral": {"sliding_window": WINDOW},
-    "Phi3": {"sliding_window": WINDOW},
-    "Qwen2": {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 1},
-    "Qwen3": {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 0},
-    "SmolLM3": {"sliding_window": WINDOW, "use_sliding_window": True, "no_rope_layers": [1, 0]},
 }
 ROTATED = {
     "linear": ("Llama", {"rope_parameters": {**THETA, "rope_type": "linear", "factor": 4.0}}),
@@ -93,18 +77,6 @@ ROTATED = {
 }
 
 
-def graph_of(folder: Path, out: Path) -> Bundle:
-    """The bare float32 graph of a folder, as far a bundle as Logits needs one."""
-    out.mkdir()
-    build_bare(folder, out)
-    config = json.loads((folder / "config.json").read_text())
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    (out / "genai_config.json").write_text(
-        json.dumps({"model": {"decoder": {"head_size": size, "filename": "model.onnx"}}})
-    )
-    return Bundle(out, "bare", "fp32", None, None, context_length=256)
-
-
 def torch_model(folder: Path):
     from transformers import AutoModelForCausalLM
 
@@ -158,73 +130,3 @@ def test_older_spellings_of_a_rotation_are_the_same(a_decoder):
         assert decoder_attention(folder)[1] == wanted
     assert wanted.switch == 32
     assert wanted.lengths == (32,)
-
-
-@pytest.mark.parametrize("precision", ["int4", "fp16"])
-def test_verification_goes_beyond_the_window(a_decoder, a_recipe, prompts, tmp_path, precision):
-    folder = a_decoder("Mistral", sliding_window=100)
-    recipe = a_recipe(precision=precision, method="rtn")
-    checks = export_folder(folder, tmp_path / "bundle", recipe, prompts=prompts).verification.checks
-    found = {check.name: check for check in checks}
-    assert found["logits beyond 100 tokens"].detail == "the last 16 of 116 tokens against torch"
-    assert found["attention windows"].detail == "2 of 2 layers have one"
-    assert found["rotary tables"].value < 1e-3
-
-
-def test_what_would_take_the_model_too_long_is_verified_on_a_small_one(
-    a_decoder, a_recipe, prompts, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("edgetune.export.beyond.LEAST_TOKENS", 0)
-    monkeypatch.setattr("edgetune.export.beyond.ALL_PRODUCTS", 0)
-    folder = a_decoder("Mistral", sliding_window=100)
-    result = export_folder(folder, tmp_path / "bundle", a_recipe(precision="fp32"), prompts=prompts)
-    (found,) = (check for check in result.verification.checks if check.name == "logits beyond 100 tokens")
-    assert "of a small random model of this kind" in found.detail
-
-
-def test_a_graph_that_lost_a_window_or_has_other_tables_is_found(a_decoder, tmp_path):
-    folder = a_decoder("Mistral", sliding_window=WINDOW)
-    bundle = graph_of(folder, tmp_path / "graph")
-    assert all(check.passed for check in attention_checks(bundle, folder))
-    model = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False)
-    node = next(node for node in model.graph.node if node.name == "/model/layers.1/attn/GroupQueryAttention")
-    next(item for item in node.attribute if item.name == "local_window_size").i = -1
-    onnx.save(model, str(bundle.path / "model.onnx"))
-    config = json.loads((folder / "config.json").read_text())
-    config["rope_parameters"]["rope_theta"] = 9000.0
-    (folder / "config.json").write_text(json.dumps(config))
-    windows, tables = attention_checks(bundle, folder)
-    assert not windows.passed
-    assert windows.detail.endswith("wrong in 1")
-    assert not tables.passed
-
-
-@pytest.mark.parametrize("kind", ["Gemma2", "Gemma3", "Mistral", "Phi3", "Qwen3", "SmolLM3"])
-def test_a_base_that_can_be_exported_is_found_so_before_its_training(a_decoder, kind):
-    check_computable(a_decoder(kind, **WINDOWED[kind]))
-
-
-def test_a_rotation_that_is_no_table_is_named(a_decoder):
-    folder = a_decoder()
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": {**THETA, "rope_type": "spiral"}}))
-    with pytest.raises(ModelError, match=r"the rotary scaling 'spiral' cannot be exported; .*yarn"):
-        check_computable(folder)
-
-
-def test_a_graph_that_would_compute_something_else_is_refused_before_the_training(a_decoder, monkeypatch):
-    def without_rotation(_, attention):
-        return {kind: (torch.ones(256, 16), torch.zeros(256, 16)) for kind in set(attention.tables)}
-
-    monkeypatch.setattr("edgetune.export.decoder.rotary_tables", without_rotation)
-    with pytest.raises(ModelError, match="would compute something else than transformers, after 48 tokens"):
-        check_computable(a_decoder())
-
-
-def test_planning_leaves_the_generator_of_random_numbers_alone(a_decoder):
-    folder = a_decoder()
-    torch.manual_seed(7)
-    wanted = torch.rand(2)
-    torch.manual_seed(7)
-    check_computable(folder)
-    assert torch.equal(torch.rand(2), wanted)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from onnx.external_data_helper import ExternalDataInfo
 
+from edgetune.bundle.export import export_folder
 from edgetune.errors import ModelError
 from edgetune.export.architecture import BUILDERS, check_architecture
 from edgetune.export.decoder import build_decoder
-from edgetune.export.export import export_folder
-from edgetune.export.weights import GraphWeights
+from edgetune.export.read_graph import GraphWeights
 from edgetune.model.weights import find_tensors
-from edgetune.quant.grid import dequantize
+from edgetune.quantize.grid import dequantize
 from edgetune.runtime.bundle import Grid
 
 FAST = ("Llama", "Qwen2", "Phi3")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -14,22 +13,20 @@ import pytest
 import torch
 
 from edgetune.errors import HardwareError, ModelError
-from edgetune.export.classifier import Built, token_batches
-from edgetune.export.compare import at_level_0
-from edgetune.export.encoder import build_encoder, dequantized, float_copy, put_on_grid
-from edgetune.export.encoder_verify import verify_encoder
-from edgetune.export.weights import GraphFile, same_bytes
+from edgetune.export.encoder import build_encoder
+from edgetune.export.read_graph import GraphFile
 from edgetune.model.base import ENCODERS
-from edgetune.quant.grid import quantize
-from edgetune.quant.scales import CHOOSERS
+from edgetune.model.classifier import float_copy
+from edgetune.quantize.encoder import dequantized
 from edgetune.runtime.bundle import Grid
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
+from edgetune.verify.classification import Built, verify_encoder
+from edgetune.verify.deviation import at_level_0
 
 FAST = ("bert",)
 KINDS = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in ENCODERS]
 FUSED = {"bert", "distilbert", "modernbert", "roberta", "xlm-roberta"}
 GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
-SETTINGS = {"bits": 4, "block_size": 32, "symmetric": False}
 Exported = Callable[..., Built]
 
 
@@ -146,16 +143,6 @@ def test_export_is_silent_repeats_its_bytes_and_tells_nothing_of_this_machine(
     assert str(Path(__file__).parent.parent.parent).encode() not in graph
 
 
-def test_dequantized_weights_are_the_numbers_of_the_grid_and_all_else_is_shared(a_classifier) -> None:
-    classifier = a_classifier("bert")
-    found = dequantized(classifier, put_on_grid(classifier, GRID))
-    layer, original = found.encoder.encoder.layer[0].output, classifier.encoder.encoder.layer[0].output
-    assert len(layer.dense.weight[0, :32].unique()) <= 16
-    assert not torch.equal(layer.dense.weight, original.dense.weight)
-    assert layer.dense.bias.data_ptr() == original.dense.bias.data_ptr()
-    assert torch.equal(found.head.weight, classifier.head.weight)
-
-
 def test_an_old_torch_is_a_hardware_error(a_classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.onnx.ops, "symbolic")
     with pytest.raises(HardwareError, match=r"cannot export encoders.*torch>=2\.8"):
@@ -181,39 +168,3 @@ def padded_ids(batch: int, length: int, *, pad_id: int) -> tuple[np.ndarray, np.
         end = generator.integers(1, length + 1)
         ids[row, end:], mask[row, end:] = pad_id, 0
     return ids, mask
-
-
-def test_calibrated_weights_change_what_the_encoder_computes_less(a_classifier, encoder_tokenizer, texts) -> None:
-    classifier, tokenizer = a_classifier("bert"), encoder_tokenizer("bert")
-    (ids, mask), *_ = token_batches(tokenizer, texts[:8], max_length=40)
-    batches = token_batches(tokenizer, texts, max_length=40)
-    with torch.no_grad():
-        wanted = float_copy(classifier).embed(ids, mask)
-        plain, calibrated = (
-            dequantized(classifier, put_on_grid(classifier, GRID, rows)).embed(ids, mask) for rows in ((), batches)
-        )
-    assert (calibrated - wanted).square().mean() < 0.8 * (plain - wanted).square().mean()
-
-
-@pytest.mark.parametrize("method", ["rtn", "search", "hqq", "gptq"])
-def test_a_method_decides_how_the_encoder_s_layers_are_rounded(method, a_classifier, encoder_tokenizer, texts) -> None:
-    batches = token_batches(encoder_tokenizer("bert"), texts[:8], max_length=40)
-    classifier = a_classifier("bert")
-    name = "encoder.encoder.layer.0.output.dense"
-    found = put_on_grid(classifier, GRID, batches, method=method)[name]
-    plain = {
-        chooser: quantize(classifier.get_submodule(name).weight, **SETTINGS, method=chooser) for chooser in CHOOSERS
-    }
-    same = {chooser for chooser, matrix in plain.items() if same_bytes(matrix, found)}
-    assert same == ({method} if method in plain else set())
-
-
-def test_channels_of_a_classifier_are_not_scaled(a_classifier) -> None:
-    with pytest.raises(ModelError, match='"awq": is for decoders; take "gptq" for a classifier'):
-        put_on_grid(a_classifier("bert"), GRID, method="awq")
-
-
-def test_the_bundle_s_tokenizer_cuts_as_training_did_and_pads_nothing(exported: Exported) -> None:
-    values = json.loads((exported("bert").bundle.path / "tokenizer.json").read_text("utf-8"))
-    assert values["padding"] is None
-    assert values["truncation"]["max_length"] == 40

@@ -5,52 +5,20 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import torch
-import torch.nn.functional as F
 
 from edgetune.data.prepare import prepare
-from edgetune.export.moments import Rows
-from edgetune.export.quantize import bits_of, quantize_decoder, round_one
 from edgetune.model.base import load_tokenizer
 from edgetune.model.weights import find_tensors
-from edgetune.quant.grid import dequantize, quantize
-from edgetune.quant.on_grid import OnGridLinear
-from edgetune.quant.repair import round_inputs
+from edgetune.quantize.decoder import quantize_decoder
+from edgetune.quantize.grid import quantize
+from edgetune.quantize.matrices import bits_of, round_one
+from edgetune.quantize.moments import Rows
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.bundle import Grid
 from edgetune.train.on_grid import train_on_grid
-from edgetune.train.repair import eval_loss, load_on_grid
+from edgetune.train.repair import eval_loss, load_for_loss
 
 GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
-
-
-def test_a_layer_multiplies_with_its_rounded_weight_and_trains_through_it() -> None:
-    torch.manual_seed(0)
-    linear = torch.nn.Linear(64, 8)
-    layer = OnGridLinear(linear, block_size=32, symmetric=False, rounds_inputs=False)
-    x = torch.randn(4, 64)
-    rounded = dequantize(quantize(linear.weight, bits=4, block_size=32, method="rtn"))
-    torch.testing.assert_close(layer(x), F.linear(x, rounded, linear.bias))
-    layer(x).square().sum().backward()
-    assert layer.b.grad is not None
-    assert layer.b.grad.abs().max() > 0
-    assert not layer.weight.requires_grad
-
-
-def test_a_layer_that_rounds_inputs_multiplies_with_the_rounded_ones() -> None:
-    torch.manual_seed(0)
-    layer = OnGridLinear(torch.nn.Linear(64, 8), block_size=32, symmetric=False, rounds_inputs=True)
-    x = torch.randn(4, 64)
-    torch.testing.assert_close(layer(x), F.linear(round_inputs(x, 32), dequantize(layer.matrix()), layer.bias))
-    assert (layer(x) - F.linear(x, dequantize(layer.matrix()), layer.bias)).abs().max() > 1e-3
-
-
-def test_the_matrix_is_that_of_the_forward_pass() -> None:
-    torch.manual_seed(0)
-    layer = OnGridLinear(torch.nn.Linear(72, 8), block_size=32, symmetric=True, rounds_inputs=False)
-    torch.nn.init.normal_(layer.b, std=0.1)
-    x = torch.randn(4, 72)
-    torch.testing.assert_close(layer(x), F.linear(x, dequantize(layer.matrix()), layer.bias))
 
 
 @pytest.fixture
@@ -91,7 +59,7 @@ def test_training_starts_from_the_very_model_that_would_be_shipped(recipe, rows,
     methods = {name: "rtn" if count == 4 else "search" for name, count in bits.items()}
     matrices = {name: round_one(places[name], bits[name], grid, method) for name, method in methods.items()}
     losses = [
-        eval_loss(load_on_grid(tiny_base, matrices, rounds_inputs=rounds), rows.prepared, recipe, rows.pad_id)
+        eval_loss(load_for_loss(tiny_base, matrices, rounds_inputs=rounds), rows.prepared, recipe, rows.pad_id)
         for rounds in (level == 4, level != 4)
     ]
     assert done.curve[0][1] == pytest.approx(losses[0], rel=1e-6)

@@ -9,19 +9,20 @@ import pytest
 import torch
 
 from edgetune.data.prepare import prepare
-from edgetune.errors import ModelError, RecipeError, RunError
-from edgetune.export.moments import Rows
-from edgetune.export.quantize import quantize_decoder, round_all
+from edgetune.errors import RecipeError, RunError
 from edgetune.model.base import load_merged, load_tokenizer
 from edgetune.model.weights import find_tensors, read_tensor
-from edgetune.quant.folder import QuantizedFolder, write_quantized
-from edgetune.quant.grid import dequantize
-from edgetune.quant.repair import repaired as take_out
+from edgetune.quantize.decoder import quantize_decoder
+from edgetune.quantize.folder import QuantizedFolder
+from edgetune.quantize.grid import dequantize
+from edgetune.quantize.matrices import round_all
+from edgetune.quantize.moments import Rows
+from edgetune.quantize.repairable import repaired as take_out
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.bundle import Grid
 from edgetune.train.batches import collate_rows
 from edgetune.train.loss import IGNORED, use_segments
-from edgetune.train.repair import _loss_sum, eval_loss, load_on_grid, repair
+from edgetune.train.repair import _loss_sum, eval_loss, load_for_loss, repair
 
 GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 
@@ -91,7 +92,7 @@ def test_what_was_best_is_kept_though_training_goes_on(recipe, tiny_base, rows, 
 @pytest.mark.parametrize("target", ["labels", "teacher", "both"])
 def test_the_loss_is_that_of_the_labels_of_the_teacher_or_their_mean(tiny_base, rows, target):
     """Against whole logits of both models, on rows of different lengths with prompts that are not trained."""
-    model = load_on_grid(tiny_base, round_all(tiny_base, GRID), rounds_inputs=False)
+    model = load_for_loss(tiny_base, round_all(tiny_base, GRID), rounds_inputs=False)
     teacher = load_merged(tiny_base, dtype=torch.float32)
     use_segments(teacher)
     batch = collate_rows(rows.prepared.train, [[0, 1], [2]], pad_id=rows.pad_id)
@@ -132,9 +133,9 @@ def test_what_was_trained_is_what_is_written(recipe, tiny_base, rows, tmp_path):
     folder = quantize_decoder(tiny_base, tmp_path / "grid", recipe, GRID, rows=rows)
     again = QuantizedFolder(tmp_path / "grid")
     assert folder.record["repair"]["loss_after"] <= folder.record["repair"]["loss_before"]
-    model = load_on_grid(tiny_base, again, rounds_inputs=False, vectors=again.vectors)
+    model = load_for_loss(tiny_base, again, rounds_inputs=False, vectors=again.vectors)
     done = eval_loss(model, rows.prepared, recipe, rows.pad_id)
-    rounding = load_on_grid(tiny_base, again, rounds_inputs=True, vectors=again.vectors)
+    rounding = load_for_loss(tiny_base, again, rounds_inputs=True, vectors=again.vectors)
     assert eval_loss(rounding, rows.prepared, recipe, rows.pad_id) == pytest.approx(
         folder.record["repair"]["loss_after"], rel=1e-5
     )
@@ -157,7 +158,7 @@ def test_scaled_channels_come_with_the_vectors_that_make_up_for_them(recipe, tin
     folder = quantize_decoder(tiny_base, tmp_path / "grid", dataclasses.replace(recipe, export=table), GRID, rows=rows)
     kinds = {name.split(".", 3)[3] for name in folder.vectors}
     assert kinds == {"input_layernorm.weight", "post_attention_layernorm.weight"}
-    model = load_on_grid(tiny_base, folder, rounds_inputs=True, vectors=folder.vectors)
+    model = load_for_loss(tiny_base, folder, rounds_inputs=True, vectors=folder.vectors)
     loss = eval_loss(model, rows.prepared, recipe, rows.pad_id)
     changed = dataclasses.replace(recipe, export=dataclasses.replace(table, repair_steps=1))
     again = quantize_decoder(tiny_base, tmp_path / "repaired", changed, GRID, rows=rows)
@@ -170,22 +171,3 @@ def test_two_bits_are_repaired_like_four(recipe, tiny_base, rows, symmetric):
     done = repair(tiny_base, before, rows.prepared, recipe, pad_id=rows.pad_id)
     assert done.loss_after < done.loss_before
     assert all(done.matrices[name].packed.equal(before[name].packed) for name in before)
-
-
-def test_a_folder_that_lacks_a_matrix_is_refused(tiny_base, tmp_path):
-    write_quantized(tmp_path / "grid", round_all(tiny_base, GRID))
-    record = tmp_path / "grid" / "quantized.json"
-    record.write_text(record.read_text().replace("layers.1.mlp.up_proj", "layers.7.mlp.up_proj"))
-    with pytest.raises(ModelError, match=r"model\.layers\.7\.mlp\.up_proj\.weight is missing; export again"):
-        QuantizedFolder(tmp_path / "grid")
-
-
-def test_a_folder_gives_back_the_matrices_it_was_given(tiny_base, tmp_path):
-    before = round_all(tiny_base, dataclasses.replace(GRID, symmetric=True))
-    after = write_quantized(tmp_path / "grid", before, vectors={"a.norm.weight": torch.ones(3)})
-    assert list(after) == list(before)
-    assert list(after.vectors) == ["a.norm.weight"]
-    for name in before:
-        assert after[name].packed.equal(before[name].packed)
-        assert after[name].scales.equal(before[name].scales)
-        assert after[name].zero_points is None

@@ -1,1 +1,0 @@
-"""The deployment grid: one quantiser for training, export and tests."""

@@ -1,0 +1,155 @@
+"""`edgetune export --search`: the front, the choice by budget, and the whole way on a tiny run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgetune.bundle.search import Point, choose, evenly, mark_front
+from edgetune.cli import main
+from edgetune.errors import ModelError, RunError
+from edgetune.model.weights import find_tensors
+from edgetune.quantize.matrices import bits_of, joined_with
+from edgetune.recipe import BudgetTable, DataTable, ModelTable, Recipe
+from edgetune.runtime.bundle import Grid
+
+GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+A_POINT = Point(32, False, 8, True, (), loss=1.0, size_bytes=100)
+
+
+def a_point(loss: float, size_bytes: int, **measured: object) -> Point:
+    return dataclasses.replace(A_POINT, loss=loss, size_bytes=size_bytes, **measured)  # type: ignore[arg-type]
+
+
+def a_recipe(**budget: object) -> Recipe:
+    return Recipe(ModelTable(base="x"), DataTable(train="y"), budget=BudgetTable(**budget))  # type: ignore[arg-type]
+
+
+def test_the_front_holds_what_no_other_beats() -> None:
+    points = [a_point(1.0, 100), a_point(0.9, 120), a_point(0.95, 130), a_point(1.1, 90), a_point(1.1, 95)]
+    assert [point.on_front for point in mark_front(points)] == [True, True, False, True, False]
+
+
+def test_equal_points_are_both_on_the_front() -> None:
+    points = [a_point(1.0, 100), dataclasses.replace(a_point(1.0, 100), block_size=64)]
+    assert [point.on_front for point in mark_front(points)] == [True, True]
+
+
+MEASURED = [
+    a_point(0.9, 300, peak_bytes=90 * 2**20, tokens_per_s=100.0),
+    a_point(1.0, 200, peak_bytes=60 * 2**20, tokens_per_s=150.0),
+    a_point(1.2, 100, peak_bytes=40 * 2**20, tokens_per_s=200.0),
+    a_point(0.5, 400),  # not built: nothing is known of its speed
+]
+
+
+@pytest.mark.parametrize(
+    ("budget", "loss"),
+    [
+        ({}, 0.9),
+        ({"device_memory": "64 MiB"}, 1.0),
+        ({"min_tokens_per_s": 180.0}, 1.2),
+        ({"device_memory": "64 MiB", "min_tokens_per_s": 120.0}, 1.0),
+    ],
+)
+def test_the_least_loss_within_the_budget_is_chosen(budget: dict[str, object], loss: float) -> None:
+    chosen, reason = choose(MEASURED, a_recipe(**budget))
+    assert chosen.loss == loss
+    assert f"least loss ({loss:.4f})" in reason
+
+
+def test_a_budget_that_nothing_keeps_says_what_came_nearest() -> None:
+    with pytest.raises(RunError, match=r"at most 32 MiB on the device.*takes 40 MiB and writes 200 tokens/s"):
+        choose(MEASURED, a_recipe(device_memory="32 MiB"))
+
+
+def test_int8_layers_take_what_the_graph_joins_with_them(tiny_base: Path) -> None:
+    bits = bits_of(find_tensors(tiny_base), GRID, ["model.layers.0.self_attn.k_proj", "down_proj"])
+    wide = {name for name, count in bits.items() if count == 8 and name.startswith("model.layers.")}
+    attention = {f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"}
+    assert wide == attention | {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)}
+    assert joined_with("model.layers.0.mlp.gate_proj.weight", bits) == [
+        "model.layers.0.mlp.gate_proj.weight",
+        "model.layers.0.mlp.up_proj.weight",
+    ]
+
+
+def test_a_name_that_no_matrix_has_is_refused(tiny_base: Path) -> None:
+    with pytest.raises(ModelError, match="no matrix is called 'up_project'"):
+        bits_of(find_tensors(tiny_base), GRID, ["up_project"])
+
+
+RECIPE = """
+[model]
+base = "{base}"
+[data]
+train = "{rows}"
+eval_fraction = 0.2
+max_seq_len = 128
+[lora]
+r = 4
+[train]
+max_steps = 6
+batch_size = 4
+learning_rate = 1e-2
+[export]
+calibration_rows = 32
+repair_steps = 2
+min_gain_kept = 0
+[evaluate]
+metric = "loss"
+bootstrap_samples = 100
+"""
+
+
+def test_a_run_is_swept_and_its_best_bundle_exported(tiny_base, tiny_rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("edgetune.bundle.search.BLOCK_SIZES", (32, 64))
+    monkeypatch.setattr("edgetune.bundle.search.MOST_BUILT", 2)
+    Path("tiny.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
+    for arguments in (["train", "tiny.toml"], ["merge", "runs/tiny"]):
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, done.stderr
+    done = CliRunner().invoke(main, ["export", "runs/tiny", "--search", "--json"])
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(Path("runs/tiny/results/search.json").read_text())
+    assert len(found["points"]) == 2 * 2 * 2 * 2 + 3  # blocks, symmetry, method, head; then int8 layers
+    mixed = [point for point in found["points"] if point["int8_layers"]]
+    assert len(mixed) == 3
+    chosen = found["chosen"]
+    assert chosen["tokens_per_s"] is None or chosen["tokens_per_s"] > 0
+    grid = json.loads(Path("runs/tiny/bundle/edgetune.json").read_text())["grid"]
+    assert {name: grid[name] for name in ("block_size", "symmetric", "head_bits")} == {
+        name: chosen[name] for name in ("block_size", "symmetric", "head_bits")
+    }
+    assert Path("runs/tiny/results/search.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("count", "kept"), [(3, [0, 1, 2]), (5, [0, 1, 2, 3, 4]), (9, [0, 2, 4, 6, 8])])
+def test_of_a_long_front_both_ends_are_measured(count: int, kept: list[int]) -> None:
+    front = [a_point(1.0, size) for size in range(count)]
+    assert [point.size_bytes for point in evenly(front, 5)] == kept
+
+
+def test_what_would_stop_the_export_stops_the_search_first(tiny_base, tiny_rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("edgetune.search_run.search", lambda *_, **__: pytest.fail("swept all the same"))
+    run = Path("runs/tiny")
+    run.mkdir(parents=True)
+    (run / "recipe.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
+    done = CliRunner().invoke(main, ["export", str(run), "--search"])
+    assert (done.exit_code, "no merged model; make it first: edgetune merge runs/tiny" in done.stderr) == (2, True)
+    (run / "merged").symlink_to(tiny_base, target_is_directory=True)
+    (run / "bundle").mkdir()
+    done = CliRunner().invoke(main, ["export", str(run), "--search"])
+    assert (done.exit_code, "there is something already; replace it with --force" in done.stderr) == (2, True)
+
+
+def test_a_folder_without_a_recipe_cannot_be_searched(tiny_base) -> None:
+    done = CliRunner().invoke(main, ["export", str(tiny_base), "--search"])
+    assert done.exit_code == 2
+    assert "is no run folder" in done.stderr
