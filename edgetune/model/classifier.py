@@ -165,8 +165,6 @@ def _label_problems(spec: ClassifierSpec) -> Iterator[str]:
         yield "must be names, each of them once"
     if not all(map(is_text, spec.labels)):
         yield "holds half a surrogate pair, which is no text"
-    if spec.out_of_scope_label is not None and spec.out_of_scope_label not in spec.labels:
-        yield f"lack out_of_scope_label {spec.out_of_scope_label!r}"
 
 
 def load_head(classifier: Classifier, folder: Path) -> None:

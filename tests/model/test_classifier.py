@@ -37,7 +37,6 @@ def test_a_spec_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"max_length": 0}, "max_length: 0 must be at least 1"),
         ({"max_length": 2**63}, "max_length: "),
         ({"max_length": 8.0}, "max_length: 8.0 is not an integer"),
-        ({"out_of_scope_label": "c"}, "labels: lack out_of_scope_label 'c'"),
         ({"softness": 1}, "softness: unknown key"),
     ],
 )
@@ -52,3 +51,9 @@ def test_a_damaged_spec_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "classifier.json").write_text(text)
     with pytest.raises(ModelError, match=r"classifier\.json: [^\n]*; train or copy it again$"):
         read_spec(tmp_path)
+
+
+def test_a_label_out_of_scope_that_training_never_saw_is_none_of_the_labels(tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, out_of_scope_label="c")
+    (tmp_path / "classifier.json").write_text(json.dumps(dataclasses.asdict(spec)))
+    assert read_spec(tmp_path) == spec
