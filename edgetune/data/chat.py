@@ -23,7 +23,7 @@ and calls of them are written as JSON."""
 
 TOOL_TEMPLATE = "tool_use"
 """Of several chat templates, the one that transformers takes where there are tools."""
-PLAIN, PLAIN_ROLES = ("role", "content"), ("system", "user", "assistant")
+PLAIN, PLAIN_ROLES = ("role", "content"), ("user", "assistant")
 """A message with these keys and of these roles is the same to every chat template."""
 ANSWER = "zxqj"
 """An answer that stands nowhere else."""

@@ -26,6 +26,7 @@ Turn = Mapping[str, Any]
 """{"role", "content"} and what else a template may read of a message: tool_calls, reasoning_content, name, ..."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys that a message's reasoning has in templates and data."""
+SYSTEM_ROLES = ("system", "developer")
 _MARK = "zxqj"
 _CALL_ID = "zxqjzxqj1"  # nine letters or digits, as Mistral's templates ask for
 _TOOL = {
@@ -37,6 +38,7 @@ _TOOL = {
     },
 }
 _ASKED: Turn = {"role": "user", "content": "u"}
+_ANSWERED: Turn = {"role": "assistant", "content": "a"}
 
 
 class Generation(Extension):
@@ -184,6 +186,10 @@ class ChatTemplate:
                     raise _unwritten(f"{where}{key}", "write it into the content as text, or leave the key out")
             if message["role"] == "tool" and not _writes_results(self):
                 raise _unwritten(f"{where}the role 'tool'", "write the result as a user's message")
+            is_led = message["role"] in SYSTEM_ROLES and (message.get("content") or "").strip()
+            is_asked = messages[-1]["role"] != "assistant"
+            if is_led and not _writes_system(self, message["role"], number == 1, is_asked, bool(tools)):
+                raise _unwritten(f"{where}the role {message['role']!r}", "write it into the first user's message")
 
     def refuse_dropped_content(self, messages: Sequence[Turn]) -> None:
         """Raises PromptError for text beside calls that this template leaves out: it would not be learned."""
@@ -302,6 +308,20 @@ def _writes_results(template: ChatTemplate) -> bool:
     result = {"role": "tool", "tool_call_id": _CALL_ID, "name": f"{_MARK}called", "content": f"{_MARK}result"}
     text = _tried(template, _ASKED, call, result)
     return text is None or f"{_MARK}result" in text
+
+
+@functools.lru_cache(maxsize=64)
+def _writes_system(template: ChatTemplate, role: str, is_first: bool, is_asked: bool, has_tools: bool) -> bool:
+    """Whether a system message is written, first or later, with or without an answer at the end.
+
+    True where the template refuses such a conversation, which it says itself.
+    """
+    role = role if role == "system" or _writes_developer(template) else "system"
+    before = () if is_first else (_ASKED, _ANSWERED)
+    after = (_ASKED,) if is_asked else (_ASKED, _ANSWERED)
+    said = {"role": role, "content": f"{_MARK}said"}
+    text = _tried(template, *before, said, *after, tools=[_TOOL] if has_tools else None)
+    return text is None or f"{_MARK}said" in text
 
 
 @functools.lru_cache(maxsize=32)

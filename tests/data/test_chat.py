@@ -98,3 +98,12 @@ def test_a_tokenizer_whose_own_code_writes_otherwise_than_its_template_is_refuse
 def test_text_after_an_answer_that_is_no_special_token_ends_nothing(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.chat_template = TEMPLATE + ".{% endfor %}"
     assert end_ids(tokenizer, tmp_path, is_chat=True) == (tokenizer.eos_token_id,)
+
+
+def test_a_system_message_that_the_template_does_not_write_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% for m in messages if m.role in ['user', 'assistant'] %}{{ m.content }}{% endfor %}"
+    talk = [Message("user", "on"), Message("assistant", "done")]
+    assert render(tokenizer, talk) == "ondone"
+    for role in ("system", "developer"):
+        with pytest.raises(DataError, match=f"message 1: the role '{role}': the chat template makes no use of this"):
+            render(tokenizer, [Message(role, "be brief"), *talk])

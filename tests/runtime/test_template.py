@@ -307,6 +307,45 @@ def test_a_role_that_the_template_drops_is_refused_or_becomes_one_that_it_knows(
     assert ChatTemplate(DEAF).fitted([said])[0]["role"] == "developer"
 
 
+NO_SYSTEM = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+LED = "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}" + NO_SYSTEM
+BESIDE_THE_LAST = (
+    "{% for m in messages if m.role != 'system' %}{% if loop.last and m.role == 'user' %}{{ messages[0].content }}"
+    "{% endif %}{{ m.content }}{% endfor %}"
+)
+UNTIED = "{% if tools %}{{ tools | tojson }}{% elif messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "tools", "number"),
+    [
+        (NO_SYSTEM, [SYSTEM, USER], None, 1),
+        (LED, [USER, ANSWER, SYSTEM, MORE], None, 3),
+        (BESIDE_THE_LAST, [SYSTEM, USER, ANSWER], None, 1),
+        (UNTIED + NO_SYSTEM, [SYSTEM, USER], [TOOL], 1),
+    ],
+)
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_that_the_template_loses_is_refused(
+    source: str, messages: list, tools: list | None, number: int, role: str
+) -> None:
+    source = source.replace("m.role != 'system'", "m.role in ['user', 'assistant']")
+    talk = [{**message, "role": role} if message is SYSTEM else message for message in messages]
+    with pytest.raises(
+        PromptError, match=f"message {number}: the role '{role}': the chat template makes no use of .*;"
+    ):
+        ChatTemplate(source).refuse_unwritten(talk, tools)
+
+
+def test_a_system_message_that_is_written_or_says_nothing_or_that_the_template_refuses_is_let_through() -> None:
+    ChatTemplate(LED).refuse_unwritten([SYSTEM, USER, ANSWER, MORE], None)
+    ChatTemplate(BESIDE_THE_LAST).refuse_unwritten([SYSTEM, USER, ANSWER, MORE], None)
+    ChatTemplate(UNTIED + NO_SYSTEM).refuse_unwritten([SYSTEM, USER], None)
+    ChatTemplate(NO_SYSTEM).refuse_unwritten([{"role": "system", "content": " "}, USER], None)
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + NO_SYSTEM
+    ChatTemplate(refusing).refuse_unwritten([SYSTEM, USER], None)
+
+
 def test_what_a_template_does_with_tools_and_reasoning_is_found() -> None:
     last = ChatTemplate("{% for m in messages %}{% if loop.last %}{{ m.reasoning_content }}{% endif %}{% endfor %}")
     every = ChatTemplate("{% for m in messages %}{{ m.reasoning_content }}{% endfor %}")
