@@ -33,7 +33,7 @@ from edgetune.recipe import DataTable, Recipe
 BATCH_ROWS = 256
 NOTED_ROWS = 1000
 """Rows that are looked at for what the chat template leaves out of them."""
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 
 
 @dataclass(frozen=True)

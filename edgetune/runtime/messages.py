@@ -24,6 +24,8 @@ WORDS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
 )
 """How a message is spelled: the keys of who says it and what is said, and who there is."""
 CALLS = ("tool_calls", "function_call")
+ARGUMENTS = ("arguments", "parameters", "args", "input")
+"""What the arguments of a call are called: by OpenAI and most, by Llama 3.1, by LangChain, by Anthropic."""
 PICTURES = ("image", "images", "audio", "audios", "video", "videos")
 EMPTY: tuple[Any, ...] = (None, "", "[]", "{}", [], (), {})
 
@@ -83,12 +85,25 @@ def _calls(value: Any) -> list[dict[str, Any]]:
 
 def _call(call: Any) -> dict[str, Any]:
     frame = {key: value for key, value in call.items() if value is not None} if isinstance(call, Mapping) else {}
-    inside = frame.get("function", frame)
+    inside = frame.get("function", call)
     if not isinstance(inside, Mapping) or not isinstance(inside.get("name"), str):
         raise PromptError("a call of a tool has no name", cure='write {"name": ..., "arguments": {...}}')
-    arguments = inside.get("arguments")
-    function = {**{key: value for key, value in inside.items() if value is not None}, "arguments": arguments or {}}
+    function = _with_arguments(inside)
     return {"type": "function", **frame, "function": function} if "function" in frame else _framed(function)
+
+
+def _with_arguments(inside: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's name and arguments, these under `arguments` whatever they are called; null or "" are none."""
+    spelled = [key for key in ARGUMENTS if key in inside]
+    if not spelled:
+        raise PromptError(
+            f"the call of {inside['name']} has no arguments",
+            cure='write {"name": ..., "arguments": {...}}, {} where there are none',
+        )
+    taken = next((key for key in spelled if inside[key] is not None), spelled[0])
+    kept = {key: value for key, value in inside.items() if key == taken or value is not None}
+    renamed = {"arguments" if key == taken else key: value for key, value in kept.items()}
+    return {**renamed, "arguments": renamed["arguments"] or {}}
 
 
 def read_tools(value: Any, *, is_bare: bool = False) -> list[dict[str, Any]]:
