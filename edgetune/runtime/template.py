@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _TOOL = {
 }
 _ASKED: Turn = {"role": "user", "content": "u"}
 _ANSWERED: Turn = {"role": "assistant", "content": "a"}
+_RESULT: Turn = {"role": "tool", "tool_call_id": _CALL_ID, "name": f"{_MARK}called", "content": f"{_MARK}result"}
 
 
 class Generation(Extension):
@@ -269,6 +271,33 @@ def _tells_call(text: str) -> bool:
     return f"{_MARK}called" in text and f"{_MARK}v" in text and f"{{'{_MARK}k'" not in text
 
 
+@dataclass(frozen=True)
+class CallTexts:
+    """What a template writes of calls that are known."""
+
+    after: str
+    """All that stands behind a message with one call, whether or not another message follows."""
+    one: str
+    two: str
+    """Conversations whose last message holds one call, and two; "" where the template refuses that."""
+
+
+@functools.lru_cache(maxsize=32)
+def call_texts(template: ChatTemplate) -> CallTexts | None:
+    """None where the template writes no calls."""
+    form = habits(template)
+    if not form.writes_calls:
+        return None
+    call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
+    twice = {**call, "tool_calls": [*call["tool_calls"], *call["tool_calls"]]}
+    one, two, followed = (
+        _tried(template, _ASKED, *turns, tools=[_TOOL]) or "" for turns in ((call,), (twice,), (call, _RESULT))
+    )
+    pairs = zip(one, followed or one, strict=False)
+    shared = "".join(left for left, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return CallTexts(shared.rpartition(_MARK)[2], one, two)
+
+
 @functools.lru_cache(maxsize=32)
 def writes_tools(template: ChatTemplate) -> bool:
     """Whether tools come to stand in the prompt."""
@@ -305,8 +334,7 @@ def _writes_results(template: ChatTemplate) -> bool:
     """Whether what a tool gave back is written; True where the template refuses it, which it says itself."""
     form = habits(template)
     call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
-    result = {"role": "tool", "tool_call_id": _CALL_ID, "name": f"{_MARK}called", "content": f"{_MARK}result"}
-    text = _tried(template, _ASKED, call, result)
+    text = _tried(template, _ASKED, call, _RESULT)
     return text is None or f"{_MARK}result" in text
 
 
