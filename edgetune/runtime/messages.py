@@ -27,6 +27,8 @@ CALLS = ("tool_calls", "function_call")
 ARGUMENTS = ("arguments", "parameters", "args", "input")
 """What the arguments of a call are called: by OpenAI and most, by Llama 3.1, by LangChain, by Anthropic."""
 PICTURES = ("image", "images", "audio", "audios", "video", "videos")
+WEIGHTS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
+"""Keys that say whether a message is learned, or how much of it counts."""
 EMPTY: tuple[Any, ...] = (None, "", "[]", "{}", [], (), {})
 
 
@@ -47,11 +49,9 @@ def read_message(turn: Any) -> dict[str, Any]:
     role = words[role_key]
     if not isinstance(role, str) or role not in roles:
         raise PromptError(f"unknown role {role!r}", cure=f"known: {', '.join(roles)}")
-    if words.get("weight") == 0:
-        raise PromptError("weights of messages are not handled", cure="leave the key out")
-    more = {
-        key: value for key, value in words.items() if value is not None and key not in (role_key, content_key, "weight")
-    }
+    _refuse_weights(words, is_answer=roles[role] == "assistant")
+    read = (role_key, content_key, *WEIGHTS)
+    more = {key: value for key, value in words.items() if value is not None and key not in read}
     if unread := next((key for key in PICTURES if more.get(key)), None):
         raise PromptError(f"{unread}: pictures, sounds and films are not handled", cure="leave the message out")
     content = _text(words.get(content_key), content_key)
@@ -64,6 +64,16 @@ def read_message(turn: Any) -> dict[str, Any]:
     if calls:
         return {"role": roles[role], "content": content, **more, "tool_calls": calls}
     return {"role": roles[role], "content": content or "", **more}
+
+
+def _refuse_weights(words: Mapping[str, Any], *, is_answer: bool) -> None:
+    """Raises PromptError for an answer that is not to be learned like any other; other messages are not learned."""
+    for key in WEIGHTS if is_answer else ():
+        if words.get(key) not in (None, 1):
+            raise PromptError(
+                f"{key} is {json.dumps(words[key], default=str)}: weights of messages are not handled",
+                cure="leave the message out, or the key if it is to be learned like any other",
+            )
 
 
 def _text(content: Any, key: str) -> str | None:

@@ -27,6 +27,16 @@ Turn = Mapping[str, Any]
 """{"role", "content"} and what else a template may read of a message: tool_calls, reasoning_content, name, ..."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys that a message's reasoning has in templates and data."""
+READ_KEYS = frozenset(("role", "content", "tool_calls", *REASONING))
+# fmt: off
+BOOKKEEPING = frozenset((
+    "id", "uuid", "message_id", "parent_id", "conversation_id", "session_id", "turn_identifier", "index", "rank",
+    "name", "tool_call_id", "timestamp", "time", "date", "created", "created_at", "status", "finish_reason", "type",
+    "source", "metadata", "annotations", "model", "tokens", "token_count", "lang", "language", "country", "state",
+    "header", "hashed_ip", "redacted", "toxic",
+))
+# fmt: on
+"""Keys of a message that say nothing of what is asked or answered: a template may make no use of them."""
 SYSTEM_ROLES = ("system", "developer")
 _MARK = "zxqj"
 _CALL_ID = "zxqjzxqj1"  # nine letters or digits, as Mistral's templates ask for
@@ -186,6 +196,9 @@ class ChatTemplate:
             for key in REASONING:
                 if message.get(key) and not writes_reasoning(self, key):
                     raise _unwritten(f"{where}{key}", "write it into the content as text, or leave the key out")
+            for key in sorted(message.keys() - READ_KEYS - BOOKKEEPING):
+                if message[key] and not _writes_key(self, message["role"], key):
+                    raise _unwritten(f"{where}{key}", "write it into the content as text, or leave the key out")
             if message["role"] == "tool" and not _writes_results(self):
                 raise _unwritten(f"{where}the role 'tool'", "write the result as a user's message")
             is_led = message["role"] in SYSTEM_ROLES and (message.get("content") or "").strip()
@@ -336,6 +349,27 @@ def _writes_results(template: ChatTemplate) -> bool:
     call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
     text = _tried(template, _ASKED, call, _RESULT)
     return text is None or f"{_MARK}result" in text
+
+
+@functools.lru_cache(maxsize=256)
+def _writes_key(template: ChatTemplate, role: str, key: str) -> bool:
+    """Whether a key of a message changes what is written, whatever its value; of an assistant, beside calls too.
+
+    True where the template refuses such messages, which it says itself.
+    """
+    form = habits(template)
+    call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
+    before = {"tool": (_ASKED, call), "assistant": (_ASKED,)}.get(role, ())
+    after = (_ASKED,) if role in SYSTEM_ROLES else ()
+    tried = [_RESULT if role == "tool" else {"role": role, "content": "s"}, *([call] if role == "assistant" else [])]
+    texts = [_tried(template, *before, turn, *after, tools=[_TOOL]) for turn in tried]
+    if all(text is None for text in texts):
+        return True
+    return any(
+        _tried(template, *before, {**turn, key: value}, *after, tools=[_TOOL]) not in (text, None)
+        for turn, text in zip(tried, texts, strict=True)
+        for value in (f"{_MARK}w", True, [_TOOL], {f"{_MARK}k": f"{_MARK}v"})
+    )
 
 
 @functools.lru_cache(maxsize=64)

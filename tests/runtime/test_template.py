@@ -307,6 +307,35 @@ def test_a_role_that_the_template_drops_is_refused_or_becomes_one_that_it_knows(
     assert ChatTemplate(DEAF).fitted([said])[0]["role"] == "developer"
 
 
+@pytest.mark.parametrize(
+    ("role", "key", "value"),
+    [
+        ("assistant", "refusal", "I cannot."),
+        ("assistant", "thought", "so"),
+        ("system", "tools", [TOOL]),
+        ("tool", "is_error", True),
+        ("user", "prefix", True),
+    ],
+)
+def test_a_key_of_a_message_is_refused_where_the_template_does_not_read_it(role: str, key: str, value: Any) -> None:
+    talk = [USER, {"role": role, "content": "x", key: value}]
+    with pytest.raises(PromptError, match=f"message 2: {key}: the chat template makes no use of this; write it into"):
+        ChatTemplate(QWEN_LIKE).refuse_unwritten(talk, None)
+    ChatTemplate(QWEN_LIKE.replace("{{ m.content", f"{{{{ m.{key} }}}}{{{{ m.content")).refuse_unwritten(talk, None)
+    quiet = {"role": role, "content": "x", key: type(value)(), "name": "bob", "timestamp": 3}
+    ChatTemplate(QWEN_LIKE).refuse_unwritten([USER, quiet], None)
+
+
+def test_a_key_that_is_read_beside_calls_alone_or_of_some_kind_of_value_alone_is_read() -> None:
+    plan = {"role": "assistant", "content": None, "tool_plan": "look", "tool_calls": [CALL]}
+    beside = QWEN_LIKE.replace("{% for c in", "{% if m.tool_calls %}{{ m.tool_plan }}{% endif %}{% for c in")
+    ChatTemplate(beside).refuse_unwritten([USER, plan], None)
+    listed = QWEN_LIKE.replace("{% for c in", "{% for t in m.docs or [] %}{{ t.function.name }}{% endfor %}{% for c in")
+    ChatTemplate(listed).refuse_unwritten([{**USER, "docs": [TOOL]}], None)
+    with pytest.raises(PromptError, match="message 2: tool_plan: the chat template makes no use of this"):
+        ChatTemplate(QWEN_LIKE).refuse_unwritten([USER, plan], None)
+
+
 NO_SYSTEM = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 LED = "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}" + NO_SYSTEM
 BESIDE_THE_LAST = (
