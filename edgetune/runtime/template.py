@@ -180,10 +180,10 @@ class ChatTemplate:
     def fitted(self, messages: Sequence[Turn]) -> list[dict[str, Any]]:
         """The messages in the form that this template takes, where templates differ.
 
-        Arguments of calls are objects or JSON text, the content beside calls is none or empty, and a developer's
-        message is the system's where the template does not know a developer.
+        Arguments of calls are objects or JSON text, the content beside calls is none or empty, a developer's message
+        is the system's where the template does not know a developer, and calls have ids where it asks for such.
         """
-        return [_fitted(self, message) for message in messages]
+        return _with_ids(self, [_fitted(self, message) for message in messages])
 
     def refuse_unwritten(self, messages: Sequence[Turn], tools: Sequence[Mapping[str, Any]] | None) -> None:
         """Raises PromptError for what this template makes no use of though it says what is asked, or answered."""
@@ -235,6 +235,50 @@ def _fitted(template: ChatTemplate, message: Turn) -> dict[str, Any]:
         if made.get("content") is None:
             made["content"] = "" if habits(template).null_as_empty else None
     return made
+
+
+def _with_ids(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls, and the results that answer them, with ids that the template takes where it refuses those that they have.
+
+    A result without an id answers the first call that none has answered yet.
+    """
+    given: dict[str, str] = {}
+    waiting: list[str] = []
+    numbers = itertools.count(1)
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            own = call.get("id")
+            if not _takes_id(template, own):
+                call["id"] = f"call{next(numbers):05}"
+            given[str(own)] = call.get("id")
+            waiting.append(call.get("id"))
+        if message["role"] == "tool":
+            own = message.get("tool_call_id")
+            first = waiting[0] if waiting else f"call{next(numbers):05}"
+            answered = first if own is None else given.get(str(own), first)
+            if not _takes_id(template, own):
+                message["tool_call_id"] = answered
+            waiting = [one for one in waiting if one != answered]
+    return messages
+
+
+def _takes_id(template: ChatTemplate, own: Any) -> bool:
+    """Whether the template takes a call with this id, or refuses every call."""
+    is_known = isinstance(own, str) and len(own) == len(_CALL_ID) and own.isalnum()
+    return is_known or not _asks_for_id(template, is_absent=own is None)
+
+
+@functools.lru_cache(maxsize=32)
+def _asks_for_id(template: ChatTemplate, *, is_absent: bool) -> bool:
+    """Whether a call, or its result, is refused without an id, or with one as OpenAI makes them, for that alone."""
+    form = habits(template)
+    call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
+    texts = []
+    for changed in ({"id": _CALL_ID}, {} if is_absent else {"id": f"call_{_CALL_ID * 2}"}):
+        known = {key: value for key, value in call["tool_calls"][0].items() if key != "id"}
+        answered = {**_RESULT, "tool_call_id": changed.get("id")}
+        texts.append(_tried(template, _ASKED, {**call, "tool_calls": [{**known, **changed}]}, answered, tools=[_TOOL]))
+    return texts[0] is not None and texts[1] is None
 
 
 def _call(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:

@@ -336,6 +336,48 @@ def test_a_key_that_is_read_beside_calls_alone_or_of_some_kind_of_value_alone_is
         ChatTemplate(QWEN_LIKE).refuse_unwritten([USER, plan], None)
 
 
+ASKS_FOR_IDS = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{% if not c.id or c.id | length != 9 %}"
+    "{{ raise_exception('ids of 9 letters') }}{% endif %}{{ c.function | tojson }}{{ c.id }}{% endfor %}"
+    "{% if m.role == 'tool' and (not m.tool_call_id or m.tool_call_id | length != 9) %}"
+    "{{ raise_exception('ids of 9 letters') }}{% endif %}<{{ m.role }}>{{ m.content }}{{ m.tool_call_id }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "ids", [("call_one", "call_two"), (None, None), ("abcdefgh1", "abcdefgh2"), ("call_one", None)]
+)
+def test_where_a_template_asks_for_ids_of_calls_they_and_their_results_have_them(ids: tuple) -> None:
+    calls = [{**CALL, "id": own} for own in ids]
+    for call, own in zip(calls, ids, strict=True):
+        if own is None:
+            del call["id"]
+    order = (0, 1) if None in ids else (1, 0)
+    results = [{"role": "tool", "content": "ok", **({"tool_call_id": ids[n]} if ids[n] else {})} for n in order]
+    talk = [USER, {**CALLING, "tool_calls": [calls[0]]}, {**CALLING, "tool_calls": [calls[1]]}, *results]
+    fitted = ChatTemplate(ASKS_FOR_IDS).fitted(talk)
+    made = [message["tool_calls"][0]["id"] for message in fitted[1:3]]
+    assert len(set(made)) == 2
+    assert [message["tool_call_id"] for message in fitted[3:]] == [made[n] for n in order]
+    assert ids[0] != "abcdefgh1" or made == list(ids)
+    assert ChatTemplate(ASKS_FOR_IDS).render(fitted).count(made[0]) == 2
+    assert ChatTemplate(ASKS_FOR_IDS).fitted(talk[:3]) == fitted[:3]
+    assert talk[1]["tool_calls"][0] is calls[0]
+    assert calls[0].get("id") == ids[0]
+    again = [message for _ in range(3) for message in (talk[1], results[0])]
+    repeated = [m["tool_calls"][0]["id"] for m in ChatTemplate(ASKS_FOR_IDS).fitted(again)[::2]]
+    assert len(set(repeated)) == (3 if ids[0] != "abcdefgh1" else 1)
+
+
+def test_other_templates_have_the_ids_that_stand_in_the_data() -> None:
+    talk = [USER, {**CALLING, "tool_calls": [{**CALL, "id": "call_one"}]}, {**RESULT, "tool_call_id": "call_one"}]
+    assert ChatTemplate(QWEN_LIKE).fitted(talk) == talk
+    absent = [{key: value for key, value in CALL.items() if key != "id"}]
+    assert "id" not in ChatTemplate(QWEN_LIKE).fitted([{**CALLING, "tool_calls": absent}])[0]["tool_calls"][0]
+    long_ones = ASKS_FOR_IDS.replace(" or c.id | length != 9", "").replace(" or m.tool_call_id | length != 9", "")
+    assert ChatTemplate(long_ones).fitted(talk) == talk
+
+
 NO_SYSTEM = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 LED = "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}" + NO_SYSTEM
 BESIDE_THE_LAST = (
