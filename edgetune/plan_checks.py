@@ -216,7 +216,7 @@ def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
     """Counts over the first rows of a source: rows, tokens, trained tokens or labels, rows that are too long."""
     from edgetune.data.chat import ensure_chat_template
     from edgetune.data.encode import check_tokens, encode_batch, may_exceed
-    from edgetune.data.prepare import examples, no_rows, says_nothing
+    from edgetune.data.prepare import examples, no_rows, require_each_kind, says_nothing
 
     stream = examples(recipe, which)
     first = list(itertools.islice(stream, CHECKED_ROWS))
@@ -236,6 +236,8 @@ def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
         raise DataError("data.test: no row has anything to learn", cure="fill the answers, or set data.loss_on")
     ensure_chat_template(tokenizer)
     encoded = encode_batch(first, tokenizer, loss_on=recipe.data.loss_on)
+    if which != "test":  # of these only what is scored is rendered
+        require_each_kind(recipe, which, tokenizer)
     if may_exceed(tokenizer):
         while batch := list(itertools.islice(stream, CHECKED_ROWS)):
             encode_batch(batch, tokenizer, loss_on=recipe.data.loss_on)

@@ -10,7 +10,7 @@ from typing import Any
 from edgetune.data.formats import Example, Message
 from edgetune.errors import DataError, ModelError, PromptError, shown
 from edgetune.model.base import read_config
-from edgetune.runtime.template import REASONING, ChatTemplate, forgets_reasoning
+from edgetune.runtime.template import REASONING, ChatTemplate, call_texts, forgets_reasoning
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token }}{% if tools %}### tools\n{{ tools | tojson }}\n{% endif %}"
@@ -23,7 +23,7 @@ and calls of them are written as JSON."""
 
 TOOL_TEMPLATE = "tool_use"
 """Of several chat templates, the one that transformers takes where there are tools."""
-PLAIN, PLAIN_ROLES = ("role", "content"), ("system", "user", "assistant")
+PLAIN, PLAIN_ROLES = ("role", "content"), ("user", "assistant")
 """A message with these keys and of these roles is the same to every chat template."""
 ANSWER = "zxqj"
 """An answer that stands nowhere else."""
@@ -135,11 +135,33 @@ def closing(tokenizer: Any) -> Closing:
     _, found, text = _known_answer(tokenizer).rpartition(ANSWER)
     if not found:
         raise DataError("the chat template does not write answers", cure="give one that does: chat_template.jinja")
-    ends = {int(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+    ends = _added_tokens(tokenizer)
     stripped = text.lstrip()
     first = max((token for token in ends.values() if token and stripped.startswith(token)), key=len, default=None)
     token_id = next((i for i, token in ends.items() if token == first), None)
     return Closing(text, first, token_id)
+
+
+def call_end(tokenizer: Any) -> int | None:
+    """The added token that ends a message of calls: the last that the chat template writes behind a known one.
+
+    One that is written for each call of a message ends a call and not the message. None: no token ends it, or the
+    template writes no calls.
+    """
+    written = call_texts(chat_template(tokenizer, has_tools=True))
+    ends = _added_tokens(tokenizer)
+    if written is None:
+        return None
+    found = {i: written.after.rfind(token) + len(token) for i, token in ends.items() if token in written.after}
+    last = max(found, key=lambda i: (found[i], len(ends[i])), default=None)
+    if last is None or written.two.count(ends[last]) > written.one.count(ends[last]):
+        return None
+    rest = written.after[found[last] :].strip()  # of another token perhaps the first characters
+    return last if any(token.startswith(rest) for token in ends.values()) else None
+
+
+def _added_tokens(tokenizer: Any) -> dict[int, str]:
+    return {int(i): str(token) for i, token in tokenizer.added_tokens_decoder.items() if str(token)}
 
 
 def _known_answer(tokenizer: Any) -> str:
@@ -164,7 +186,8 @@ def _fitted(
 
 
 def end_ids(tokenizer: Any, folder: Path, *, is_chat: bool) -> tuple[int, ...]:
-    """Tokens that end an answer: the tokenizer's, generation_config.json's, and what the template puts after one.
+    """Tokens that end an answer: the tokenizer's, generation_config.json's, and what the template puts after one, or
+    after calls.
 
     Raises ModelError if there are none.
     """
@@ -173,7 +196,7 @@ def end_ids(tokenizer: Any, folder: Path, *, is_chat: bool) -> tuple[int, ...]:
         stated = read_config(folder, "generation_config.json").get("eos_token_id")
         found |= set(stated) if isinstance(stated, list) else {stated}
     if is_chat and tokenizer.chat_template:
-        found.add(closing(tokenizer).token_id)
+        found |= {closing(tokenizer).token_id, call_end(tokenizer)}
     ends = tuple(sorted(token for token in found if token is not None))
     if not ends:
         raise ModelError(f"{folder}: no end-of-text token is known", cure="set eos_token in tokenizer_config.json")

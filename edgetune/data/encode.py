@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgetune.data.chat import Closing, appended_end, closing, render
+from edgetune.data.chat import Closing, appended_end, call_end, closing, render
 from edgetune.data.formats import Example
 from edgetune.errors import DataError, shown
 from edgetune.model.base import embedding_rows
@@ -84,7 +84,7 @@ def answer_text(example: Example, tokenizer: Any) -> str:
     stop = start
     while start and row.labels[start - 1] != NOT_TRAINED:
         start -= 1
-    ends = {closing(tokenizer).token_id, tokenizer.eos_token_id}
+    ends = {closing(tokenizer).token_id, call_end(tokenizer), tokenizer.eos_token_id}
     ids = [token for token in row.input_ids[start:stop] if token not in ends]
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,9 @@ from edgetune.recipe import DataTable, Recipe
 BATCH_ROWS = 256
 NOTED_ROWS = 1000
 """Rows that are looked at for what the chat template leaves out of them."""
-CACHE_VERSION = 4
+MOST_ROWS = 100_000
+"""Rows that are looked at before a run, where all would be but for their number."""
+CACHE_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -163,13 +165,49 @@ def no_rows(recipe: Recipe, which: Split) -> DataError:
 def require_usable(recipe: Recipe, tokenizer: Any) -> None:
     """Raises DataError if no training row, or no eval row, could be used: all too long, or with nothing to learn.
 
-    Reads as far as the first that can.
+    Reads as far as the first that can; where a row that is too long is an error, on to the first of those.
     """
     ensure_chat_template(tokenizer)
     for which, stream in (("train", _train_examples(recipe)), ("eval", examples(recipe, "eval"))):
         counts: Counter[str] = Counter()
-        if next(_kept(stream, tokenizer, recipe.data, counts), None) is None:
+        kept = _kept(stream, tokenizer, recipe.data, counts)
+        if next(kept, None) is None:
             raise _nothing_left(recipe.data, which, counts)
+        if recipe.data.too_long == "error":
+            deque(itertools.islice(kept, MOST_ROWS), maxlen=0)
+
+
+def require_each_kind(recipe: Recipe, which: Split, tokenizer: Any) -> None:
+    """Raises DataError if a row cannot be read, or the first of its kind cannot be encoded.
+
+    A kind is what can make a chat template refuse a row: which roles follow which, with tools, calls of them, other
+    keys, or nothing said. So all rows are looked at, and few of them are rendered.
+    """
+    ensure_chat_template(tokenizer)
+    every = (example for _, example in training_rows(recipe)) if which == "train" else examples(recipe, which)
+    seen = set()
+    for example in itertools.islice(every, MOST_ROWS):
+        kind = _kind(example)
+        if kind not in seen:
+            seen.add(kind)
+            encode_batch([example], tokenizer, loss_on=recipe.data.loss_on)
+
+
+def _kind(example: Example) -> tuple[bool, bool, frozenset[tuple[Any, ...]]]:
+    messages = example.messages
+    before = ("", *(message.role for message in messages))
+    held = {
+        (role, message.role, bool(message.content.strip()), _keys(message.more))
+        for role, message in zip(before, messages, strict=False)
+    }
+    return bool(messages), bool(example.tools_json), frozenset(held)
+
+
+def _keys(more: str) -> tuple[str, ...]:
+    """The keys of a message that hold something, and whether it has several calls."""
+    values = json.loads(more) if more else {}
+    several = ("",) if len(values.get("tool_calls") or ()) > 1 else ()
+    return (*sorted(key for key, value in values.items() if value), *several)
 
 
 def training_rows(recipe: Recipe) -> Iterator[tuple[Mapping[str, Any], Example]]:

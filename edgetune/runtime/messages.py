@@ -24,7 +24,11 @@ WORDS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
 )
 """How a message is spelled: the keys of who says it and what is said, and who there is."""
 CALLS = ("tool_calls", "function_call")
+ARGUMENTS = ("arguments", "parameters", "args", "input")
+"""What the arguments of a call are called: by OpenAI and most, by Llama 3.1, by LangChain, by Anthropic."""
 PICTURES = ("image", "images", "audio", "audios", "video", "videos")
+WEIGHTS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
+"""Keys that say whether a message is learned, or how much of it counts."""
 EMPTY: tuple[Any, ...] = (None, "", "[]", "{}", [], (), {})
 
 
@@ -45,11 +49,9 @@ def read_message(turn: Any) -> dict[str, Any]:
     role = words[role_key]
     if not isinstance(role, str) or role not in roles:
         raise PromptError(f"unknown role {role!r}", cure=f"known: {', '.join(roles)}")
-    if words.get("weight") == 0:
-        raise PromptError("weights of messages are not handled", cure="leave the key out")
-    more = {
-        key: value for key, value in words.items() if value is not None and key not in (role_key, content_key, "weight")
-    }
+    _refuse_weights(words, is_answer=roles[role] == "assistant")
+    read = (role_key, content_key, *WEIGHTS)
+    more = {key: value for key, value in words.items() if value is not None and key not in read}
     if unread := next((key for key in PICTURES if more.get(key)), None):
         raise PromptError(f"{unread}: pictures, sounds and films are not handled", cure="leave the message out")
     content = _text(words.get(content_key), content_key)
@@ -62,6 +64,16 @@ def read_message(turn: Any) -> dict[str, Any]:
     if calls:
         return {"role": roles[role], "content": content, **more, "tool_calls": calls}
     return {"role": roles[role], "content": content or "", **more}
+
+
+def _refuse_weights(words: Mapping[str, Any], *, is_answer: bool) -> None:
+    """Raises PromptError for an answer that is not to be learned like any other; other messages are not learned."""
+    for key in WEIGHTS if is_answer else ():
+        if words.get(key) not in (None, 1):
+            raise PromptError(
+                f"{key} is {json.dumps(words[key], default=str)}: weights of messages are not handled",
+                cure="leave the message out, or the key if it is to be learned like any other",
+            )
 
 
 def _text(content: Any, key: str) -> str | None:
@@ -83,12 +95,25 @@ def _calls(value: Any) -> list[dict[str, Any]]:
 
 def _call(call: Any) -> dict[str, Any]:
     frame = {key: value for key, value in call.items() if value is not None} if isinstance(call, Mapping) else {}
-    inside = frame.get("function", frame)
+    inside = frame.get("function", call)
     if not isinstance(inside, Mapping) or not isinstance(inside.get("name"), str):
         raise PromptError("a call of a tool has no name", cure='write {"name": ..., "arguments": {...}}')
-    arguments = inside.get("arguments")
-    function = {**{key: value for key, value in inside.items() if value is not None}, "arguments": arguments or {}}
+    function = _with_arguments(inside)
     return {"type": "function", **frame, "function": function} if "function" in frame else _framed(function)
+
+
+def _with_arguments(inside: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's name and arguments, these under `arguments` whatever they are called; null or "" are none."""
+    spelled = [key for key in ARGUMENTS if key in inside]
+    if not spelled:
+        raise PromptError(
+            f"the call of {inside['name']} has no arguments",
+            cure='write {"name": ..., "arguments": {...}}, {} where there are none',
+        )
+    taken = next((key for key in spelled if inside[key] is not None), spelled[0])
+    kept = {key: value for key, value in inside.items() if key == taken or value is not None}
+    renamed = {"arguments" if key == taken else key: value for key, value in kept.items()}
+    return {**renamed, "arguments": renamed["arguments"] or {}}
 
 
 def read_tools(value: Any, *, is_bare: bool = False) -> list[dict[str, Any]]:

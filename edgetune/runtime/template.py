@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,17 @@ Turn = Mapping[str, Any]
 """{"role", "content"} and what else a template may read of a message: tool_calls, reasoning_content, name, ..."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys that a message's reasoning has in templates and data."""
+READ_KEYS = frozenset(("role", "content", "tool_calls", *REASONING))
+# fmt: off
+BOOKKEEPING = frozenset((
+    "id", "uuid", "message_id", "parent_id", "conversation_id", "session_id", "turn_identifier", "index", "rank",
+    "name", "tool_call_id", "timestamp", "time", "date", "created", "created_at", "status", "finish_reason", "type",
+    "source", "metadata", "annotations", "model", "tokens", "token_count", "lang", "language", "country", "state",
+    "header", "hashed_ip", "redacted", "toxic",
+))
+# fmt: on
+"""Keys of a message that say nothing of what is asked or answered: a template may make no use of them."""
+SYSTEM_ROLES = ("system", "developer")
 _MARK = "zxqj"
 _CALL_ID = "zxqjzxqj1"  # nine letters or digits, as Mistral's templates ask for
 _TOOL = {
@@ -37,6 +49,8 @@ _TOOL = {
     },
 }
 _ASKED: Turn = {"role": "user", "content": "u"}
+_ANSWERED: Turn = {"role": "assistant", "content": "a"}
+_RESULT: Turn = {"role": "tool", "tool_call_id": _CALL_ID, "name": f"{_MARK}called", "content": f"{_MARK}result"}
 
 
 class Generation(Extension):
@@ -166,10 +180,10 @@ class ChatTemplate:
     def fitted(self, messages: Sequence[Turn]) -> list[dict[str, Any]]:
         """The messages in the form that this template takes, where templates differ.
 
-        Arguments of calls are objects or JSON text, the content beside calls is none or empty, and a developer's
-        message is the system's where the template does not know a developer.
+        Arguments of calls are objects or JSON text, the content beside calls is none or empty, a developer's message
+        is the system's where the template does not know a developer, and calls have ids where it asks for such.
         """
-        return [_fitted(self, message) for message in messages]
+        return _with_ids(self, [_fitted(self, message) for message in messages])
 
     def refuse_unwritten(self, messages: Sequence[Turn], tools: Sequence[Mapping[str, Any]] | None) -> None:
         """Raises PromptError for what this template makes no use of though it says what is asked, or answered."""
@@ -182,8 +196,15 @@ class ChatTemplate:
             for key in REASONING:
                 if message.get(key) and not writes_reasoning(self, key):
                     raise _unwritten(f"{where}{key}", "write it into the content as text, or leave the key out")
+            for key in sorted(message.keys() - READ_KEYS - BOOKKEEPING):
+                if message[key] and not _writes_key(self, message["role"], key):
+                    raise _unwritten(f"{where}{key}", "write it into the content as text, or leave the key out")
             if message["role"] == "tool" and not _writes_results(self):
                 raise _unwritten(f"{where}the role 'tool'", "write the result as a user's message")
+            is_led = message["role"] in SYSTEM_ROLES and (message.get("content") or "").strip()
+            is_asked = messages[-1]["role"] != "assistant"
+            if is_led and not _writes_system(self, message["role"], number == 1, is_asked, bool(tools)):
+                raise _unwritten(f"{where}the role {message['role']!r}", "write it into the first user's message")
 
     def refuse_dropped_content(self, messages: Sequence[Turn]) -> None:
         """Raises PromptError for text beside calls that this template leaves out: it would not be learned."""
@@ -214,6 +235,50 @@ def _fitted(template: ChatTemplate, message: Turn) -> dict[str, Any]:
         if made.get("content") is None:
             made["content"] = "" if habits(template).null_as_empty else None
     return made
+
+
+def _with_ids(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls, and the results that answer them, with ids that the template takes where it refuses those that they have.
+
+    A result without an id answers the first call that none has answered yet.
+    """
+    given: dict[str, str] = {}
+    waiting: list[str] = []
+    numbers = itertools.count(1)
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            own = call.get("id")
+            if not _takes_id(template, own):
+                call["id"] = f"call{next(numbers):05}"
+            given[str(own)] = call.get("id")
+            waiting.append(call.get("id"))
+        if message["role"] == "tool":
+            own = message.get("tool_call_id")
+            first = waiting[0] if waiting else f"call{next(numbers):05}"
+            answered = first if own is None else given.get(str(own), first)
+            if not _takes_id(template, own):
+                message["tool_call_id"] = answered
+            waiting = [one for one in waiting if one != answered]
+    return messages
+
+
+def _takes_id(template: ChatTemplate, own: Any) -> bool:
+    """Whether the template takes a call with this id, or refuses every call."""
+    is_known = isinstance(own, str) and len(own) == len(_CALL_ID) and own.isalnum()
+    return is_known or not _asks_for_id(template, is_absent=own is None)
+
+
+@functools.lru_cache(maxsize=32)
+def _asks_for_id(template: ChatTemplate, *, is_absent: bool) -> bool:
+    """Whether a call, or its result, is refused without an id, or with one as OpenAI makes them, for that alone."""
+    form = habits(template)
+    call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
+    texts = []
+    for changed in ({"id": _CALL_ID}, {} if is_absent else {"id": f"call_{_CALL_ID * 2}"}):
+        known = {key: value for key, value in call["tool_calls"][0].items() if key != "id"}
+        answered = {**_RESULT, "tool_call_id": changed.get("id")}
+        texts.append(_tried(template, _ASKED, {**call, "tool_calls": [{**known, **changed}]}, answered, tools=[_TOOL]))
+    return texts[0] is not None and texts[1] is None
 
 
 def _call(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:
@@ -263,6 +328,33 @@ def _tells_call(text: str) -> bool:
     return f"{_MARK}called" in text and f"{_MARK}v" in text and f"{{'{_MARK}k'" not in text
 
 
+@dataclass(frozen=True)
+class CallTexts:
+    """What a template writes of calls that are known."""
+
+    after: str
+    """All that stands behind a message with one call, whether or not another message follows."""
+    one: str
+    two: str
+    """Conversations whose last message holds one call, and two; "" where the template refuses that."""
+
+
+@functools.lru_cache(maxsize=32)
+def call_texts(template: ChatTemplate) -> CallTexts | None:
+    """None where the template writes no calls."""
+    form = habits(template)
+    if not form.writes_calls:
+        return None
+    call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
+    twice = {**call, "tool_calls": [*call["tool_calls"], *call["tool_calls"]]}
+    one, two, followed = (
+        _tried(template, _ASKED, *turns, tools=[_TOOL]) or "" for turns in ((call,), (twice,), (call, _RESULT))
+    )
+    pairs = zip(one, followed or one, strict=False)
+    shared = "".join(left for left, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return CallTexts(shared.rpartition(_MARK)[2], one, two)
+
+
 @functools.lru_cache(maxsize=32)
 def writes_tools(template: ChatTemplate) -> bool:
     """Whether tools come to stand in the prompt."""
@@ -299,9 +391,43 @@ def _writes_results(template: ChatTemplate) -> bool:
     """Whether what a tool gave back is written; True where the template refuses it, which it says itself."""
     form = habits(template)
     call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
-    result = {"role": "tool", "tool_call_id": _CALL_ID, "name": f"{_MARK}called", "content": f"{_MARK}result"}
-    text = _tried(template, _ASKED, call, result)
+    text = _tried(template, _ASKED, call, _RESULT)
     return text is None or f"{_MARK}result" in text
+
+
+@functools.lru_cache(maxsize=256)
+def _writes_key(template: ChatTemplate, role: str, key: str) -> bool:
+    """Whether a key of a message changes what is written, whatever its value; of an assistant, beside calls too.
+
+    True where the template refuses such messages, which it says itself.
+    """
+    form = habits(template)
+    call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
+    before = {"tool": (_ASKED, call), "assistant": (_ASKED,)}.get(role, ())
+    after = (_ASKED,) if role in SYSTEM_ROLES else ()
+    tried = [_RESULT if role == "tool" else {"role": role, "content": "s"}, *([call] if role == "assistant" else [])]
+    texts = [_tried(template, *before, turn, *after, tools=[_TOOL]) for turn in tried]
+    if all(text is None for text in texts):
+        return True
+    return any(
+        _tried(template, *before, {**turn, key: value}, *after, tools=[_TOOL]) not in (text, None)
+        for turn, text in zip(tried, texts, strict=True)
+        for value in (f"{_MARK}w", True, [_TOOL], {f"{_MARK}k": f"{_MARK}v"})
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _writes_system(template: ChatTemplate, role: str, is_first: bool, is_asked: bool, has_tools: bool) -> bool:
+    """Whether a system message is written, first or later, with or without an answer at the end.
+
+    True where the template refuses such a conversation, which it says itself.
+    """
+    role = role if role == "system" or _writes_developer(template) else "system"
+    before = () if is_first else (_ASKED, _ANSWERED)
+    after = (_ASKED,) if is_asked else (_ASKED, _ANSWERED)
+    said = {"role": role, "content": f"{_MARK}said"}
+    text = _tried(template, *before, said, *after, tools=[_TOOL] if has_tools else None)
+    return text is None or f"{_MARK}said" in text
 
 
 @functools.lru_cache(maxsize=32)

@@ -133,6 +133,15 @@ class Case:
 
 
 ROWS = {
+    "tools in a late row under a template that does not write them": Case(
+        lambda k: {
+            "data.train": k.jsonl(
+                [{"prompt": f"{n}", "completion": "a"} for n in range(210)]
+                + [{"prompt": "x", "completion": "y", "tools": [{"type": "function", "function": {"name": "f"}}]}]
+            )
+        },
+        "bad.jsonl:211: tools: the chat template makes no use of this; leave them out",
+    ),
     "no such file": Case({"data.train": "nowhere.jsonl"}, "give a data file, a folder, a hub id"),
     "an empty file": Case(lambda k: {"data.train": k.file("bad.jsonl", "")}, "bad.jsonl: holds no rows"),
     "an empty file of a set format": Case(

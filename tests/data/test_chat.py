@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from edgetune.data.chat import check_device_text, closing, end_ids, render
+from edgetune.data.chat import call_end, check_device_text, closing, end_ids, render
 from edgetune.data.formats import Example, Message
 from edgetune.errors import DataError, ModelError
 
@@ -61,6 +61,39 @@ def test_without_any_end_token_it_says_what_to_set(tokenizer: Any, tmp_path: Pat
     assert end_ids(tokenizer, tmp_path, is_chat=True) == (tokenizer.convert_tokens_to_ids("<|system|>"),)
 
 
+CALLS_WRITTEN = (
+    "{{% if tools %}}{{{{ tools | tojson }}}}{{% endif %}}{{% for m in messages %}}<{{{{ m.role }}}}>"
+    "{{% for call in m.tool_calls or [] %}}{{{{ call.function | tojson }}}}{each}{{% endfor %}}"
+    "{{% if m.tool_calls %}}{end}{{% else %}}{{{{ m.content }}}}<|end|>{{% endif %}}{{% endfor %}}{{{{ '{close}' }}}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("each", "end", "close", "token"),
+    [
+        ("", "<|system|>", "", "<|system|>"),
+        ("", "<|system|>", "<|user|>", "<|system|>"),
+        ("<|user|>", "<|system|>\\n", "", "<|system|>"),
+        ("<|user|>", "", "", None),
+        ("", "<|end|>", "", "<|end|>"),
+        ("", "<|user|>.", "", None),
+    ],
+)
+def test_what_the_template_puts_after_calls_ends_an_answer_too(
+    tokenizer: Any, tmp_path: Path, each: str, end: str, close: str, token: str | None
+) -> None:
+    tokenizer.chat_template = CALLS_WRITTEN.format(each=each, end=end.replace("\\n", "\n"), close=close)
+    found = call_end(tokenizer)
+    assert (found and tokenizer.convert_ids_to_tokens(found)) == token
+    ends = {tokenizer.eos_token_id, closing(tokenizer).token_id, *({found} - {None})}
+    assert end_ids(tokenizer, tmp_path, is_chat=True) == tuple(sorted(ends))
+
+
+def test_a_template_that_writes_no_calls_has_nothing_behind_them(tokenizer: Any) -> None:
+    tokenizer.chat_template = TEMPLATE + "<|system|>{% endfor %}"
+    assert call_end(tokenizer) is None
+
+
 def test_a_template_that_hides_answers_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(DataError, match="the chat template does not write answers"):
@@ -98,3 +131,12 @@ def test_a_tokenizer_whose_own_code_writes_otherwise_than_its_template_is_refuse
 def test_text_after_an_answer_that_is_no_special_token_ends_nothing(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.chat_template = TEMPLATE + ".{% endfor %}"
     assert end_ids(tokenizer, tmp_path, is_chat=True) == (tokenizer.eos_token_id,)
+
+
+def test_a_system_message_that_the_template_does_not_write_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% for m in messages if m.role in ['user', 'assistant'] %}{{ m.content }}{% endfor %}"
+    talk = [Message("user", "on"), Message("assistant", "done")]
+    assert render(tokenizer, talk) == "ondone"
+    for role in ("system", "developer"):
+        with pytest.raises(DataError, match=f"message 1: the role '{role}': the chat template makes no use of this"):
+            render(tokenizer, [Message(role, "be brief"), *talk])

@@ -27,6 +27,13 @@ CALL = {"type": "function", "function": BARE}
         ({"role": "assistant", "content": None, "function_call": BARE, "tool_calls": None}, [CALL]),
         ({"from": "function_call", "value": json.dumps(BARE)}, [CALL]),
         ({"from": "function_call", "value": json.dumps([BARE, BARE])}, [CALL, CALL]),
+        ({"from": "function_call", "value": json.dumps({"name": "lamp", "parameters": ARGUMENTS})}, [CALL]),
+        ({"role": "assistant", "tool_calls": [{"name": "lamp", "args": ARGUMENTS, "arguments": None}]}, [CALL]),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "lamp", "input": ARGUMENTS}}]}, [CALL]),
+        (
+            {"role": "assistant", "tool_calls": [{"name": "lamp", "arguments": None}]},
+            [{"type": "function", "function": {"name": "lamp", "arguments": {}}}],
+        ),
     ],
 )
 def test_calls_in_every_spelling_are_one(turn: Any, calls: list) -> None:
@@ -43,6 +50,8 @@ def test_calls_in_every_spelling_are_one(turn: Any, calls: list) -> None:
         ({"role": "user", "content": []}, {"role": "user", "content": ""}),
         ({"role": "user", "content": "a", "name": None, "tool_calls": None}, {"role": "user", "content": "a"}),
         ({"role": "assistant", "content": "a", "tool_calls": [], "weight": 1}, {"role": "assistant", "content": "a"}),
+        ({"role": "assistant", "content": "a", "train": True, "loss": 1.0}, {"role": "assistant", "content": "a"}),
+        ({"role": "user", "content": "a", "train": False, "weight": 0}, {"role": "user", "content": "a"}),
         (
             {"role": "assistant", "content": "a", "reasoning_content": "so"},
             {"role": "assistant", "content": "a", "reasoning_content": "so"},
@@ -64,8 +73,13 @@ def test_a_message_keeps_what_it_says_and_nothing_that_is_null(turn: Any, read: 
         ({"role": "robot", "content": "a"}, "unknown role 'robot'; known: system"),
         ({"role": "user", "content": [{"type": "image"}]}, "'content' must be a text; pictures are not handled"),
         ({"role": "user", "content": "a", "images": ["x"]}, "images: pictures, sounds and films are not handled"),
-        ({"role": "assistant", "content": "a", "weight": 0}, "weights of messages are not handled"),
+        ({"role": "assistant", "content": "a", "weight": 0}, "weights of messages are not handled; leave the message"),
+        ({"role": "assistant", "content": "a", "weight": 0.5}, "weight is 0.5: weights of messages are not handled"),
+        ({"role": "assistant", "content": "a", "train": False}, "train is false: weights of messages are not handled"),
+        ({"from": "gpt", "value": "a", "loss_mask": 0}, "loss_mask is 0: weights of messages are not handled"),
+        ({"role": "assistant", "content": "a", "loss": "no"}, 'loss is "no": weights of messages are not handled'),
         ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, "a call of a tool has no name; write"),
+        ({"role": "assistant", "tool_calls": [{"name": "lamp"}]}, "the call of lamp has no arguments; write"),
         ({"from": "function_call", "value": ""}, "function_call: the value holds no call"),
         ({"from": "function_call", "value": "lamp()"}, "a call of a tool has no name"),
     ],

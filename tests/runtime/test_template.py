@@ -307,6 +307,116 @@ def test_a_role_that_the_template_drops_is_refused_or_becomes_one_that_it_knows(
     assert ChatTemplate(DEAF).fitted([said])[0]["role"] == "developer"
 
 
+@pytest.mark.parametrize(
+    ("role", "key", "value"),
+    [
+        ("assistant", "refusal", "I cannot."),
+        ("assistant", "thought", "so"),
+        ("system", "tools", [TOOL]),
+        ("tool", "is_error", True),
+        ("user", "prefix", True),
+    ],
+)
+def test_a_key_of_a_message_is_refused_where_the_template_does_not_read_it(role: str, key: str, value: Any) -> None:
+    talk = [USER, {"role": role, "content": "x", key: value}]
+    with pytest.raises(PromptError, match=f"message 2: {key}: the chat template makes no use of this; write it into"):
+        ChatTemplate(QWEN_LIKE).refuse_unwritten(talk, None)
+    ChatTemplate(QWEN_LIKE.replace("{{ m.content", f"{{{{ m.{key} }}}}{{{{ m.content")).refuse_unwritten(talk, None)
+    quiet = {"role": role, "content": "x", key: type(value)(), "name": "bob", "timestamp": 3}
+    ChatTemplate(QWEN_LIKE).refuse_unwritten([USER, quiet], None)
+
+
+def test_a_key_that_is_read_beside_calls_alone_or_of_some_kind_of_value_alone_is_read() -> None:
+    plan = {"role": "assistant", "content": None, "tool_plan": "look", "tool_calls": [CALL]}
+    beside = QWEN_LIKE.replace("{% for c in", "{% if m.tool_calls %}{{ m.tool_plan }}{% endif %}{% for c in")
+    ChatTemplate(beside).refuse_unwritten([USER, plan], None)
+    listed = QWEN_LIKE.replace("{% for c in", "{% for t in m.docs or [] %}{{ t.function.name }}{% endfor %}{% for c in")
+    ChatTemplate(listed).refuse_unwritten([{**USER, "docs": [TOOL]}], None)
+    with pytest.raises(PromptError, match="message 2: tool_plan: the chat template makes no use of this"):
+        ChatTemplate(QWEN_LIKE).refuse_unwritten([USER, plan], None)
+
+
+ASKS_FOR_IDS = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{% if not c.id or c.id | length != 9 %}"
+    "{{ raise_exception('ids of 9 letters') }}{% endif %}{{ c.function | tojson }}{{ c.id }}{% endfor %}"
+    "{% if m.role == 'tool' and (not m.tool_call_id or m.tool_call_id | length != 9) %}"
+    "{{ raise_exception('ids of 9 letters') }}{% endif %}<{{ m.role }}>{{ m.content }}{{ m.tool_call_id }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "ids", [("call_one", "call_two"), (None, None), ("abcdefgh1", "abcdefgh2"), ("call_one", None)]
+)
+def test_where_a_template_asks_for_ids_of_calls_they_and_their_results_have_them(ids: tuple) -> None:
+    calls = [{**CALL, "id": own} for own in ids]
+    for call, own in zip(calls, ids, strict=True):
+        if own is None:
+            del call["id"]
+    order = (0, 1) if None in ids else (1, 0)
+    results = [{"role": "tool", "content": "ok", **({"tool_call_id": ids[n]} if ids[n] else {})} for n in order]
+    talk = [USER, {**CALLING, "tool_calls": [calls[0]]}, {**CALLING, "tool_calls": [calls[1]]}, *results]
+    fitted = ChatTemplate(ASKS_FOR_IDS).fitted(talk)
+    made = [message["tool_calls"][0]["id"] for message in fitted[1:3]]
+    assert len(set(made)) == 2
+    assert [message["tool_call_id"] for message in fitted[3:]] == [made[n] for n in order]
+    assert ids[0] != "abcdefgh1" or made == list(ids)
+    assert ChatTemplate(ASKS_FOR_IDS).render(fitted).count(made[0]) == 2
+    assert ChatTemplate(ASKS_FOR_IDS).fitted(talk[:3]) == fitted[:3]
+    assert talk[1]["tool_calls"][0] is calls[0]
+    assert calls[0].get("id") == ids[0]
+    again = [message for _ in range(3) for message in (talk[1], results[0])]
+    repeated = [m["tool_calls"][0]["id"] for m in ChatTemplate(ASKS_FOR_IDS).fitted(again)[::2]]
+    assert len(set(repeated)) == (3 if ids[0] != "abcdefgh1" else 1)
+
+
+def test_other_templates_have_the_ids_that_stand_in_the_data() -> None:
+    talk = [USER, {**CALLING, "tool_calls": [{**CALL, "id": "call_one"}]}, {**RESULT, "tool_call_id": "call_one"}]
+    assert ChatTemplate(QWEN_LIKE).fitted(talk) == talk
+    absent = [{key: value for key, value in CALL.items() if key != "id"}]
+    assert "id" not in ChatTemplate(QWEN_LIKE).fitted([{**CALLING, "tool_calls": absent}])[0]["tool_calls"][0]
+    long_ones = ASKS_FOR_IDS.replace(" or c.id | length != 9", "").replace(" or m.tool_call_id | length != 9", "")
+    assert ChatTemplate(long_ones).fitted(talk) == talk
+
+
+NO_SYSTEM = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+LED = "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}" + NO_SYSTEM
+BESIDE_THE_LAST = (
+    "{% for m in messages if m.role != 'system' %}{% if loop.last and m.role == 'user' %}{{ messages[0].content }}"
+    "{% endif %}{{ m.content }}{% endfor %}"
+)
+UNTIED = "{% if tools %}{{ tools | tojson }}{% elif messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "tools", "number"),
+    [
+        (NO_SYSTEM, [SYSTEM, USER], None, 1),
+        (LED, [USER, ANSWER, SYSTEM, MORE], None, 3),
+        (BESIDE_THE_LAST, [SYSTEM, USER, ANSWER], None, 1),
+        (UNTIED + NO_SYSTEM, [SYSTEM, USER], [TOOL], 1),
+    ],
+)
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_that_the_template_loses_is_refused(
+    source: str, messages: list, tools: list | None, number: int, role: str
+) -> None:
+    source = source.replace("m.role != 'system'", "m.role in ['user', 'assistant']")
+    talk = [{**message, "role": role} if message is SYSTEM else message for message in messages]
+    with pytest.raises(
+        PromptError, match=f"message {number}: the role '{role}': the chat template makes no use of .*;"
+    ):
+        ChatTemplate(source).refuse_unwritten(talk, tools)
+
+
+def test_a_system_message_that_is_written_or_says_nothing_or_that_the_template_refuses_is_let_through() -> None:
+    ChatTemplate(LED).refuse_unwritten([SYSTEM, USER, ANSWER, MORE], None)
+    ChatTemplate(BESIDE_THE_LAST).refuse_unwritten([SYSTEM, USER, ANSWER, MORE], None)
+    ChatTemplate(UNTIED + NO_SYSTEM).refuse_unwritten([SYSTEM, USER], None)
+    ChatTemplate(NO_SYSTEM).refuse_unwritten([{"role": "system", "content": " "}, USER], None)
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + NO_SYSTEM
+    ChatTemplate(refusing).refuse_unwritten([SYSTEM, USER], None)
+
+
 def test_what_a_template_does_with_tools_and_reasoning_is_found() -> None:
     last = ChatTemplate("{% for m in messages %}{% if loop.last %}{{ m.reasoning_content }}{% endif %}{% endfor %}")
     every = ChatTemplate("{% for m in messages %}{{ m.reasoning_content }}{% endfor %}")
