@@ -27,7 +27,7 @@ Turn = Mapping[str, Any]
 """{"role", "content"} and what else a template may read of a message: tool_calls, reasoning_content, name, ..."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys that a message's reasoning has in templates and data."""
-READ_KEYS = frozenset(("role", "content", "tool_calls", *REASONING))
+READ_KEYS = frozenset(("role", "content", "tool_calls"))
 # fmt: off
 BOOKKEEPING = frozenset((
     "id", "uuid", "message_id", "parent_id", "conversation_id", "session_id", "turn_identifier", "index", "rank",
@@ -189,22 +189,17 @@ class ChatTemplate:
         """Raises PromptError for what this template makes no use of though it says what is asked, or answered."""
         if tools and not writes_tools(self):
             raise _unwritten("tools", "leave them out, or give a chat template that writes them: chat_template.jinja")
+        is_asked = bool(messages) and messages[-1]["role"] != "assistant"
         for number, message in enumerate(messages, start=1):
             where = f"message {number}: "
-            if message.get("tool_calls") and not habits(self).writes_calls:
-                raise _unwritten(f"{where}tool_calls", "write the call into the content as text")
-            for key in REASONING:
-                if message.get(key) and not writes_reasoning(self, key):
-                    raise _unwritten(f"{where}{key}", "write it into the content as text, or leave the key out")
-            for key in sorted(message.keys() - READ_KEYS - BOOKKEEPING):
-                if message[key] and not _writes_key(self, message["role"], key):
-                    raise _unwritten(f"{where}{key}", "write it into the content as text, or leave the key out")
-            if message["role"] == "tool" and not _writes_results(self):
+            _refuse_keys(self, message, where)
+            role = message["role"]
+            if role == "tool" and not _writes_results(self):
                 raise _unwritten(f"{where}the role 'tool'", "write the result as a user's message")
-            is_led = message["role"] in SYSTEM_ROLES and (message.get("content") or "").strip()
-            is_asked = messages[-1]["role"] != "assistant"
-            if is_led and not _writes_system(self, message["role"], number == 1, is_asked, bool(tools)):
-                raise _unwritten(f"{where}the role {message['role']!r}", "write it into the first user's message")
+            is_led = role in SYSTEM_ROLES and (message.get("content") or "").strip()
+            if is_led and not _writes_system(self, role, number == 1, is_asked, bool(tools)):
+                cure = "write it into the first user's message, or leave it (data.system) out"
+                raise _unwritten(f"{where}the role {role!r}", cure)
 
     def refuse_dropped_content(self, messages: Sequence[Turn]) -> None:
         """Raises PromptError for text beside calls that this template leaves out: it would not be learned."""
@@ -223,6 +218,16 @@ def _normal(message: Turn) -> dict[str, Any]:
 
 def _unwritten(what: str, cure: str) -> PromptError:
     return PromptError(f"{what}: the chat template makes no use of this", cure=cure)
+
+
+def _refuse_keys(template: ChatTemplate, message: Turn, where: str) -> None:
+    """Raises PromptError for a key of a message that the template does not read: calls, reasoning, any other."""
+    if message.get("tool_calls") and not habits(template).writes_calls:
+        raise _unwritten(f"{where}tool_calls", "write the call into the content as text")
+    for key in sorted(message.keys() - READ_KEYS - BOOKKEEPING):
+        is_read = writes_reasoning(template, key) if key in REASONING else _writes_key(template, message["role"], key)
+        if message[key] and not is_read:
+            raise _unwritten(f"{where}{key}", "write it into the content as text, or leave the key out")
 
 
 def _fitted(template: ChatTemplate, message: Turn) -> dict[str, Any]:

@@ -237,6 +237,13 @@ def test_the_system_message_of_the_bundle_leads_unless_there_is_another(tiny_bun
     assert "Default." not in device.render([SYSTEM, USER])
 
 
+def test_a_system_message_that_the_template_does_not_write_is_refused(tiny_bundle: Path) -> None:
+    device = prompter(tiny_bundle, template="{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}")
+    assert device.render([USER]) == USER["content"]
+    with pytest.raises(PromptError, match="message 1: the role 'system': the chat template makes no use of this"):
+        device.render([{"role": "system", "content": "Be brief."}, USER])
+
+
 def test_raw_text_starts_with_bos_where_training_put_it(tiny_bundle: Path) -> None:
     plain = prompter(tiny_bundle, bos_id=None).text_ids("turn on")
     assert prompter(tiny_bundle, bos_id=0).text_ids("turn on") == [0, *plain]
