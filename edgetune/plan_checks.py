@@ -19,6 +19,7 @@ from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 
 if TYPE_CHECKING:
+    from edgetune.data.formats import Example
     from edgetune.data.read import Split
 
 CHECKED_ROWS = 200
@@ -215,7 +216,7 @@ def check_folder(run_dir: RunDir, *, needed_bytes: int) -> None:
 def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
     """Counts over the first rows of a source: rows, tokens, trained tokens or labels, rows that are too long."""
     from edgetune.data.chat import ensure_chat_template
-    from edgetune.data.encode import check_tokens, encode_batch, may_exceed
+    from edgetune.data.encode import encode_batch, may_exceed
     from edgetune.data.prepare import examples, no_rows, require_each_kind, says_nothing
 
     stream = examples(recipe, which)
@@ -225,10 +226,10 @@ def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
     if tokenizer is None:
         return {"rows": len(first)}
     if recipe.is_classifier:
-        texts = tokenizer([example.text or "" for example in first], verbose=False)["input_ids"]
-        for example, ids in zip(first, texts, strict=True):
-            check_tokens(ids, tokenizer, example.place)
-        lengths = [len(ids) for ids in texts]
+        lengths = [len(ids) for ids in _known_tokens(first, tokenizer)]
+        if may_exceed(tokenizer):
+            while batch := list(itertools.islice(stream, CHECKED_ROWS)):
+                _known_tokens(batch, tokenizer)
         too_long = sum(length > recipe.data.max_seq_len for length in lengths)
         labels = len({label for example in first for label in example.labels})
         return {"rows": len(first), "tokens": sum(lengths), "labels": labels, "too_long": too_long}
@@ -248,3 +249,13 @@ def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
         "longest": max(len(row.input_ids) for row in encoded),
         "too_long": sum(len(row.input_ids) > recipe.data.max_seq_len for row in encoded),
     }
+
+
+def _known_tokens(examples: Sequence[Example], tokenizer: Any) -> list[list[int]]:
+    """The ids of a classifier's texts. Raises DataError for a token that the base has no vector for."""
+    from edgetune.data.encode import check_tokens
+
+    texts: list[list[int]] = tokenizer([example.text or "" for example in examples], verbose=False)["input_ids"]
+    for example, ids in zip(examples, texts, strict=True):
+        check_tokens(ids, tokenizer, example.place)
+    return texts

@@ -104,7 +104,7 @@ def _graph(
             builder.make_model(str(merged))
             then(builder, config)
         except Exception as error:  # the builder raises what it likes at a configuration that it does not know
-            reason = f"{first_line(error)}" if isinstance(error, NotImplementedError | ValueError) else repr(error)
+            reason = first_line(error) if isinstance(error, NotImplementedError | ValueError) else repr(error)
             raise ModelError(
                 f"{merged}: no graph can be made of this {architecture}: {reason}", cure="choose another base"
             ) from None

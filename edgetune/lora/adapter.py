@@ -16,8 +16,8 @@ import torch
 from edgetune import __version__
 from edgetune.errors import ModelError, first_line
 from edgetune.files import atomic_folder, write_json
-from edgetune.lora.read import AGAIN, RECORD, Adapter, read_adapter, refuse_tied, tied_weights
-from edgetune.model.base import ENCODERS, empty_model, hash_base, resolve_base
+from edgetune.lora.read import AGAIN, RECORD, Adapter, read_adapter, refuse_tied
+from edgetune.model.base import ENCODERS, empty_model, hash_base, resolve_base, tied_weights
 from edgetune.model.classifier import drop_unused_pooler
 from edgetune.model.device import compute_dtype
 from edgetune.model.embedding import end_modules

@@ -21,8 +21,8 @@ from edgetune import __version__
 from edgetune.errors import ModelError
 from edgetune.files import atomic_folder, write_json
 from edgetune.lora.peft_layers import PeftLayers
-from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record, refuse_tied, tied_weights
-from edgetune.model.base import check_base, empty_model, hash_base, is_encoder, model_tensors, read_config
+from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record, refuse_tied
+from edgetune.model.base import check_base, empty_model, hash_base, is_encoder, model_tensors, read_config, tied_weights
 from edgetune.model.classifier import HEAD, SPEC
 from edgetune.model.device import compute_dtype, device
 from edgetune.model.embedding import Kind, embedding_as_trained, end_modules

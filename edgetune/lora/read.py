@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgetune.errors import ModelError, shown
 from edgetune.files import read_json
-from edgetune.model.base import empty_model, hash_base, model_tensors
+from edgetune.model.base import empty_model, hash_base, model_tensors, tied_weights
 from edgetune.model.embedding import end_modules
 from edgetune.model.weights import Place, read_header, read_tensor
 from edgetune.recipe import ModelTable, check_table
@@ -193,11 +193,6 @@ def read_adapter(folder: Path, base: Path) -> Adapter:
             f"{whose}: trained on other weights than those in {base}", cure="give the base it was trained on"
         )
     return adapter
-
-
-def tied_weights(model: Any) -> dict[str, str]:
-    """Names of weights that a transformers model ties -> the one that holds for both."""
-    return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
 def refuse_tied(adapter: Adapter, model: Any) -> None:

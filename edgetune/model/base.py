@@ -78,10 +78,15 @@ def check_base(path: Path, *, trust_remote_code: bool = False, task: Task = "gen
     return config
 
 
+def tied_weights(model: Any) -> dict[str, str]:
+    """Names of weights that a transformers model ties -> the one that holds for both."""
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
 def check_shapes(path: Path) -> None:
     """Raises ModelError if a base's files lack a weight that its config.json asks for, or have it in another shape."""
     model, places = empty_model(path), model_tensors(path)
-    ties, prefix = dict(getattr(model, "all_tied_weights_keys", None) or {}), f"{model.base_model_prefix}."
+    ties, prefix = tied_weights(model), f"{model.base_model_prefix}."
     missing = []
     for name, tensor in model.state_dict().items():
         place = next((places[n] for n in (name, name.removeprefix(prefix), f"{prefix}{name}") if n in places), None)

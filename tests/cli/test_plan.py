@@ -181,6 +181,26 @@ def test_a_token_beyond_the_embedding_is_found_in_any_row_before_the_training(
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_token_that_an_encoder_has_no_vector_for_is_found_in_any_row(tiny_encoder: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    tokenizer.add_tokens(["<extra>"])
+    base = Path(shutil.copytree(tiny_encoder, tmp_path / "base"))
+    tokenizer.save_pretrained(base)
+    rows = [{"text": f"lamp {number}", "label": "ab"[number % 2]} for number in range(300)]
+    rows[290]["text"] = "lamp <extra>"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tmp_path / "a.toml"
+    recipe.write_text(
+        f'[model]\nbase = "{base}"\ntask = "classification"\n[data]\ntrain = "{tmp_path / "rows.jsonl"}"\n'
+        f'eval = "{tmp_path / "rows.jsonl"}"\n'
+    )
+    result = CliRunner().invoke(main, ["plan", str(recipe)])
+    assert result.exit_code == 2, result.output
+    assert "rows.jsonl:291: the token '<extra>' has the number" in result.stderr
+
+
 def test_a_base_whose_answers_would_never_end_is_named_before_the_training(
     recipe: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
