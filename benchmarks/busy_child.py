@@ -70,7 +70,7 @@ def _repair_step(_: str, folder: Path) -> float:
     from edgetune.model.base import load_tokenizer, resolve_base
     from edgetune.quantize.matrices import round_all
     from edgetune.quantize.precisions import grid_of
-    from edgetune.train.repair import repair
+    from edgetune.quantize.repair import repair
 
     recipe = _recipe(f"export.repair_steps={REPAIR_STEPS}", f"data.eval={_few_rows(folder)}")
     merged = resolve_base(recipe.model.base)

@@ -23,10 +23,10 @@ from edgetune.model.base import load_merged
 from edgetune.provenance import provenance
 from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.precisions import grid_of
+from edgetune.quantize.repair import eval_loss, load_for_loss
 from edgetune.recipe import load_recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.loss import use_segments
-from edgetune.train.repair import eval_loss, load_for_loss
 
 PLAIN = {"calibration_rows": 0, "repair_steps": 0}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -140,7 +140,7 @@ def duration(planned: Plan) -> Duration | None:
     from edgetune.data.prepare import examples
     from edgetune.model.device import device
     from edgetune.model.duration import training_tokens_per_s
-    from edgetune.train.schedule import micro_batches_and_steps
+    from edgetune.train.schedule import optimizer_steps
 
     recipe, counts = planned.recipe, planned.rows["train"]
     if planned.device != device().type:
@@ -152,14 +152,13 @@ def duration(planned: Plan) -> Duration | None:
     length = min(counts["tokens"] / counts["rows"], recipe.data.max_seq_len)
     is_packed = recipe.data.packing and not recipe.is_classifier
     a_sequence = max(1.0, recipe.data.max_seq_len / length) if is_packed else 1.0
-    an_epoch = math.ceil(rows / a_sequence / recipe.batch_size)
-    micro_batches, steps = micro_batches_and_steps(recipe.train, an_epoch)
+    an_epoch, steps = optimizer_steps(recipe, math.ceil(rows / a_sequence))
     speed = training_tokens_per_s(
         recipe,
         trained_share=counts.get("trained_tokens", 0) / max(1, counts["tokens"]),
         sample_tokens=round(length),
     )
-    return Duration(rows, is_all, round(micro_batches / an_epoch * rows * length), steps, speed)
+    return Duration(rows, is_all, round(steps / an_epoch * rows * length), steps, speed)
 
 
 def _estimate(recipe: Recipe, rows: Mapping[str, Mapping[str, int]], labels: int, kind: str) -> Estimate:

@@ -8,7 +8,7 @@
 | 2 parts, too | evaluate.{metrics, text_metrics, resample, gain, calibration, ...} | the same | same |
 | 3 graphs | export | and onnx, onnx_ir | 0 to 3 |
 | 4 proof | verify | the same | 0 to 4 |
-| 5 stages | quantize.decoder, train, tune, bundle, ... | and accelerate, optuna | 0 to 5; stages' public part |
+| 5 stages | quantize.{decoder, repair}, train, tune, bundle, ... | and accelerate, optuna | 0 to 5; public parts |
 | 6 shell | pipeline, plan, plan_checks, ..._run, cli | click | 0 at module top, the rest inside a function |
 """
 
@@ -59,6 +59,7 @@ LAYERS = {
     4: ("verify",),
     5: (
         "quantize.decoder",
+        "quantize.repair",
         "train",
         "tune",
         "bundle",
@@ -85,13 +86,16 @@ PUBLIC = {
     "train": {
         "train.events.read_events",
         "train.loop.train",
-        "train.repair",
         "train.on_grid.train_on_grid",
+        "train.fit",
+        "train.divergence.Diverged",
+        "train.loss",
+        "train.task.Generation",
         "train.classify.Classification",
-        "train.schedule.auto_learning_rate",
+        "train.schedule",
     },
     "bundle": {"bundle.export.export"},
-    "quantize": {"quantize.decoder.quantize_decoder"},
+    "quantize": {"quantize.decoder.quantize_decoder", "quantize.repair"},
     "evaluate": {
         "evaluate.evaluate.evaluate",
         "evaluate.labeller.calibrate_for",

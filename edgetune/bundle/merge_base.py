@@ -23,10 +23,10 @@ from edgetune.model.classifier import load_classifier
 from edgetune.quantize.encoder import dequantized, put_on_grid
 from edgetune.quantize.matrices import round_all
 from edgetune.quantize.precisions import grid_of
+from edgetune.quantize.repair import eval_loss, load_for_loss
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.classify import Classification
-from edgetune.train.repair import eval_loss, load_for_loss
 
 Progress = Callable[[Mapping[str, Any]], None]
 

@@ -27,10 +27,10 @@ from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.matrices import bits_of, calibrate, joined_with, round_one
 from edgetune.quantize.moments import Rows
 from edgetune.quantize.precisions import BLOCK_SIZES, grid_of
+from edgetune.quantize.repair import eval_loss, load_for_loss
 from edgetune.recipe import Recipe, parse_size
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Grid
-from edgetune.train.repair import eval_loss, load_for_loss
 
 Progress = Callable[[Mapping[str, Any]], None]
 INT8_SHARES = (1 / 8, 1 / 4, 1 / 2)

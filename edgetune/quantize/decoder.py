@@ -41,7 +41,7 @@ def quantize_decoder(
             vectors = _changed_vectors(merged, source)
         matrices = _round(source, bits, recipe, grid, rows, method=method, record=record, progress=progress)
         if rows is not None and recipe.export.repair_steps and grid.bits < 8:
-            from edgetune.train.repair import repair
+            from edgetune.quantize.repair import repair
 
             done = repair(source, matrices, rows.prepared, recipe, pad_id=rows.pad_id, progress=progress)
             matrices, vectors = dict(done.matrices), done.vectors

@@ -1,6 +1,6 @@
 """Repair: the integers stay as they were rounded; their scales, the norms and the biases are trained.
 
-In the flow: matrices on the grid -> `make_repairable` puts them into the torch model -> train/repair.py trains what is
+In the flow: matrices on the grid -> `make_repairable` puts them into the torch model -> repair.py trains what is
 left open -> `repaired` takes out matrices and vectors, which the bundle holds byte for byte. No weight is added, so the
 device pays nothing. Source: PEQA, arXiv:2305.14152; EfficientQAT's second phase, arXiv:2407.11062, section 3.3.
 """

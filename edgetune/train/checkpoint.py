@@ -27,6 +27,7 @@ from edgetune.errors import RunError
 from edgetune.files import atomic_folder, read_json, write_json
 from edgetune.run_dir import RunDir
 from edgetune.train.divergence import Divergence
+from edgetune.train.fit import Position
 from edgetune.train.overfitting import Overfitting
 from edgetune.train.plateau import Plateau
 
@@ -35,13 +36,9 @@ KEPT = 2
 
 
 @dataclass
-class State:
+class State(Position):
     """Where a training stands after an optimizer step. The loop's only mutable facts beside weights and optimizer."""
 
-    step: int = 0
-    epoch: int = 0
-    offset: int = 0
-    """Micro-batches of this epoch that were used."""
     best_loss: float | None = None
     best_step: int = 0
     evaluations_since_best: int = 0
@@ -57,8 +54,6 @@ class State:
     """Seconds in the loop, evaluations and checkpoints included, over all starts."""
     is_over: bool = False
     """Early stopping has ended it."""
-    pieces: int = 1
-    """Into how many a micro-batch is cut, since memory ran out; 1: it never has."""
     plateau: Plateau = field(default_factory=Plateau)
     divergence: Divergence = field(default_factory=Divergence)
     overfitting: Overfitting = field(default_factory=Overfitting)

@@ -90,11 +90,12 @@ class Classification:
                 imprint(classifier, embedded)
         return classifier
 
-    def epoch(self, number: int) -> list[list[int]]:
-        """Texts of like length together, in an order that follows from seed and epoch."""
+    def epoch(self, number: int) -> list[int]:
+        """Texts in an order that follows from seed and epoch, those of a step of like length."""
         table = self.recipe.train
         generator = np.random.default_rng([table.seed, number])
-        return bucketed(self.prepared.train.lengths, batch_size=self.recipe.batch_size, generator=generator)
+        size = self.recipe.batch_size * table.gradient_accumulation_steps
+        return bucketed(self.prepared.train.lengths, batch_size=size, generator=generator)
 
     def collate(self, rows: Sequence[int]) -> LabelledBatch:
         """Texts padded to the longest of them."""
@@ -153,8 +154,11 @@ class Classification:
             yield collate(rows, batch, pad_id=self.pad_id)
 
 
-def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Generator) -> list[list[int]]:
-    """Row numbers in batches of like length: shuffled, sorted within stretches of batches, batches shuffled."""
+def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Generator) -> list[int]:
+    """Row numbers, so many after another of like length: shuffled, sorted within stretches, batches shuffled.
+
+    A batch that is not full comes last.
+    """
     order = generator.permutation(len(lengths))
     batches: list[list[int]] = []
     stretch = batch_size * BUCKET_BATCHES
@@ -162,7 +166,9 @@ def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Gener
         part = order[start : start + stretch]
         part = part[np.argsort(lengths[part], kind="stable")]
         batches += [part[at : at + batch_size].tolist() for at in range(0, len(part), batch_size)]
-    return [batches[place] for place in generator.permutation(len(batches))]
+    order_of_batches = generator.permutation(len(batches)).tolist()
+    order_of_batches.sort(key=lambda place: len(batches[place]) < batch_size)  # stable: only one that is not full moves
+    return [row for place in order_of_batches for row in batches[place]]
 
 
 def collate(rows: LabelledTokens, numbers: Sequence[int], *, pad_id: int) -> LabelledBatch:

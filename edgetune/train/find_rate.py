@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,9 @@ from edgetune.files import atomic_file
 from edgetune.model.memory import give_back_memory
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
-from edgetune.train.checkpoint import State
 from edgetune.train.divergence import Diverged
-from edgetune.train.loop import make_step, next_micro_batches
+from edgetune.train.fit import Position, fit
 from edgetune.train.setup import set_up
-from edgetune.train.task import stream
 
 Progress = Callable[[Mapping[str, Any]], None]
 LEAST, MOST = 1e-6, 1.0
@@ -74,26 +73,27 @@ def find_rate(
     table = dataclasses.replace(recipe.train, max_steps=steps, trackers=(), divergence_restarts=0)
     run_dir.create()
     parts = set_up(dataclasses.replace(recipe, train=table), run_dir, "", _without_steps(notify), base=base)
-    state, micro = State(), stream(parts.task, 0, 0)
+    rate_of = partial(_rising_rate, steps=steps)
     rates: list[float] = []
     losses: list[float] = []
     diverged = None
-    for step in range(1, steps + 1):
-        rate = LEAST * (MOST / LEAST) ** ((step - 1) / max(1, steps - 1))
-        try:
-            loss, _, _ = make_step(parts, run_dir, state, next_micro_batches(parts, micro, state, step), rate, notify)
-        except Diverged:
-            diverged = rate
-            break
-        state.step = step
-        rates.append(rate)
-        losses.append(loss)
-        notify({"stage": "find-lr", "step": step, "steps": steps, "loss": loss, "learning_rate": rate})
-        if _is_far(smooth(losses)):
-            diverged = rate
-            break
+    try:
+        for step in fit(dataclasses.replace(parts.training, learning_rate=rate_of), Position()):
+            rates.append(step.learning_rate)
+            losses.append(step.loss)
+            event = {"step": step.number, "steps": steps, "loss": step.loss, "learning_rate": step.learning_rate}
+            notify({"stage": "find-lr", **event})
+            if _is_far(smooth(losses)):
+                diverged = step.learning_rate
+                break
+    except Diverged as error:
+        diverged = rate_of(error.step)
     give_back_memory()
     return suggest(rates, losses, diverged=diverged, recipe_rate=parts.learning_rate, name=recipe.name)
+
+
+def _rising_rate(step: int, *, steps: int) -> float:
+    return LEAST * (MOST / LEAST) ** ((step - 1) / max(1, steps - 1))
 
 
 def suggest(

@@ -1,4 +1,4 @@
-"""Training, whole: recipe -> runs/x/adapter/. Our own loop on Accelerate; every step of it is in this file.
+"""Training, whole: recipe -> runs/x/adapter/. What a step is, is in fit.py; here is what happens around it.
 
 In the flow: data and model give rows and an adapted base; this loop leaves adapter/ (the best by eval loss, PEFT's own
 format), events.jsonl, loss.png, results/train.json, and checkpoints/ while it is under way.
@@ -10,9 +10,8 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +28,14 @@ from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir, claim
 from edgetune.train import checkpoint, events, processes
-from edgetune.train.batches import cut, share
 from edgetune.train.checkpoint import Memory, State
 from edgetune.train.curve import draw_curve
 from edgetune.train.divergence import Diverged
+from edgetune.train.fit import fit
 from edgetune.train.liger import liger_kernels
-from edgetune.train.loss import autocast
 from edgetune.train.restart import begin_events, go_back, remember
-from edgetune.train.schedule import learning_rate_share
 from edgetune.train.setup import Parts, set_up
 from edgetune.train.stop import StopRequest, listen_for_stop
-from edgetune.train.task import stream
 from edgetune.train.watch import (
     follow_plateau,
     hold_against_overfitting,
@@ -201,42 +197,33 @@ def _run_with_restarts(
 
 
 def _run_steps(parts: Parts, run_dir: RunDir, state: State, notify: Progress, request: StopRequest) -> None:
-    """Optimizer steps until the last one, early stopping, or a signal. Everything that happens in a step is here."""
-    table = parts.recipe.train
-    micro = stream(parts.task, state.epoch, state.offset)
-    while state.step < parts.steps and not state.is_over:
-        start_s = time.perf_counter()
-        step = state.step + 1
-        learning_rate = parts.learning_rate * state.rate_share
-        learning_rate *= learning_rate_share(
-            step,
-            parts.steps,
-            schedule=table.schedule,
-            warmup_ratio=table.warmup_ratio,
-            least=table.min_learning_rate_ratio,
-        )
-        micro_batches = next_micro_batches(parts, micro, state, step)
-        processes.draw_apart(table.seed, step)
-        loss, trained, read = make_step(parts, run_dir, state, micro_batches, learning_rate, notify)
-        state.step = step
-        note_start(state, loss)
-        state.tokens += read
-        state.trained_tokens += trained
-        state.train_loss += (loss - state.train_loss) * trained / (state.train_loss_tokens + trained)
-        state.train_loss_tokens += trained
-        step_s = time.perf_counter() - start_s
-        state.train_s += step_s
-        event = {"step": step, "loss": loss, "learning_rate": learning_rate, "tokens_per_s": read / step_s}
+    """Optimizer steps until the last one, early stopping, or a signal, and all that follows each of them."""
+    if state.is_over:
+        return
+    for made in fit(parts.training, state):
+        after_s = time.perf_counter()
+        step, is_last = made.number, made.number == parts.steps
+        if made.was_cut:
+            _report_smaller(parts, run_dir, state, notify)
+        note_start(state, made.loss)
+        state.tokens += made.read
+        state.trained_tokens += made.trained
+        state.train_loss += (made.loss - state.train_loss) * made.trained / (state.train_loss_tokens + made.trained)
+        state.train_loss_tokens += made.trained
+        state.train_s += made.wall_s
+        speed = made.read / made.wall_s
+        event = {"step": step, "loss": made.loss, "learning_rate": made.learning_rate, "tokens_per_s": speed}
         _report(parts, run_dir, state, event, notify)
-        is_last = step == parts.steps
         if step % parts.eval_steps == 0 or is_last:
             _evaluate(parts, run_dir, state, notify)
-        state.wall_s += time.perf_counter() - start_s
+        state.wall_s += made.wall_s + time.perf_counter() - after_s
         signal_number = max(processes.gathered(request.signal_number or 0))  # it may reach them in different steps
         is_stopping = signal_number != 0
         if parts.is_main and (step % parts.checkpoint_steps == 0 or is_last or state.is_over or is_stopping):
             checkpoint.save(run_dir, state, parts.model, parts.optimizer, inputs=parts.inputs, scaler=parts.scaler)
-        if is_stopping and not (is_last or state.is_over):
+        if is_last or state.is_over:
+            return
+        if is_stopping:
             raise Stopped(
                 f"stopped after step {step} of {parts.steps}; everything is saved in {run_dir.path}",
                 signal_number=signal_number,
@@ -248,89 +235,17 @@ def _say_nothing(event: Mapping[str, Any]) -> None:
     """Progress of a process that nobody watches."""
 
 
-def next_micro_batches(parts: Parts, micro: Iterator[tuple[int, int, Any]], state: State, step: int) -> list[Any]:
-    """The micro-batches of one optimizer step, all processes together; moves the state's place in the data on."""
-    left = parts.micro_batches - (step - 1) * parts.micro_batches_a_step
-    taken = list(islice(micro, min(parts.micro_batches_a_step, left)))
-    state.epoch, state.offset, _ = taken[-1]
-    return [rows for _, _, rows in taken]
-
-
-def make_step(
-    parts: Parts, run_dir: RunDir, state: State, micro_batches: list[Any], learning_rate: float, notify: Progress
-) -> tuple[float, int, int]:
-    """One optimizer step over micro-batches: mean loss (nats), trained tokens (or texts), tokens read.
-
-    Each micro-batch's summed loss is divided by the trained tokens of the whole step, on all processes, so that the
-    gradient is that of one batch of them all, however unequal they are, and however they are cut.
-    """
-    step = state.step + 1
-    mine = share(micro_batches, processes.rank(), processes.count())
-    batches = [parts.task.collate(rows) for rows in cut(mine, state.pieces)]
-    counts = processes.gathered((sum(batch.trained for batch in batches), sum(batch.read for batch in batches)))
-    trained, read = (sum(numbers) for numbers in zip(*counts, strict=True))
-    total = None
-    while total is None:
-        try:
-            total = _add_gradients(parts, batches, trained)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or state.pieces >= max(map(len, mine)):
-                raise
-        if total is None:  # only here, without the exception, what it held is free
-            state.pieces *= 2
-            parts.optimizer.zero_grad(set_to_none=True)
-            give_back_memory()
-            batches = [parts.task.collate(rows) for rows in cut(mine, state.pieces)]
-            _report_smaller(parts, run_dir, state, step, notify)
-    totals, pieces = zip(*processes.gathered((float(total), state.pieces)), strict=True)
-    if max(pieces) > state.pieces:  # in another process
-        state.pieces = max(pieces)
-        _report_smaller(parts, run_dir, state, step, notify)
-    _sum_gradients(parts)
-    mean = sum(totals)
-    if not math.isfinite(mean):
-        raise Diverged(step, f"the loss is {mean}")
-    parts.accelerator.clip_grad_norm_(parts.trained, parts.recipe.train.max_grad_norm)
-    for group in parts.optimizer.param_groups:
-        group["lr"] = learning_rate * group["share"]
-    parts.optimizer.step()
-    parts.optimizer.zero_grad(set_to_none=True)
-    return mean, trained, read
-
-
-def _add_gradients(parts: Parts, batches: list[Any], trained: int) -> torch.Tensor:
-    """Forward and backward pass of this process's batches: their share of the step's mean loss."""
-    total = torch.zeros((), device=parts.model.device)
-    for batch in batches:
-        with autocast(parts.model):
-            loss, _ = parts.task.loss_sum(parts.model, batch.to(parts.model.device))
-        loss = loss / max(trained, 1)
-        parts.accelerator.backward(loss)
-        total += loss.detach()
-    return total
-
-
-def _report_smaller(parts: Parts, run_dir: RunDir, state: State, step: int, notify: Progress) -> None:
+def _report_smaller(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> None:
     """Memory ran out: micro-batches are smaller from this step on."""
     size = _rows_at_once(parts, state)
-    text = f"step {step}: out of memory; goes on with {size} in a micro-batch, each step as large as before"
+    text = f"step {state.step}: out of memory; goes on with {size} in a micro-batch, each step as large as before"
     notify({"stage": events.STAGE, "message": text})
     if parts.is_main:
-        run_dir.append_event({"stage": events.STAGE, "step": step, "batch_size": size})
+        run_dir.append_event({"stage": events.STAGE, "step": state.step, "batch_size": size})
 
 
 def _rows_at_once(parts: Parts, state: State) -> int:
     return math.ceil(parts.recipe.batch_size / state.pieces)
-
-
-def _sum_gradients(parts: Parts) -> None:
-    """Gradients summed over processes; the adapter is small, so that no wrapper has to hide the exchange."""
-    if processes.count() == 1:
-        return
-    for parameter in parts.trained:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    processes.sum_tensors([parameter.grad for parameter in parts.trained if parameter.grad is not None])
 
 
 def _evaluate(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> None:

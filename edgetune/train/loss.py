@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from edgetune.model.classifier import Classifier
 from edgetune.model.device import held_dtype
 from edgetune.train import segments
-from edgetune.train.batches import collate_rows, micro_batches
+from edgetune.train.batches import collate_rows, in_parts, packed_rows
 from edgetune.train.head_loss import can_fuse, chunk_tokens, fill_up, fused_cross_entropy, head_weight, logit_map
 
 IGNORED = -100
@@ -94,7 +94,7 @@ def evaluate_loss(
     """
     total, count = 0.0, 0
     with without_dropout(model), autocast(model):
-        for rows in micro_batches(tokens, max_seq_len=max_seq_len, batch_size=batch_size)[part]:
+        for rows in in_parts(packed_rows(tokens, max_seq_len=max_seq_len), batch_size)[part]:
             summed, number = loss_sum(model, collate_rows(tokens, rows, pad_id=pad_id).to(model.device))
             total += float(summed)
             count += number

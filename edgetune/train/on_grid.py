@@ -19,11 +19,11 @@ from edgetune.data.prepare import Prepared
 from edgetune.model.base import load_merged
 from edgetune.quantize.grid import QuantizedMatrix, dequantize, quantize
 from edgetune.quantize.quantization_aware import on_grid_matrices, put_linears_on_grid
+from edgetune.quantize.repair import Progress, Schedule, train_best
 from edgetune.quantize.repairable import round_inputs_of
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import Grid
 from edgetune.train.loss import use_segments
-from edgetune.train.repair import Progress, Schedule, fit
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def train_on_grid(
     )
     use_segments(model)
     schedule = Schedule("on_grid", recipe.export.on_grid_steps, recipe.export.on_grid_learning_rate)
-    matrices, curve = fit(
+    matrices, curve = train_best(
         model.to(model.device),
         lambda: on_grid_matrices(model),
         merged,

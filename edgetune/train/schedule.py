@@ -9,21 +9,19 @@ import math
 from typing import Any, Literal
 
 from edgetune.model.base import ENCODERS
-from edgetune.recipe import TrainTable
+from edgetune.recipe import Recipe, TrainTable
 
 Schedule = Literal["constant", "linear", "cosine", "plateau"]
 
 
-def micro_batches_and_steps(table: TrainTable, epoch_micro_batches: int) -> tuple[int, int]:
-    """Micro-batches and optimizer steps of a run whose epochs have so many micro-batches.
+def optimizer_steps(recipe: Recipe, epoch_rows: int) -> tuple[int, int]:
+    """Optimizer steps of an epoch of so many rows, and of the whole run.
 
     max_steps are made whatever `epochs` says: the rows are gone through again as often as they last for, or not whole.
     """
-    a_step = table.gradient_accumulation_steps
-    if table.max_steps is not None:
-        return table.max_steps * a_step, table.max_steps
-    micro_batches = max(1, round(table.epochs * epoch_micro_batches))
-    return micro_batches, math.ceil(micro_batches / a_step)
+    an_epoch = max(1, math.ceil(epoch_rows / (recipe.batch_size * recipe.train.gradient_accumulation_steps)))
+    table = recipe.train
+    return an_epoch, table.max_steps if table.max_steps is not None else max(1, round(table.epochs * an_epoch))
 
 
 def auto_learning_rate(config: Any) -> float:
@@ -36,6 +34,13 @@ def auto_learning_rate(config: Any) -> float:
         return float(f"{1e-3 * (384 / config.hidden_size) ** 0.781:.3g}")
     power = 0.0775 if "qwen" in config.model_type else 0.781
     return float(f"{5e-4 * (2000 / config.get_text_config().hidden_size) ** power:.3g}")
+
+
+def scheduled_rate(table: TrainTable, peak: float, step: int, *, steps: int) -> float:
+    """The learning rate of optimizer step `step` (1..steps) as [train] has it, `peak` where its schedule is at 1."""
+    return peak * learning_rate_share(
+        step, steps, schedule=table.schedule, warmup_ratio=table.warmup_ratio, least=table.min_learning_rate_ratio
+    )
 
 
 def learning_rate_share(step: int, steps: int, *, schedule: Schedule, warmup_ratio: float, least: float) -> float:

@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from edgetune.run_dir import RunDir
 from edgetune.train import processes
 from edgetune.train.auto import settled
 from edgetune.train.classify import Classification
+from edgetune.train.fit import Training
 from edgetune.train.fused import fuse
 from edgetune.train.liger import check_liger
-from edgetune.train.loss import find_base
+from edgetune.train.loss import autocast, find_base
 from edgetune.train.offload import offload_checkpoints
 from edgetune.train.optimizer import make_optimizer
-from edgetune.train.schedule import auto_learning_rate, micro_batches_and_steps
+from edgetune.train.schedule import auto_learning_rate, optimizer_steps, scheduled_rate
 from edgetune.train.task import Generation, Task
 from edgetune.train.trackers import check_trackers
 
@@ -54,13 +56,31 @@ class Parts:
     inputs: str
     """Hash of recipe, base and tokenised data: a checkpoint of other inputs is refused."""
     steps: int
-    micro_batches: int
-    """Of the whole run, of all processes together."""
-    micro_batches_a_step: int
     learning_rate: float
+    """Before what the schedule makes of it."""
     eval_steps: int
     checkpoint_steps: int
     dtype: str
+
+    @property
+    def training(self) -> Training:
+        """What the loop of steps needs of it."""
+        table = self.recipe.train
+        return Training(
+            model=self.model,
+            trained=self.trained,
+            optimizer=self.optimizer,
+            data=self.task,
+            steps=self.steps,
+            batch_size=self.recipe.batch_size,
+            accumulation=table.gradient_accumulation_steps,
+            learning_rate=partial(scheduled_rate, table, self.learning_rate, steps=self.steps),
+            max_grad_norm=table.max_grad_norm,
+            seed=table.seed,
+            autocast=partial(autocast, self.model),
+            backward=self.accelerator.backward,
+            clip=self.accelerator.clip_grad_norm_,
+        )
 
     @property
     def is_main(self) -> bool:
@@ -175,16 +195,14 @@ def _adapted_base(recipe: Recipe, device: torch.device, task: Task, base: Any) -
     return task.complete(model)
 
 
-def _counts(recipe: Recipe, epoch_micro_batches: int) -> dict[str, int]:
-    """Micro-batches and optimizer steps of the run, and how often it evaluates and saves."""
+def _counts(recipe: Recipe, epoch_rows: int) -> dict[str, int]:
+    """Optimizer steps of the run, and how often it evaluates and saves."""
     table = recipe.train
-    micro_batches, steps = micro_batches_and_steps(table, epoch_micro_batches)
+    _, steps = optimizer_steps(recipe, epoch_rows)
     eval_steps = max(1, round(steps / EVALUATIONS)) if table.eval_steps == "auto" else table.eval_steps
     checkpoint_steps = eval_steps if table.checkpoint_steps == "auto" else table.checkpoint_steps
     return {
         "steps": steps,
-        "micro_batches": micro_batches,
-        "micro_batches_a_step": table.gradient_accumulation_steps,
         "eval_steps": eval_steps,
         "checkpoint_steps": checkpoint_steps,
     }

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,15 +30,15 @@ from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe
 from edgetune.run_dir import RunDir, claim
 from edgetune.train import segments
-from edgetune.train.batches import collate_rows, micro_batches
+from edgetune.train.batches import collate_rows, in_parts, packed_rows
+from edgetune.train.fit import rows_of_steps
 from edgetune.train.fused import fuse
 from edgetune.train.head_loss import can_fuse, fused_cross_entropy, head_weight, logit_map
 from edgetune.train.loop import TrainResult, find_inputs
 from edgetune.train.loss import autocast, trained_states
-from edgetune.train.schedule import learning_rate_share
 from edgetune.train.setup import Parts, set_up
 from edgetune.train.side_linear import Sharing, SideBranch, SideLinear
-from edgetune.train.task import Generation, stream
+from edgetune.train.task import Generation
 
 Progress = Callable[[Mapping[str, Any]], None]
 VARIED = (
@@ -217,16 +217,15 @@ def _run(
 ) -> dict[str, Any]:
     """All optimizer steps of all adapters; the seconds in steps and tokens of one adapter, by TrainResult's names."""
     parts = sides[0].parts
-    micro = stream(parts.task, 0, 0)
-    left, started = parts.micro_batches, time.perf_counter()
+    training, started = parts.training, time.perf_counter()
+    rows = rows_of_steps(parts.task, training.step_rows, 0, 0)
     cost: dict[str, Any] = {"train_s": 0.0, "tokens": 0, "trained_tokens": 0}
     for step in range(1, parts.steps + 1):
         step_started = time.perf_counter()
-        rows = [taken for _, _, taken in islice(micro, min(parts.micro_batches_a_step, left))]
-        left -= len(rows)
-        most = max(map(len, rows))
+        micro_batches = in_parts(next(rows)[-1], training.batch_size)
+        most = len(micro_batches[0])
         size, groups = _split(most, len(sides), rows_in_flight * most, parts.recipe.data.max_seq_len)
-        batches = [parts.task.collate(taken[at : at + size]) for taken in rows for at in range(0, len(taken), size)]
+        batches = [parts.task.collate(part) for taken in micro_batches for part in in_parts(taken, size)]
         losses = _add_gradients(base, groups, sharing, batches)
         trained = sum(batch.trained for batch in batches)
         for side, loss in zip(sides, losses, strict=True):
@@ -283,17 +282,9 @@ def _step(side: _Side, step: int, loss: float, trained: int) -> None:
     if not side.has_diverged:
         side.train_tokens += trained
         side.train_loss += (loss - side.train_loss) * trained / side.train_tokens
-        table = parts.recipe.train
-        share = learning_rate_share(
-            step,
-            parts.steps,
-            schedule=table.schedule,
-            warmup_ratio=table.warmup_ratio,
-            least=table.min_learning_rate_ratio,
-        )
-        torch.nn.utils.clip_grad_norm_(parts.trained, table.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(parts.trained, parts.recipe.train.max_grad_norm)
         for group in parts.optimizer.param_groups:
-            group["lr"] = parts.learning_rate * share * group["share"]
+            group["lr"] = parts.training.learning_rate(step) * group["share"]
         parts.optimizer.step()
     parts.optimizer.zero_grad(set_to_none=True)
 
@@ -308,7 +299,7 @@ def _evaluate(base: Any, sides: Sequence[_Side], sharing: Sharing, step: int, no
     sharing.is_dropping = False
     in_flight = ROWS_IN_FLIGHT * recipe.batch_size
     size, groups = _split(recipe.batch_size, len(sides), in_flight, recipe.data.max_seq_len)
-    for numbers in micro_batches(rows, max_seq_len=recipe.data.max_seq_len, batch_size=size):
+    for numbers in in_parts(packed_rows(rows, max_seq_len=recipe.data.max_seq_len), size):
         batch = collate_rows(rows, numbers, pad_id=task.pad_id).to(base.device)
         for group in groups:
             totals[group] += _losses(base, group, sharing, batch)

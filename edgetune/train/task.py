@@ -1,12 +1,11 @@
 """What a training does with its rows: the one thing in which decoders and classifiers differ for the loop.
 
-A task holds the rows, cuts an epoch into micro-batches, and takes their loss. set_up makes the recipe's, the loop calls
+A task holds the rows, puts an epoch of them in order, and takes their loss. set_up makes the recipe's, the loop calls
 it. generation is here, classification in classify.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,25 +16,11 @@ from edgetune.data.prepare import Prepared
 from edgetune.lora.adapter import save
 from edgetune.recipe import Recipe
 from edgetune.train.batches import Order, collate_rows
+from edgetune.train.fit import Data
 from edgetune.train.loss import evaluate_loss, loss_sum, use_segments
 
 
-class Batch(Protocol):
-    """One micro-batch, on some device."""
-
-    @property
-    def trained(self) -> int:
-        """What the summed loss sums over: trained tokens, or texts."""
-
-    @property
-    def read(self) -> int:
-        """Tokens, padding aside."""
-
-    def to(self, device: Any) -> Any:
-        """The same batch on a device."""
-
-
-class Task(Protocol):
+class Task(Data, Protocol):
     """Rows and what is learned from them."""
 
     @property
@@ -49,37 +34,11 @@ class Task(Protocol):
     def complete(self, model: Any) -> Any:
         """The adapted base, ready to train: with its head, with its attention."""
 
-    def epoch(self, number: int) -> list[Any]:
-        """All micro-batches of an epoch, from 0, as the numbers of their rows; the same for the same number."""
-
-    def collate(self, rows: Any) -> Batch:
-        """The batch of one micro-batch."""
-
-    def loss_sum(self, model: Any, batch: Any) -> tuple[Tensor, int]:
-        """Summed loss in nats, a float32 scalar with gradient, and what it sums over."""
-
     def evaluate(self, model: Any, part: slice = slice(None)) -> tuple[float, int]:
         """Summed loss over the eval rows, dropout off, and what it sums over; `part` of their batches."""
 
     def save(self, model: Any, folder: Path) -> None:
         """Write the adapter folder, all or nothing. Raises RunError."""
-
-
-class Epochs(Protocol):
-    """Rows that can be gone through in an order that follows from the epoch alone."""
-
-    def epoch(self, number: int) -> list[Any]:
-        """All micro-batches of an epoch, from 0, as the numbers of their rows; the same for the same number."""
-
-
-def stream(task: Epochs, epoch: int, offset: int) -> Iterator[tuple[int, int, Any]]:
-    """Micro-batches without end from a position on, each with the position (epoch, offset) that follows it."""
-    while True:
-        batches = task.epoch(epoch)
-        for number in range(offset, len(batches)):
-            is_last = number + 1 == len(batches)
-            yield epoch + is_last, 0 if is_last else number + 1, batches[number]
-        epoch, offset = epoch + 1, 0
 
 
 @dataclass(frozen=True)
@@ -97,10 +56,8 @@ class Generation:
 
     def epoch(self, number: int) -> list[Any]:
         """Packed rows in the seed's order."""
-        data, table = self.recipe.data, self.recipe.train
-        return Order(data.max_seq_len, self.recipe.batch_size, data.packing, table.seed).epoch(
-            self.prepared.train, number
-        )
+        data, seed = self.recipe.data, self.recipe.train.seed
+        return Order(data.max_seq_len, data.packing, seed).epoch(self.prepared.train, number)
 
     def collate(self, rows: Any) -> Any:
         """Packed rows as tensors."""

@@ -18,10 +18,10 @@ import peft  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 from edgetune.cli import main
-from edgetune.train import loop, task
+from edgetune.train import fit, task
 
 count, out, stop = int(sys.argv.pop(1)), Path(sys.argv.pop(1)), int(sys.argv.pop(1))
-collate, make_step, steps = task.Generation.collate, loop.make_step, []
+collate, make_step, steps = task.Generation.collate, fit.make_step, []
 
 
 def collate_and_tell(self, rows):
@@ -37,7 +37,7 @@ def make_step_or_stop(*args):
     return make_step(*args)
 
 
-task.Generation.collate, loop.make_step = collate_and_tell, make_step_or_stop
+task.Generation.collate, fit.make_step = collate_and_tell, make_step_or_stop
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]

@@ -6,7 +6,7 @@ import pytest
 
 from edgetune.recipe import load_recipe
 from edgetune.run_dir import RunDir
-from edgetune.train import auto, loop
+from edgetune.train import auto, fit
 from edgetune.train.loop import train
 
 AUTO = ("train.batch_size=auto", "train.gradient_checkpointing=auto", "train.eval_steps=3", "train.checkpoint_steps=1")
@@ -43,7 +43,7 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(make_recipe, tmp_path, room
     run_dir = RunDir(tmp_path / "r")
     room(250)
     with monkeypatch.context() as patch:
-        original, calls = loop.make_step, []
+        original, calls = fit.make_step, []
 
         def die_in_the_third_step(*args, **options):
             calls.append(1)
@@ -51,7 +51,7 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(make_recipe, tmp_path, room
                 raise KeyboardInterrupt
             return original(*args, **options)
 
-        patch.setattr(loop, "make_step", die_in_the_third_step)
+        patch.setattr(fit, "make_step", die_in_the_third_step)
         with pytest.raises(KeyboardInterrupt):
             train(make_recipe(*AUTO), run_dir)
     room(1000)

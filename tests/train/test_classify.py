@@ -63,13 +63,23 @@ def loss_of(task, logits, targets):
 
 def test_batches_hold_every_row_once_and_rows_of_like_length():
     lengths = np.random.default_rng(0).integers(3, 60, 1000)
-    batches = bucketed(lengths, batch_size=8, generator=np.random.default_rng(1))
-    assert sorted(row for batch in batches for row in batch) == list(range(1000))
+    rows = bucketed(lengths, batch_size=8, generator=np.random.default_rng(1))
+    batches = [rows[at : at + 8] for at in range(0, 1000, 8)]
+    assert sorted(rows) == list(range(1000))
     padded = sum(len(batch) * max(lengths[batch]) for batch in batches)
     assert padded < 1.1 * lengths.sum()
     again = bucketed(lengths, batch_size=8, generator=np.random.default_rng(1))
-    assert batches == again
-    assert batches != bucketed(lengths, batch_size=8, generator=np.random.default_rng(2))
+    assert rows == again
+    assert rows != bucketed(lengths, batch_size=8, generator=np.random.default_rng(2))
+
+
+def test_a_batch_that_is_not_full_comes_last_so_that_the_others_begin_where_they_should():
+    lengths = np.arange(8 * 60 + 3)
+    for seed in range(5):
+        rows = bucketed(lengths, batch_size=8, generator=np.random.default_rng(seed))
+        assert sorted(rows) == list(range(len(lengths)))
+        for at in range(0, len(rows), 8):
+            assert rows[at : at + 8] == sorted(rows[at : at + 8])
 
 
 def test_the_loss_is_smoothed_cross_entropy():

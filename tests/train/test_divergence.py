@@ -9,7 +9,7 @@ import pytest
 from edgetune.errors import DivergedError
 from edgetune.hashes import hash_tree
 from edgetune.run_dir import RunDir
-from edgetune.train import checkpoint, loop, restart
+from edgetune.train import checkpoint, fit, restart
 from edgetune.train.divergence import Diverged, Divergence, after_evaluation
 from edgetune.train.events import read_events
 from edgetune.train.loop import train
@@ -66,14 +66,14 @@ KEYS = ("train.max_steps=10", "train.warmup_ratio=0", "train.schedule=constant",
 
 def break_at(monkeypatch, step, *, above):
     """The loss is no number at that step of a training whose learning rate is above one."""
-    make = loop.make_step
+    make = fit.make_step
 
-    def fail(parts, run_dir, state, micro_batches, learning_rate, notify):
-        if state.step + 1 == step and learning_rate > above:
+    def fail(training, position, rows, learning_rate):
+        if position.step + 1 == step and learning_rate > above:
             raise Diverged(step, "the loss is nan")
-        return make(parts, run_dir, state, micro_batches, learning_rate, notify)
+        return make(training, position, rows, learning_rate)
 
-    monkeypatch.setattr(loop, "make_step", fail)
+    monkeypatch.setattr(fit, "make_step", fail)
 
 
 def facts(run_dir):
@@ -137,11 +137,11 @@ def test_a_sound_checkpoint_stays_while_far_ones_are_newer_and_the_best_adapter_
     make_recipe, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("edgetune.train.task.evaluate_loss", lambda *_, **__: (next(losses), 1))
-    make, plain, seen = loop.make_step, restart.checkpoint.newest, []
+    make, plain, seen = fit.make_step, restart.checkpoint.newest, []
 
-    def diverge(parts, run_dir, state, *args):
-        loss, *rest = make(parts, run_dir, state, *args)
-        return (50.0 if state.step in (2, 3) else loss, *rest)
+    def diverge(training, position, *args):
+        loss, *rest = make(training, position, *args)
+        return (50.0 if position.step in (2, 3) else loss, *rest)
 
     def see(run_dir, *args, **options):
         found = plain(run_dir, *args, **options)
@@ -151,7 +151,7 @@ def test_a_sound_checkpoint_stays_while_far_ones_are_newer_and_the_best_adapter_
     losses = iter([3.0, 1.0, 9.0, 9.0])
     recipe = make_recipe("train.checkpoint_steps=1", "train.eval_steps=1", "train.divergence_restarts=1")
     run_dir = RunDir(tmp_path / "r")
-    monkeypatch.setattr(loop, "make_step", diverge)
+    monkeypatch.setattr(fit, "make_step", diverge)
     monkeypatch.setattr(restart.checkpoint, "newest", see)
     monkeypatch.setattr(checkpoint, "KEPT", 1)
     with pytest.raises(StopIteration):

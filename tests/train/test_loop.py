@@ -19,9 +19,9 @@ from edgetune.lora.merge import merge
 from edgetune.model.base import load_base, load_merged, load_tokenizer, resolve_base
 from edgetune.recipe import LoraTable, ModelTable, TrainTable, load_recipe
 from edgetune.run_dir import RunDir
-from edgetune.train import loop, task
-from edgetune.train.checkpoint import State
+from edgetune.train import fit, loop, task
 from edgetune.train.events import read_events
+from edgetune.train.fit import Position, Training
 from edgetune.train.fused import fuse
 from edgetune.train.loop import train
 from edgetune.train.loss import evaluate_loss, use_segments
@@ -40,7 +40,7 @@ class NoOptimizer:
         pass
 
 
-def parts_for(base, tokens):
+def training_for(base, tokens):
     torch.manual_seed(0)
     model = attach(load_base(ModelTable(base=str(base), compute_dtype="float32")), LoraTable(r=4)).train()
     use_segments(model)
@@ -48,14 +48,17 @@ def parts_for(base, tokens):
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         torch.nn.init.normal_(parameter, std=0.05)
-    recipe = SimpleNamespace(train=SimpleNamespace(max_grad_norm=1e9, fused_loss=True))
-    return SimpleNamespace(
-        accelerator=Accelerator(cpu=True),
+    recipe = SimpleNamespace(train=SimpleNamespace(fused_loss=True))
+    return Training(
         model=model,
         trained=trained,
         optimizer=NoOptimizer(),
-        task=task.Generation(recipe, SimpleNamespace(train=tokens), pad_id=0),
-        recipe=recipe,
+        data=task.Generation(recipe, SimpleNamespace(train=tokens), pad_id=0),
+        steps=1,
+        batch_size=1,
+        accumulation=4,
+        learning_rate=lambda _: 0.0,
+        max_grad_norm=1e9,
     )
 
 
@@ -65,13 +68,13 @@ def test_four_micro_batches_of_unequal_length_have_the_gradient_of_one_batch(tin
     for length, prompt in ((60, 5), (9, 7), (24, 3), (40, 39)):
         ids = torch.randint(5, 500, (length,), generator=generator).tolist()
         tokens.append(SimpleNamespace(input_ids=ids, labels=[-100] * prompt + ids[prompt:]))
-    parts = parts_for(tiny_base, tokens)
+    training = training_for(tiny_base, tokens)
     results = []
-    for micro_batches in ([[[0]], [[1]], [[2]], [[3]]], [[[0], [1], [2], [3]]], [[[0, 1, 2, 3]]]):
-        loss, trained, read = loop.make_step(parts, None, State(), micro_batches, 0.0, print)
-        results.append((loss, [parameter.grad.clone() for parameter in parts.trained]))
+    for size, rows in ((1, [[0], [1], [2], [3]]), (4, [[0], [1], [2], [3]]), (1, [[0, 1, 2, 3]])):
+        loss, trained, read = fit.make_step(replace(training, batch_size=size), Position(), rows, 0.0)
+        results.append((loss, [parameter.grad.clone() for parameter in training.trained]))
         assert (trained, read) == (55 + 2 + 21 + 1, 60 + 9 + 24 + 40)
-        for parameter in parts.trained:
+        for parameter in training.trained:
             parameter.grad = None
     for loss, gradients in results[1:]:
         assert loss == pytest.approx(results[0][0], rel=1e-6)
@@ -278,7 +281,7 @@ def test_a_run_that_runs_out_of_memory_goes_on_in_smaller_pieces_with_the_same_l
     ]
     assert pairs[1] == pytest.approx(pairs[0], rel=1e-3)
     dropped = [event["batch_size"] for event in read_events(run_dir.events) if "batch_size" in event]
-    assert dropped == [2, 1]
+    assert dropped == [1]
     messages = [event["message"] for event in told if "out of memory" in event.get("message", "")]
     assert messages[-1].endswith("goes on with 1 in a micro-batch, each step as large as before")
     assert json.loads((run_dir.results / "train.json").read_text())["batch_size"] == 1
@@ -356,5 +359,5 @@ def test_max_steps_hold_whatever_epochs_say(make_recipe, tiny_rows, tmp_path, mo
     assert (len(rates), rates[-1]) == (steps, pytest.approx(0.1 * 0.01))  # the schedule ends with the last step
     assert [event["step"] for event in events if "eval_loss" in event][-1] == steps
     passes = dict(orders)
-    assert sorted(passes) == list(range(20 if steps == 30 else 2))  # 5 rows: 3 micro-batches of 2, and 2 to a step
+    assert sorted(passes) == list(range(15 if steps == 30 else 1))  # 5 rows: steps of 4 and 1, as a step has four
     assert len({str(order) for order in passes.values()}) > 1

@@ -13,10 +13,10 @@ from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.grid import quantize
 from edgetune.quantize.matrices import bits_of, round_one
 from edgetune.quantize.moments import Rows
+from edgetune.quantize.repair import eval_loss, load_for_loss
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.bundle import Grid
 from edgetune.train.on_grid import train_on_grid
-from edgetune.train.repair import eval_loss, load_for_loss
 
 GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 

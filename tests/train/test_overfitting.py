@@ -8,7 +8,7 @@ import pytest
 
 from edgetune.errors import RecipeError
 from edgetune.run_dir import RunDir
-from edgetune.train import loop, task
+from edgetune.train import fit, task
 from edgetune.train.events import read_events
 from edgetune.train.fused import dropout_of
 from edgetune.train.loop import train
@@ -76,15 +76,14 @@ def overfit(monkeypatch):
 
 
 def spy(monkeypatch, seen):
-    make = loop.make_step
+    make = fit.make_step
 
-    def look(parts, *rest):
-        seen.append(
-            (dropout_of(parts.model), sorted({group["weight_decay"] for group in parts.optimizer.param_groups}))
-        )
-        return make(parts, *rest)
+    def look(training, *rest):
+        decays = {group["weight_decay"] for group in training.optimizer.param_groups}
+        seen.append((dropout_of(training.model), sorted(decays)))
+        return make(training, *rest)
 
-    monkeypatch.setattr(loop, "make_step", look)
+    monkeypatch.setattr(fit, "make_step", look)
 
 
 @pytest.mark.parametrize("start", ["0.0", "0.1"])
@@ -152,14 +151,14 @@ def test_a_run_that_dies_after_something_was_raised_ends_with_the_same_bytes(
         factors, run_dir = itertools.count(1, 3), RunDir(tmp_path / name)
         if name == "broken":
             with monkeypatch.context() as patch:
-                steps, make = itertools.count(1), loop.make_step
+                steps, make = itertools.count(1), fit.make_step
 
                 def die(*args, steps=steps, make=make):
                     if next(steps) == killed_in:
                         raise KeyboardInterrupt
                     return make(*args)
 
-                patch.setattr(loop, "make_step", die)
+                patch.setattr(fit, "make_step", die)
                 with pytest.raises(KeyboardInterrupt):
                     train(recipe, run_dir)
             seen_evaluations = 3 if killed_in == 8 else 4

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from edgetune.run_dir import RunDir
-from edgetune.train import loop, task
+from edgetune.train import fit, task
 from edgetune.train.events import read_events
 from edgetune.train.loop import train
 from edgetune.train.plateau import Plateau, after_evaluation
@@ -75,14 +75,14 @@ def test_a_run_that_dies_after_a_cut_ends_with_the_same_bytes(make_recipe, tmp_p
         calls, run_dir = itertools.count(), RunDir(tmp_path / name)
         if name == "broken":
             with monkeypatch.context() as patch:
-                steps, make = itertools.count(1), loop.make_step
+                steps, make = itertools.count(1), fit.make_step
 
                 def die(*args, steps=steps, make=make):
                     if next(steps) == killed_in:
                         raise KeyboardInterrupt
                     return make(*args)
 
-                patch.setattr(loop, "make_step", die)
+                patch.setattr(fit, "make_step", die)
                 with pytest.raises(KeyboardInterrupt):
                     train(recipe, run_dir)
             calls = itertools.count((killed_in - 1) // 3 * 3 // 2)  # evaluations before the checkpoint it goes on from

@@ -17,7 +17,7 @@ from patience import LONG_S
 
 from edgetune.errors import RunError, Stopped
 from edgetune.run_dir import RunDir
-from edgetune.train import checkpoint, loop
+from edgetune.train import checkpoint, fit, loop
 from edgetune.train.events import read_events
 from edgetune.train.loop import train
 from edgetune.train.stop import listen_for_stop
@@ -55,7 +55,7 @@ def test_a_run_that_dies_between_checkpoints_ends_with_the_same_bytes(make_recip
     whole, broken = RunDir(tmp_path / "whole"), RunDir(tmp_path / "broken")
     expected = train(recipe, whole)
     with monkeypatch.context() as patch:
-        killed_at(patch, loop, "make_step", 6)
+        killed_at(patch, fit, "make_step", 6)
         with pytest.raises(Killed):
             train(recipe, broken)
     seen = []
@@ -76,7 +76,7 @@ def test_steps_beyond_the_epochs_go_on_with_the_same_bytes_after_a_death(make_re
     whole, broken = RunDir(tmp_path / "whole"), RunDir(tmp_path / "broken")
     assert train(recipe, whole).steps == 14
     with monkeypatch.context() as patch:
-        killed_at(patch, loop, "make_step", 13)
+        killed_at(patch, fit, "make_step", 13)
         with pytest.raises(Killed):
             train(recipe, broken)
     seen = []
@@ -88,7 +88,7 @@ def test_steps_beyond_the_epochs_go_on_with_the_same_bytes_after_a_death(make_re
 def test_a_best_adapter_written_after_the_last_checkpoint_is_taken_back(make_recipe, tmp_path, monkeypatch):
     recipe = make_recipe("train.checkpoint_steps=3", "train.eval_steps=2", "train.max_steps=8")
     run_dir = RunDir(tmp_path / "r")
-    killed_at(monkeypatch, loop, "make_step", 6)
+    killed_at(monkeypatch, fit, "make_step", 6)
     with pytest.raises(Killed):
         train(recipe, run_dir)
     after_four = adapter_bytes(run_dir)
@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(make_recipe, tmp
     whole, broken = RunDir(tmp_path / "whole"), RunDir(tmp_path / "broken")
     train(recipe, whole)
     with monkeypatch.context() as patch:
-        killed_at(patch, loop, "make_step", 6)
+        killed_at(patch, fit, "make_step", 6)
         with pytest.raises(Killed):
             train(recipe, broken)
     newest = checkpoint.find(broken)[0] / "optimizer.pt"
@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(make_recipe, tmp
 def test_when_no_checkpoint_can_be_read_the_run_says_so_and_leaves_all_as_it_is(make_recipe, tmp_path, monkeypatch):
     run_dir = RunDir(tmp_path / "r")
     with monkeypatch.context() as patch:
-        killed_at(patch, loop, "make_step", 3)
+        killed_at(patch, fit, "make_step", 3)
         with pytest.raises(Killed):
             train(make_recipe(), run_dir)
     for folder in checkpoint.find(run_dir):
@@ -130,7 +130,7 @@ def test_when_no_checkpoint_can_be_read_the_run_says_so_and_leaves_all_as_it_is(
 
 def test_only_the_newest_two_checkpoints_stay_and_they_hold_plain_tensors(make_recipe, tmp_path, monkeypatch):
     run_dir = RunDir(tmp_path / "r")
-    killed_at(monkeypatch, loop, "make_step", 6)
+    killed_at(monkeypatch, fit, "make_step", 6)
     with pytest.raises(Killed):
         train(make_recipe("train.checkpoint_steps=1"), run_dir)
     assert [folder.name for folder in checkpoint.find(run_dir)] == ["step-00000005", "step-00000004"]

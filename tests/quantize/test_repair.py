@@ -17,12 +17,12 @@ from edgetune.quantize.folder import QuantizedFolder
 from edgetune.quantize.grid import dequantize
 from edgetune.quantize.matrices import round_all
 from edgetune.quantize.moments import Rows
+from edgetune.quantize.repair import RepairData, eval_loss, load_for_loss, repair
 from edgetune.quantize.repairable import repaired as take_out
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.bundle import Grid
 from edgetune.train.batches import collate_rows
 from edgetune.train.loss import IGNORED, use_segments
-from edgetune.train.repair import _loss_sum, eval_loss, load_for_loss, repair
 
 GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 
@@ -60,7 +60,7 @@ def test_the_loss_falls_and_the_integers_stay(recipe, tiny_base, rows, target):
 
 def test_a_repair_that_makes_it_worse_is_not_kept(recipe, tiny_base, rows, monkeypatch):
     losses = iter([5.0, 5.5, 6.0, 5.1, 7.0])
-    monkeypatch.setattr("edgetune.train.repair.eval_loss", lambda *_: next(losses))
+    monkeypatch.setattr("edgetune.quantize.repair.eval_loss", lambda *_: next(losses))
     done = repaired(recipe, tiny_base, rows)
     before = round_all(tiny_base, GRID)
     assert done.loss_before == 5.0
@@ -78,7 +78,7 @@ def test_what_was_best_is_kept_though_training_goes_on(recipe, tiny_base, rows, 
         seen.append(({name: value.scales for name, value in matrices.items()}, vectors))
         return next(losses)
 
-    monkeypatch.setattr("edgetune.train.repair.eval_loss", look)
+    monkeypatch.setattr("edgetune.quantize.repair.eval_loss", look)
     done = repaired(recipe, tiny_base, rows)
     assert (done.loss_before, done.loss_after, done.best_step) == (5.0, 3.0, 6)
     (scales, vectors), (last_scales, last_vectors) = seen[2], seen[4]
@@ -90,13 +90,15 @@ def test_what_was_best_is_kept_though_training_goes_on(recipe, tiny_base, rows, 
 
 
 @pytest.mark.parametrize("target", ["labels", "teacher", "both"])
-def test_the_loss_is_that_of_the_labels_of_the_teacher_or_their_mean(tiny_base, rows, target):
+def test_the_loss_is_that_of_the_labels_of_the_teacher_or_their_mean(recipe, tiny_base, rows, target):
     """Against whole logits of both models, on rows of different lengths with prompts that are not trained."""
     model = load_for_loss(tiny_base, round_all(tiny_base, GRID), rounds_inputs=False)
     teacher = load_merged(tiny_base, dtype=torch.float32)
     use_segments(teacher)
     batch = collate_rows(rows.prepared.train, [[0, 1], [2]], pad_id=rows.pad_id)
-    found = float(_loss_sum(model, None if target == "labels" else teacher, batch, target).detach())
+    asked = dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, repair_on=target))
+    learned = RepairData(asked, rows.prepared, rows.pad_id, None if target == "labels" else teacher)
+    found = float(learned.loss_sum(model, batch)[0].detach())
     labels = divergence = 0.0
     for index in (0, 1, 2):
         row = rows.prepared.train[index]
@@ -124,7 +126,9 @@ def test_the_same_seed_gives_the_same_repair(recipe, tiny_base, rows):
 
 
 def test_a_loss_that_is_no_number_is_one_line(recipe, tiny_base, rows, monkeypatch):
-    monkeypatch.setattr("edgetune.train.repair._make_step", lambda *_: float("nan"))
+    plain = RepairData.loss_sum
+    broken = lambda *args: (plain(*args)[0] * float("nan"), 1)  # noqa: E731
+    monkeypatch.setattr(RepairData, "loss_sum", broken)
     with pytest.raises(RunError, match="repair, step 1: the loss is nan"):
         repaired(recipe, tiny_base, rows)
 

@@ -7,13 +7,11 @@ and rounded 0.773 nats a token, after 100 steps 0.683.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,16 +26,14 @@ from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.load import load_on_grid
 from edgetune.quantize.repairable import repaired
 from edgetune.recipe import Recipe
-from edgetune.train.batches import Order, collate_rows
+from edgetune.train.divergence import Diverged
+from edgetune.train.fit import Position, Training, fit
 from edgetune.train.loss import IGNORED, chunks, evaluate_loss, head_logits, trained_states, use_segments
 from edgetune.train.schedule import learning_rate_share
-from edgetune.train.task import stream
+from edgetune.train.task import Generation
 
 Progress = Callable[[Mapping[str, Any]], None]
 Kept = TypeVar("Kept")
-Target = Literal["labels", "teacher", "both"]
-"""What repair learns: the rows' own answers, the unquantised model's distributions, or the mean of the two losses."""
-
 EVALUATIONS = 4
 MOST_EVAL_ROWS = 200
 WARMUP_RATIO, LEAST_SHARE = 0.05, 0.05
@@ -83,7 +79,7 @@ def repair(
     torch.manual_seed(recipe.train.seed)
     model = load_for_loss(merged, matrices, rounds_inputs=table.accuracy_level == 4)
     schedule = Schedule("repair", table.repair_steps, table.repair_learning_rate)
-    best, curve = fit(
+    best, curve = train_best(
         model, lambda: repaired(model), merged, rows, recipe, schedule=schedule, pad_id=pad_id, progress=progress
     )
     best_step, loss_after = min(curve, key=lambda point: (point[1], point[0]))
@@ -106,9 +102,16 @@ class Schedule:
     """Its name in progress and messages, and in [export]: <stage>_learning_rate."""
     steps: int
     learning_rate: float
+    """The highest."""
+
+    def learning_rate_of(self, step: int) -> float:
+        """Of step 1..steps: a short warm-up, then down in a straight line."""
+        return self.learning_rate * learning_rate_share(
+            step, self.steps, schedule="linear", warmup_ratio=WARMUP_RATIO, least=LEAST_SHARE
+        )
 
 
-def fit(
+def train_best(
     model: Any,
     keep: Callable[[], Kept],
     merged: Path,
@@ -126,26 +129,30 @@ def fit(
     target, steps = recipe.export.repair_on, schedule.steps
     teacher = _teacher(merged, model.device) if target != "labels" else None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=schedule.learning_rate, betas=BETAS, weight_decay=0.0)
+    training = Training(
+        model=model,
+        trained=trained,
+        optimizer=torch.optim.AdamW(trained, lr=schedule.learning_rate, betas=BETAS, weight_decay=0.0),
+        data=RepairData(recipe, rows, pad_id, teacher),
+        steps=steps,
+        batch_size=recipe.batch_size,
+        accumulation=recipe.train.gradient_accumulation_steps,
+        learning_rate=schedule.learning_rate_of,
+    )
     curve = [(0, eval_loss(model, rows, recipe, pad_id))]
     best = keep()
-    batches = stream(_Rows(rows, recipe), 0, 0)
-    for step in range(1, steps + 1):
-        share = learning_rate_share(step, steps, schedule="linear", warmup_ratio=WARMUP_RATIO, least=LEAST_SHARE)
-        micro = islice(batches, recipe.train.gradient_accumulation_steps)
-        loaded = [collate_rows(rows.train, numbers, pad_id=pad_id).to(model.device) for _, _, numbers in micro]
-        loss = _make_step(model, teacher, loaded, optimizer, schedule.learning_rate * share, target)
-        if not math.isfinite(loss):
-            raise RunError(
-                f"{schedule.stage}, step {step}: the loss is {loss}",
-                cure=f"lower export.{schedule.stage}_learning_rate",
-            )
-        if progress:
-            progress({"stage": schedule.stage, "step": step, "steps": steps, "loss": loss})
-        if step * EVALUATIONS % steps < EVALUATIONS:
-            curve.append((step, eval_loss(model, rows, recipe, pad_id)))
-            if curve[-1][1] < min(value for _, value in curve[:-1]):
-                best = keep()
+    try:
+        for step in fit(training, Position()):
+            if progress:
+                progress({"stage": schedule.stage, "step": step.number, "steps": steps, "loss": step.loss})
+            if step.number * EVALUATIONS % steps < EVALUATIONS:
+                curve.append((step.number, eval_loss(model, rows, recipe, pad_id)))
+                if curve[-1][1] < min(value for _, value in curve[:-1]):
+                    best = keep()
+    except Diverged as error:
+        raise RunError(
+            f"{schedule.stage}, step {error.step}: {error.reason}", cure=f"lower export.{schedule.stage}_learning_rate"
+        ) from None
     return best, tuple(curve)
 
 
@@ -163,16 +170,38 @@ def load_for_loss(
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The train rows as the loop of training orders them."""
+class RepairData(Generation):
+    """The rows of training in its order, and what repair learns from them."""
 
-    rows: Prepared
-    recipe: Recipe
+    teacher: Any = None
+    """The unquantised model, where [export] repair_on asks for it."""
 
-    def epoch(self, number: int) -> list[Any]:
-        """All micro-batches of an epoch."""
-        data, table = self.recipe.data, self.recipe.train
-        return Order(data.max_seq_len, self.recipe.batch_size, data.packing, table.seed).epoch(self.rows.train, number)
+    def loss_sum(self, model: Any, batch: Any) -> tuple[Tensor, int]:
+        """The repair loss summed over the trained tokens of a batch."""
+        states, targets = trained_states(model, batch)
+        if self.teacher is None:
+            parts = ((rows, wanted, None) for rows, wanted in chunks(model, states, targets))
+        else:
+            with torch.no_grad():
+                truth, _ = trained_states(self.teacher, batch)
+            pairs = zip(chunks(model, states, targets), chunks(self.teacher, truth, targets), strict=True)
+            parts = ((rows, wanted, true) for (rows, wanted), (true, _) in pairs)
+        total = torch.zeros((), device=states.device)
+        for rows, wanted, true in parts:
+            total = total + checkpoint(self._chunk_loss, model, rows, wanted, true, use_reentrant=False)
+        return total, len(targets)
+
+    def _chunk_loss(self, model: Any, rows: Tensor, wanted: Tensor, true: Tensor | None) -> Tensor:
+        """The loss of (n, hidden) states: against the tokens `wanted` (n,), the teacher's states, or both."""
+        logits = head_logits(model, rows)
+        by_labels = F.cross_entropy(logits, wanted, reduction="sum")
+        if true is None:
+            return by_labels
+        with torch.no_grad():
+            truth = head_logits(self.teacher, true).log_softmax(-1)
+        divergence = F.kl_div(logits.log_softmax(-1), truth, reduction="none", log_target=True).sum(-1)
+        by_teacher = divergence[wanted != IGNORED].sum()
+        return by_teacher if self.recipe.export.repair_on == "teacher" else (by_labels + by_teacher) / 2
 
 
 def _teacher(merged: Path, device: torch.device) -> Any:
@@ -181,52 +210,6 @@ def _teacher(merged: Path, device: torch.device) -> Any:
     teacher = load_merged(merged, dtype=dtype, device=device)
     use_segments(teacher)
     return teacher
-
-
-def _make_step(
-    model: Any, teacher: Any, batches: list[Any], optimizer: Any, learning_rate: float, target: Target
-) -> float:
-    """One optimizer step over micro-batches, weighed by trained tokens; the mean loss."""
-    count, total = max(1, sum(batch.trained for batch in batches)), 0.0
-    for batch in batches:
-        loss = _loss_sum(model, teacher, batch, target) / count
-        loss.backward()
-        total += float(loss.detach())
-    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total
-
-
-def _loss_sum(model: Any, teacher: Any, batch: Any, target: Target) -> Tensor:
-    """The repair loss summed over the trained tokens of a batch: float32 scalar with gradient."""
-    states, targets = trained_states(model, batch)
-    if teacher is None:
-        parts = ((rows, wanted, None) for rows, wanted in chunks(model, states, targets))
-    else:
-        with torch.no_grad():
-            truth, _ = trained_states(teacher, batch)
-        pairs = zip(chunks(model, states, targets), chunks(teacher, truth, targets), strict=True)
-        parts = ((rows, wanted, true) for (rows, wanted), (true, _) in pairs)
-    total = torch.zeros((), device=states.device)
-    for rows, wanted, true in parts:
-        total = total + checkpoint(_chunk_loss, model, teacher, rows, wanted, true, target, use_reentrant=False)
-    return total
-
-
-def _chunk_loss(model: Any, teacher: Any, rows: Tensor, wanted: Tensor, true: Tensor | None, target: Target) -> Tensor:
-    """The loss of (n, hidden) states: against the tokens `wanted` (n,), against the teacher's states, or both."""
-    logits = head_logits(model, rows)
-    by_labels = F.cross_entropy(logits, wanted, reduction="sum")
-    if true is None:
-        return by_labels
-    with torch.no_grad():
-        truth = head_logits(teacher, true).log_softmax(-1)
-    divergence = F.kl_div(logits.log_softmax(-1), truth, reduction="none", log_target=True).sum(-1)
-    by_teacher = divergence[wanted != IGNORED].sum()
-    return by_teacher if target == "teacher" else (by_labels + by_teacher) / 2
 
 
 def eval_loss(model: Any, rows: Prepared, recipe: Recipe, pad_id: int) -> float:
