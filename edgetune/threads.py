@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
-SETTINGS = {"GOMP_SPINCOUNT": "30000", "KMP_BLOCKTIME": "1"}
-"""GNU's OpenMP, in torch for Linux: turns of a waiting loop, of the order of 1 ms. LLVM's and Intel's, in torch for
+SETTINGS = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
+"""GNU's OpenMP, in torch for Linux: turns of a waiting loop, of the order of 0.1 ms. LLVM's and Intel's, in torch for
 macOS and Windows: milliseconds. As torch comes the first spins for minutes and the second for 200 ms, which on a core
 that another process wants makes small operators ten times slower; see benchmarks/README.md, "Beside other work"."""
 CHOICES = (*SETTINGS, "OMP_WAIT_POLICY")
