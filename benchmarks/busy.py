@@ -32,7 +32,7 @@ from edgetune.runtime.bundle import GENAI_CONFIG
 AS_IT_COMES = {"KMP_BLOCKTIME": "200"}
 """LLVM's own default, which GNU's OpenMP does not read: with it EdgeTune takes the user to have chosen."""
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
-OTHERS = {"passive": PASSIVE, "GOMP_SPINCOUNT=3000": {"GOMP_SPINCOUNT": "3000"}}
+OTHERS = {"passive": PASSIVE, **{f"GOMP_SPINCOUNT={turns}": {"GOMP_SPINCOUNT": turns} for turns in ("1000", "30000")}}
 """Beside ours, on a training step alone."""
 INTELS = Path(sys.prefix) / "lib" / "libiomp5.so"
 """Of the package intel-openmp: what torch has on Windows, and nearly what it has on macOS; left out without it."""
