@@ -150,7 +150,7 @@ def duration(planned: Plan) -> Duration | None:
     is_all = rows < COUNTED_ROWS
     rows *= 1 + recipe.data.swapped_copies
     length = min(counts["tokens"] / counts["rows"], recipe.data.max_seq_len)
-    is_packed = recipe.data.packing and not recipe.is_classifier
+    is_packed = recipe.data.packing and not recipe.is_idle("data.packing")
     a_sequence = max(1.0, recipe.data.max_seq_len / length) if is_packed else 1.0
     an_epoch, steps = optimizer_steps(recipe, math.ceil(rows / a_sequence))
     speed = training_tokens_per_s(

@@ -1,6 +1,7 @@
 """What a plan holds a recipe against: base, adapter, rows, metric and machine. All that would stop a later stage.
 
-In the flow: the first half of plan.py. Reads config.json, headers, tokenizer and rows; loads no weights.
+In the flow: the first half of plan.py. Reads config.json, headers, tokenizer and rows; loads no weights. What differs
+by task is in planning/.
 """
 
 from __future__ import annotations
@@ -9,54 +10,22 @@ import functools
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune.errors import DataError, EdgeTuneError, RecipeError, RunError
+from edgetune.errors import RunError
+from edgetune.planning.findings import CHECKED_ROWS, Findings
+from edgetune.planning.task import TASKS
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from edgetune.data.formats import Example
     from edgetune.data.read import Split
 
-CHECKED_ROWS = 200
-"""Rows of each source that are read, rendered and tokenised."""
-RENDERED_ROWS = 8
-"""Of these, conversations whose prompt is rendered as on the device too."""
 SCORED_ROWS = 2000
 """Of the rows that will be scored, how many are encoded where nothing but a plan is asked for."""
-
-
-@dataclass
-class Findings:
-    """What stands in a recipe's way, each problem once, and what its owner may not expect."""
-
-    problems: list[EdgeTuneError] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def attempt(self, work: Callable[[], Any]) -> Any:
-        """What the work gives; None where it raised what is now among the problems."""
-        try:
-            return work()
-        except EdgeTuneError as error:
-            if str(error) not in map(str, self.problems):
-                self.problems.append(error)
-            return None
-
-    def holds(self, work: Callable[[], Any]) -> bool:
-        """Whether the work raised nothing."""
-        return self.attempt(lambda: (work(),)) is not None
-
-    def raise_any(self) -> None:
-        """Raises RecipeError with all problems, or the only one as it is."""
-        if len(self.problems) == 1:
-            raise self.problems[0]
-        if self.problems:
-            lines = [str(problem) for problem in self.problems]
-            raise RecipeError("\n".join([f"{len(lines)} problems", *lines]), problems=lines)
 
 
 @dataclass(frozen=True)
@@ -66,7 +35,7 @@ class Checked:
     rows: dict[str, dict[str, int]]
     """Counts over the first rows of each source."""
     labels: int
-    """Of a classifier's training rows."""
+    """Of the training rows; 0 where the task has none."""
     notes: tuple[str, ...]
 
 
@@ -81,30 +50,24 @@ def check_recipe(recipe: Recipe, *, on: str, scored_rows: int | None) -> Checked
     _check_machine(recipe, base, found, on=on)
     labels, rows = _check_rows(recipe, tokenizer, found)
     if base is not None and tokenizer is not None and rows and None not in rows.values():
-        _check_use(recipe, base, tokenizer, labels, found, scored_rows=scored_rows)
+        task = TASKS[recipe.model.task]
+        task.check_use(recipe, base, tokenizer, labels, found, scored_rows)
     found.raise_any()
     return Checked(rows, len(labels), tuple(found.notes))
 
 
 def _check_base(recipe: Recipe, found: Findings) -> tuple[Path | None, Any]:
     """The base's folder and tokenizer, as far as they can be had, once the recipe's adapter fits them."""
-    from edgetune.export.architecture import check_architecture
-    from edgetune.export.encoder import check_libraries
     from edgetune.lora.adapter import check_adapter, check_targets
     from edgetune.model.base import check_base, check_shapes, load_tokenizer, resolve_base
-    from edgetune.model.classifier import check_pooling
     from edgetune.quantize.matrices import check_int8_layers
-    from edgetune.verify.lengths import check_computable
 
     table, attempt, is_trusted = recipe.model, found.attempt, recipe.model.trust_remote_code
     base = attempt(lambda: resolve_base(table.base, table.revision, trust_remote_code=is_trusted))
     if base is None:
         return None, None
     is_sound = attempt(lambda: check_base(base, trust_remote_code=is_trusted, task=table.task))
-    if is_sound and not recipe.is_classifier:
-        is_sound = found.holds(lambda: check_architecture(base)) and found.holds(
-            lambda: check_computable(base, max_length=recipe.export.max_length)
-        )
+    is_sound = is_sound and TASKS[table.task].check_base(recipe, base, found)
     if adapter := recipe.lora.init_from:
         attempt(lambda: check_adapter(Path(adapter).expanduser(), base, table))
     if not is_sound:  # whatever else is wrong follows from that
@@ -112,9 +75,6 @@ def _check_base(recipe: Recipe, found: Findings) -> tuple[Path | None, Any]:
     if found.holds(lambda: check_shapes(base)):
         attempt(lambda: check_int8_layers(base, recipe))
         attempt(lambda: found.notes.extend(check_targets(base, recipe)))
-    if recipe.is_classifier:
-        attempt(check_libraries)
-        attempt(lambda: check_pooling(base, recipe.classify.pooling))
     return base, attempt(lambda: load_tokenizer(base, trust_remote_code=is_trusted))
 
 
@@ -138,63 +98,43 @@ def _check_machine(recipe: Recipe, base: Path | None, found: Findings, *, on: st
 def _check_rows(recipe: Recipe, tokenizer: Any, found: Findings) -> tuple[Sequence[str], dict[str, dict[str, int]]]:
     """The labels, and counts over the first rows of each source; None where they cannot be read."""
     from edgetune.data.folds import deal
-    from edgetune.data.labelled import check_labels
     from edgetune.data.prepare import has_own_rows, is_trained_on
     from edgetune.evaluate.rows import check_metric
 
     attempt, rows = found.attempt, dict[str, dict[str, int]]()
-    labels = (attempt(lambda: check_labels(recipe)) or ()) if recipe.is_classifier else ()
+    labels = attempt(lambda: TASKS[recipe.model.task].labels(recipe))
     splits: tuple[Split, ...] = ("train", "eval", "test")
-    for which in splits if labels or not recipe.is_classifier else ():
+    for which in () if labels is None else splits:
         if not attempt(functools.partial(has_own_rows, recipe, which)):
             continue
         rows[which] = attempt(functools.partial(_look_at_rows, recipe, which, tokenizer))
         if which != "train" and attempt(functools.partial(is_trained_on, recipe, which)):
             found.notes.append(f"data.{which}: the very rows that are trained on, so it says nothing of other rows")
-    if not recipe.is_classifier:
-        attempt(lambda: check_metric(recipe))
+    attempt(lambda: check_metric(recipe))
     if recipe.evaluate.folds and rows.get("train") is not None:
         attempt(lambda: deal(recipe))
-    return labels, rows
+    return labels or (), rows
 
 
-def _check_use(
-    recipe: Recipe, base: Path, tokenizer: Any, labels: Sequence[str], found: Findings, *, scored_rows: int | None
-) -> None:
-    """Whether some of the rows can be trained on, and what is to be scored can."""
-    from edgetune.data.labelled import require_fitting
-    from edgetune.data.prepare import left_out, require_usable
-    from edgetune.evaluate.label_rows import make_label_set
-    from edgetune.evaluate.rows import check_scored_rows
-    from edgetune.model.base import context_length, read_config, text_limit
+def _look_at_rows(recipe: Recipe, which: Split, tokenizer: Any) -> dict[str, int]:
+    """Counts over the first rows of a source; all others are encoded too where the base may lack a vector for a token.
 
-    if not recipe.is_classifier:
-        found.attempt(lambda: found.notes.extend(_look_at_chat(recipe, base, tokenizer)))
-        if columns := found.attempt(lambda: left_out(recipe)):
-            found.notes.append(f"data.train: columns left out: {', '.join(columns)}")
-        longest = context_length(read_config(base), recipe.export)
-        if found.holds(lambda: require_usable(recipe, tokenizer)):
-            found.attempt(lambda: check_scored_rows(recipe, tokenizer, context_length=longest, most=scored_rows))
-    elif labels:
-        longest = min(recipe.data.max_seq_len, text_limit(base, tokenizer))
-        found.attempt(lambda: require_fitting(recipe, labels, tokenizer, max_length=longest))
-        found.attempt(lambda: make_label_set(recipe, labels))
-
-
-def _look_at_chat(recipe: Recipe, base: Path, tokenizer: Any) -> list[str]:
-    """What a user may not expect of how a decoder's rows are rendered and answers end.
-
-    Raises DataError or ModelError if nothing ends an answer, or the device would render a prompt otherwise.
+    Raises DataError.
     """
-    from edgetune.data.chat import chat_notes, check_device_text, end_ids
-    from edgetune.data.prepare import examples
+    from edgetune.data.encode import may_exceed
+    from edgetune.data.prepare import examples, no_rows
 
-    first = list(itertools.islice(examples(recipe, "train"), CHECKED_ROWS))
-    chats = [example for example in first if example.messages]
-    end_ids(tokenizer, base, is_chat=bool(chats))
-    for example in chats[:RENDERED_ROWS]:
-        check_device_text(tokenizer, example)
-    return [f"data.train: {note}" for note in chat_notes(tokenizer, chats)] if chats else []
+    task, stream = TASKS[recipe.model.task], examples(recipe, which)
+    first = list(itertools.islice(stream, CHECKED_ROWS))
+    if not first:
+        raise no_rows(recipe, which)
+    if tokenizer is None:
+        return {"rows": len(first)}
+    counts = task.count(recipe, which, first, tokenizer)
+    if may_exceed(tokenizer):
+        while batch := list(itertools.islice(stream, CHECKED_ROWS)):
+            task.encode(recipe, batch, tokenizer)
+    return {"rows": len(first), **counts}
 
 
 def check_folder(run_dir: RunDir, *, needed_bytes: int) -> None:
@@ -211,51 +151,3 @@ def check_folder(run_dir: RunDir, *, needed_bytes: int) -> None:
             f"{run_dir.path}: a run will write about {more / 1024**2:,.0f} MiB, {free / 1024**2:,.0f} MiB are free",
             cure="free some space or choose another folder with --out",
         )
-
-
-def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
-    """Counts over the first rows of a source: rows, tokens, trained tokens or labels, rows that are too long."""
-    from edgetune.data.chat import ensure_chat_template
-    from edgetune.data.encode import encode_batch, may_exceed
-    from edgetune.data.prepare import examples, no_rows, require_each_kind, says_nothing
-
-    stream = examples(recipe, which)
-    first = list(itertools.islice(stream, CHECKED_ROWS))
-    if not first:
-        raise no_rows(recipe, which)
-    if tokenizer is None:
-        return {"rows": len(first)}
-    if recipe.is_classifier:
-        lengths = [len(ids) for ids in _known_tokens(first, tokenizer)]
-        if may_exceed(tokenizer):
-            while batch := list(itertools.islice(stream, CHECKED_ROWS)):
-                _known_tokens(batch, tokenizer)
-        too_long = sum(length > recipe.data.max_seq_len for length in lengths)
-        labels = len({label for example in first for label in example.labels})
-        return {"rows": len(first), "tokens": sum(lengths), "labels": labels, "too_long": too_long}
-    if which == "test" and len(first) < CHECKED_ROWS and all(says_nothing(row, recipe.data) for row in first):
-        raise DataError("data.test: no row has anything to learn", cure="fill the answers, or set data.loss_on")
-    ensure_chat_template(tokenizer)
-    encoded = encode_batch(first, tokenizer, loss_on=recipe.data.loss_on)
-    if which != "test":  # of these only what is scored is rendered
-        require_each_kind(recipe, which, tokenizer)
-    if may_exceed(tokenizer):
-        while batch := list(itertools.islice(stream, CHECKED_ROWS)):
-            encode_batch(batch, tokenizer, loss_on=recipe.data.loss_on)
-    return {
-        "rows": len(first),
-        "tokens": sum(len(row.input_ids) for row in encoded),
-        "trained_tokens": sum(row.trained_tokens for row in encoded),
-        "longest": max(len(row.input_ids) for row in encoded),
-        "too_long": sum(len(row.input_ids) > recipe.data.max_seq_len for row in encoded),
-    }
-
-
-def _known_tokens(examples: Sequence[Example], tokenizer: Any) -> list[list[int]]:
-    """The ids of a classifier's texts. Raises DataError for a token that the base has no vector for."""
-    from edgetune.data.encode import check_tokens
-
-    texts: list[list[int]] = tokenizer([example.text or "" for example in examples], verbose=False)["input_ids"]
-    for example, ids in zip(examples, texts, strict=True):
-        check_tokens(ids, tokenizer, example.place)
-    return texts

@@ -87,7 +87,7 @@ def command(
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """What a device that reads `bandwidth_bytes_per_s` of its memory decodes; `tokens_per_s` None: of a classifier."""
+    """What a device that reads `bandwidth_bytes_per_s` of its memory decodes; `tokens_per_s` None: it writes none."""
 
     tokens_per_s: float | None
     bandwidth_bytes_per_s: float
@@ -113,7 +113,8 @@ def _decoding(planned: Plan, asked: str | None) -> Decoding:
                 f"--device-bandwidth: {shown(asked)} is no bandwidth", cure='write it as "8GB/s"'
             ) from None
         where = f"memory is read at {asked}"
-    return Decoding(None if planned.recipe.is_classifier else planned.on_device.tokens_per_s(rate), rate, where)
+    writes = planned.recipe.of_task.writes_tokens
+    return Decoding(planned.on_device.tokens_per_s(rate) if writes else None, rate, where)
 
 
 def _time(takes: Duration | None) -> str:

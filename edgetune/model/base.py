@@ -5,39 +5,33 @@ Parts that are not quantised (embeddings, norms, head) are frozen and held in th
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
-import sys
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from edgetune.errors import EdgeTuneError, ModelError, OutOfMemoryError, first_line, shown
-from edgetune.files import read_json
+from edgetune.errors import EdgeTuneError, ModelError, OutOfMemoryError, first_line
+from edgetune.model.config import AGAIN, read_config
 from edgetune.model.device import compute_dtype
 from edgetune.model.device import device as default_device
 from edgetune.model.embedding import fill_ends, with_quantized_ends
+from edgetune.model.encoder import KINDS as ENCODERS
 from edgetune.model.heap import give_back_freed
+from edgetune.model.hub import fetch
 from edgetune.model.nf4 import hold_layout
 from edgetune.model.quiet import quiet, silence_bitsandbytes
-from edgetune.model.weights import GGUF_CURE, Place, find_tensors, hash_files, name_folder
-from edgetune.recipe import MOST, ExportTable, ModelTable
+from edgetune.model.task import TASKS, check_kind, task_of
+from edgetune.model.weights import GGUF_CURE, Place, find_tensors, hash_files
+from edgetune.recipe import ExportTable, ModelTable
+from edgetune.recipe.task import TaskName as Task
 
 NANO = "edgetune:nano"
-Task = Literal["generation", "classification"]
-ENCODERS = ("bert", "deberta-v2", "distilbert", "modernbert", "roberta", "xlm-roberta")
-"""model_type of the encoders that can be trained and exported. Tests export each."""
-NUMBERS = {"max_position_embeddings": 1, "bos_token_id": -1, "eos_token_id": -1, "pad_token_id": -1}
-"""Keys of a config that are read here and are an integer or several, and the least it can be; -1 means none."""
-AGAIN = "fetch or copy the model again"
 OPTIONAL = ("pooler.",)
 """Weights that a base may lack: a pooler is made only where it is asked for."""
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
-HUB_IGNORED = ("*/*", "consolidated*", "*.bin", "*.pth", "*.msgpack", "*.h5", "*.gguf")
 
 
 def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
@@ -57,12 +51,12 @@ def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: b
         raise ModelError(f"{base}: is a file", cure="give the folder that holds the model's config.json")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base) or base.startswith("edgetune:"):
         raise ModelError(f"{base}: no such folder", cure=f"give a model folder, a hub id like org/name, or {NANO}")
-    return _fetch(base, revision, trust_remote_code=trust_remote_code)
+    return fetch(base, revision, trust_remote_code=trust_remote_code)
 
 
 def check_base(path: Path, *, trust_remote_code: bool = False, task: Task = "generation") -> dict[str, Any]:
-    """config.json of a base that can be loaded safely: complete safetensors, a known decoder (for classification an
-    encoder), not quantised before.
+    """config.json of a base that can be loaded safely: complete safetensors, of a known kind that is the task's, not
+    quantised before.
 
     Reads headers only. Raises ModelError that says what is missing, broken, unsafe or unknown.
     """
@@ -73,7 +67,7 @@ def check_base(path: Path, *, trust_remote_code: bool = False, task: Task = "gen
             f"{path}: is quantised already ({method})", cure="give the 16-bit original; EdgeTune quantises it itself"
         )
     if not (trust_remote_code and config.get("auto_map")):
-        _check_architecture(path, config, task)
+        check_kind(path, config, task)
     find_tensors(path)
     return config
 
@@ -104,21 +98,6 @@ def _lacking(path: Path, missing: list[str]) -> ModelError:
     return ModelError(
         f"{path}: config.json asks for {len(missing)} weights that are not there, e.g. {missing[0]}", cure=AGAIN
     )
-
-
-def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
-    """config.json of a model folder, or generation_config.json. Raises ModelError if it is missing or damaged."""
-    file = path / name
-    if not file.exists():
-        what, cure = name_folder(path) or (f"no {name}", "give the folder of a Hugging Face model")
-        raise ModelError(f"{path}: {what}", cure=cure)
-    config = read_json(file, ModelError, cure=AGAIN)
-    for key, least in NUMBERS.items():
-        stated = config.get(key)
-        for number in stated if isinstance(stated, list) else [stated]:
-            if number is not None and not (type(number) is int and least <= number <= MOST):
-                raise ModelError(f"{file}: {key} is {shown(number)}", cure=AGAIN)
-    return config
 
 
 def context_length(config: Mapping[str, Any], table: ExportTable) -> int:
@@ -184,8 +163,8 @@ def padding_id(tokenizer: Any) -> int:
 
 
 def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:
-    """The base of a recipe as a transformers model in eval mode, all parameters frozen: a decoder with its head, or for
-    classification the bare encoder.
+    """The base of a recipe as a transformers model in eval mode, all parameters frozen: a decoder with its head, or a
+    bare encoder.
 
     quantization "nf4": every linear but the output head in bitsandbytes NF4 (64 weights a block); all else in the
     compute type. "none": everything in the compute type. embedding_quantization: see model/embedding.py. Raises
@@ -221,12 +200,12 @@ def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:
 
 def load_merged(path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Any:
     """A merged (or any plain) model folder as a transformers model in eval mode, all parameters frozen and in dtype."""
-    check_base(path, task="classification" if is_encoder(path) else "generation")
+    check_base(path, task=_task_of(path))
     return _load(path, dtype, device or default_device(), trust_remote_code=False)
 
 
 def is_encoder(path: Path) -> bool:
-    """Whether a model folder holds an encoder that classifiers are made of. Raises ModelError without a config.json."""
+    """Whether a model folder holds an encoder that EdgeTune knows. Raises ModelError without a config.json."""
     return read_config(path).get("model_type") in ENCODERS
 
 
@@ -262,21 +241,19 @@ def empty_model(path: Path, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{path / 'config.json'}: no model can be made from it: {first_line(error)}") from None
 
 
+def _task_of(path: Path) -> Task:
+    return task_of(read_config(path).get("model_type"))
+
+
 def _auto_class(path: Path) -> Any:
     """transformers' class for a folder: the bare model of an encoder, a decoder with its head."""
     import transformers
 
-    return transformers.AutoModel if is_encoder(path) else transformers.AutoModelForCausalLM
+    return getattr(transformers, TASKS[_task_of(path)].base.AUTO_CLASS)
 
 
 def _load(
-    path: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    trust_remote_code: bool,
-    kind: Any = None,
-    **options: Any,
+    path: Path, dtype: torch.dtype, device: torch.device, *, trust_remote_code: bool, kind: Any = None, **options: Any
 ) -> Any:
     """The model of a folder, frozen, in eval mode; `kind` is its class, where that is not transformers' choice."""
     try:
@@ -313,68 +290,6 @@ def _let_go_of_file(model: Any) -> None:
         if parameter.is_floating_point():
             parameter.data = parameter.data.clone()
     give_back_freed()
-
-
-def _check_architecture(path: Path, config: dict[str, Any], task: Task) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    kind = config.get("model_type")
-    if not isinstance(kind, str):
-        raise ModelError(f"{path / 'config.json'}: no model_type", cure="give the folder of a transformers model")
-    if task == "classification":
-        if kind not in ENCODERS:
-            cure = f"known are: {', '.join(ENCODERS)}"
-            raise ModelError(f"{path}: '{kind}' is not an encoder that EdgeTune can export", cure=cure)
-        return
-    if kind in ENCODERS:  # transformers has decoders of some of these names too
-        raise ModelError(f"{path}: '{kind}' is an encoder", cure='set model.task = "classification"')
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return
-    close = difflib.get_close_matches(kind, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), n=3)
-    known = close or ["llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "smollm3"]
-    own_code = "; its own Python code needs trust_remote_code = true" if config.get("auto_map") else ""
-    raise ModelError(
-        f"{path}: '{kind}' is not a decoder that the installed transformers knows{own_code}",
-        cure=f"known are, among {len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}: {', '.join(known)}",
-    )
-
-
-def _fetch(base: str, revision: str | None, *, trust_remote_code: bool) -> Path:
-    import huggingface_hub
-    from huggingface_hub import errors
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    bars_were_on = not are_progress_bars_disabled()
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    allowed = [*HUB_FILES, "*.py"] if trust_remote_code else list(HUB_FILES)
-    local = "or give the path of a local folder"
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                base, revision=revision, allow_patterns=allowed, ignore_patterns=list(HUB_IGNORED)
-            )
-        )
-    except errors.GatedRepoError:
-        raise ModelError(
-            f"{base}: the hub gives it only to accounts that accepted its licence",
-            cure=f"accept it on huggingface.co/{base} and set HF_TOKEN, {local}",
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise ModelError(f"{base}: no revision {revision!r} on the hub") from None
-    except errors.RepositoryNotFoundError:
-        raise ModelError(
-            f"{base}: no such folder, and no such model on the hub (or a private one)",
-            cure=f"check the name, set HF_TOKEN for a private model, {local}",
-        ) from None
-    except Exception as error:  # no network, offline mode, a proxy, a full disk: each library has its own kinds
-        raise ModelError(
-            f"{base}: no such folder, and the hub did not give it: {first_line(error)}",
-            cure=f"check the network, fetch it once with `hf download {base}`, {local}",
-        ) from None
-    finally:
-        if bars_were_on:
-            enable_progress_bars()
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,6 +10,7 @@ import torch
 
 from edgetune.model.base import empty_model, resolve_base
 from edgetune.model.device import compute_dtype, device
+from edgetune.model.embedding import has_output_head
 from edgetune.model.machine import multiply_flops_per_s
 from edgetune.model.memory import adapter_parameters
 from edgetune.model.nf4 import quantized_linears
@@ -42,5 +43,5 @@ def flops_per_token(recipe: Recipe, *, trained_share: float, sample_tokens: int)
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     attention = config.num_hidden_layers * 2 * width * sample_tokens
     layers = 2 * passes * weights + 2 * (passes + 1) * adapter + (passes + 1) * attention
-    head = 0.0 if recipe.is_classifier else 4 * config.vocab_size * config.hidden_size
+    head = 4.0 * config.vocab_size * config.hidden_size if has_output_head(model) else 0.0
     return layers + head * (1.0 if recipe.data.loss_on == "all" else trained_share)

@@ -230,3 +230,14 @@ def end_modules(model: Any) -> dict[str, Any]:
     """Embedding and output head of a decoder, by module path."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     return {name: module for name, module in model.named_modules() if any(module is end for end in ends)}
+
+
+def end_shapes(model: Any) -> list[tuple[int, int]]:
+    """Shapes of embedding and output head, as far as a model has them, the head last; of tied ones one shape."""
+    ends = [end.weight for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    return list({id(weight): tuple(weight.shape) for weight in ends}.values())
+
+
+def has_output_head(model: Any) -> bool:
+    """Whether a model has logits over its vocabulary: a decoder with its head, not a bare encoder."""
+    return model.get_output_embeddings() is not None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetune.errors import OutOfMemoryError
-from edgetune.recipe import Recipe
+from edgetune.recipe import Recipe, problem_with
 
 LEAST_SEQUENCE = 64
 """Tokens below which a sequence is not cut to make a recipe fit."""
@@ -106,11 +106,11 @@ def _changes(recipe: Recipe, *, is_gpu: bool) -> Iterator[tuple[dict[str, Any], 
         yield {"train.offload_activations": True}, "traffic between GPU and host memory"
     if recipe.model.quantization == "none":
         yield {"model.quantization": "nf4"}, "the base is rounded to 4 bits, and slower to train on"
-    if not (recipe.is_classifier or recipe.lora.train_embeddings):
-        for kind, bits in (("int8", 8), ("nf4", 4)):
-            if recipe.model.embedding_quantization not in (kind, "nf4"):
-                cost = f"embedding and head are rounded to {bits} bits; half more time in the loss"
-                yield {"model.embedding_quantization": kind}, cost
+    for kind, bits in (("int8", 8), ("nf4", 4)):
+        change = {"model.embedding_quantization": kind}
+        is_new = recipe.model.embedding_quantization not in (kind, "nf4")
+        if is_new and problem_with(with_values(recipe, change)) is None:
+            yield change, f"embedding and head are rounded to {bits} bits; half more time in the loss"
     length = recipe.data.max_seq_len
     while length // 2 >= LEAST_SEQUENCE:
         length //= 2

@@ -6,11 +6,10 @@ of those the estimates are within 15 %.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from edgetune.model.base import empty_model, resolve_base
+from edgetune.model.embedding import end_shapes, has_output_head
 from edgetune.model.nf4 import quantized_linears
 from edgetune.quantize.precisions import PRECISIONS
 from edgetune.recipe import ExportTable, Recipe
@@ -49,29 +48,23 @@ def expect_on_device(recipe: Recipe) -> OnDevice:
     path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
     model = empty_model(path, trust_remote_code=table.trust_remote_code)
     config, export = model.config.get_text_config(), recipe.export
-    bits = PRECISIONS[export.precision].bits
-    head_bits = (bits or 8) if recipe.is_classifier else export.head_bits
+    bits = PRECISIONS[export.precision].bits or 8
+    head_bits = 0 if recipe.is_idle("export.head_bits") else export.head_bits
     linears = [module.weight.shape for module in quantized_linears(model).values()]
-    ends = list(_ends(model))
-    in_layers = sum(_matrix_bytes(shape, export, bits or 8) for shape in linears)
-    in_ends = [_matrix_bytes(shape, export, max(head_bits, bits or 0)) for shape in ends]
+    ends, is_decoder = end_shapes(model), has_output_head(model)
+    in_layers = sum(_matrix_bytes(shape, export, bits) for shape in linears)
+    in_ends = [_matrix_bytes(shape, export, max(head_bits, bits)) for shape in ends]
     counted = sum(rows * columns for rows, columns in [*linears, *ends])
     vectors = 4 * (sum(parameter.numel() for parameter in model.parameters()) - counted)
     # A word's vector is one row of the embedding; the head, and a tied embedding as one, is read whole.
-    read = in_layers + vectors + (0 if recipe.is_classifier else in_ends[-1])
+    read = in_layers + vectors + (in_ends[-1] if is_decoder else 0)
     weights = in_layers + sum(in_ends) + vectors
     texts = sum(file.stat().st_size for file in path.glob("tokenizer*.json"))
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    cache = 0 if recipe.is_classifier else 2 * 4 * CACHE_TOKENS * width * config.num_hidden_layers
+    cache = 2 * 4 * CACHE_TOKENS * width * config.num_hidden_layers if is_decoder else 0
     peak = RUNTIME_BYTES + round(COPIES * weights) + cache
     return OnDevice(weights + texts, peak, read, config.num_hidden_layers)
-
-
-def _ends(model: Any) -> Iterable[tuple[int, int]]:
-    """Shapes of embedding and output head, one where they are tied; the head last."""
-    ends = [end.weight for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
-    return (tuple(weight.shape) for weight in {id(weight): weight for weight in ends}.values())
 
 
 def _matrix_bytes(shape: tuple[int, int], export: ExportTable, bits: int) -> int:

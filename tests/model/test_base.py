@@ -54,7 +54,7 @@ def test_the_embedded_base_lies_in_the_package() -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "edgetune:giant", "a/b/c"])
 def test_a_base_that_is_nowhere_is_refused_without_asking_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_module, "_fetch", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(base_module, "fetch", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(ModelError, match="no such folder"):
         resolve_base(name)
 

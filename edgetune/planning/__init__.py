@@ -1,0 +1,1 @@
+"""What a plan holds a recipe against that differs by its task."""

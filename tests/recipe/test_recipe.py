@@ -1,0 +1,58 @@
+"""What follows from the values of a recipe."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgetune.recipe import parse_recipe
+
+SMALL = '[model]\nbase = "edgetune:nano"\n\n[data]\ntrain = "edgetune:home"\n'
+CLASSIFIER = '[model]\nbase = "b"\ntask = "classification"\n[data]\ntrain = "t"\n'
+
+
+def parse(text: str, *overrides: str):
+    return parse_recipe(text, source="a.toml", overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "method", "needs_rows"),
+    [
+        ((), "gptq", True),
+        (("export.precision=int2",), "gptq", True),
+        (("export.precision=int8",), "search", False),
+        (("export.precision=int8", "export.method=gptq"), "gptq", True),
+        (("export.calibration_rows=0",), "search", True),
+        (("export.method=hqq",), "hqq", True),
+        (("export.precision=fp16", "export.method=gptq"), "gptq", False),
+    ],
+)
+def test_rounding_for_the_rows_is_the_default_where_it_pays(overrides, method, needs_rows):
+    recipe = parse(SMALL, *overrides)
+    assert (recipe.export.rounding, recipe.export.needs_rows) == (method, needs_rows)
+    assert parse_recipe(recipe.to_toml(), source="b.toml").export == recipe.export
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("export.repair_steps=200", "export.repair_steps"),
+        ("export.on_grid_steps=10", "export.on_grid_steps"),
+        ('export.int8_layers=["query"]', "export.int8_layers"),
+        ("export.head_bits=4", "export.head_bits"),
+        ("export.max_length=64", "export.max_length"),
+        ("train.fused_loss=false", "train.fused_loss"),
+        ("evaluate.max_new_tokens=8", "evaluate.max_new_tokens"),
+    ],
+)
+@pytest.mark.parametrize("precision", ["int4", "int8", "fp32"])
+def test_a_key_that_does_nothing_for_a_classifier_is_named_and_not_refused(setting, key, precision) -> None:
+    asked = [setting, f"export.precision={precision}"]
+    assert parse_recipe(CLASSIFIER, source="r.toml", overrides=asked).idle_keys == (key,)
+    if precision == "int4":
+        assert parse(SMALL, setting).idle_keys == ()
+
+
+def test_a_classifier_s_own_defaults_are_no_idle_keys() -> None:
+    recipe = parse_recipe(CLASSIFIER, source="r.toml")
+    assert recipe.idle_keys == ()
+    assert parse_recipe(recipe.to_toml(), source="again.toml").idle_keys == ()

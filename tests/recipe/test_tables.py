@@ -1,0 +1,26 @@
+"""Every key of every table is in the README."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from edgetune.recipe import TABLES
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_key_is_documented_in_the_readme() -> None:
+    missing = [
+        f"{table}.{item.name}"
+        for table, kind in TABLES.items()
+        for item in dataclasses.fields(kind)
+        if f"`{item.name}`" not in README
+    ]
+    assert not missing
+
+
+def test_every_key_is_in_its_table_s_line_of_the_readme() -> None:
+    for table, kind in TABLES.items():
+        line = next(line for line in README.splitlines() if line.startswith(f"| `[{table}]`"))
+        assert [item.name for item in dataclasses.fields(kind) if f"`{item.name}`" not in line] == []
