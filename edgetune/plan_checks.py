@@ -138,8 +138,8 @@ def _check_machine(recipe: Recipe, base: Path | None, found: Findings, *, on: st
 def _check_rows(recipe: Recipe, tokenizer: Any, found: Findings) -> tuple[Sequence[str], dict[str, dict[str, int]]]:
     """The labels, and counts over the first rows of each source; None where they cannot be read."""
     from edgetune.data.folds import deal
-    from edgetune.data.labelled import check_labels
-    from edgetune.data.prepare import has_own_rows, is_trained_on
+    from edgetune.data.prepare import check_labels
+    from edgetune.data.splits import has_own_rows, is_trained_on
     from edgetune.evaluate.rows import check_metric
 
     attempt, rows = found.attempt, dict[str, dict[str, int]]()
@@ -162,11 +162,11 @@ def _check_use(
     recipe: Recipe, base: Path, tokenizer: Any, labels: Sequence[str], found: Findings, *, scored_rows: int | None
 ) -> None:
     """Whether some of the rows can be trained on, and what is to be scored can."""
-    from edgetune.data.labelled import require_fitting
-    from edgetune.data.prepare import left_out, require_usable
+    from edgetune.data.generation import left_out
+    from edgetune.data.prepare import longest_row, require_usable
     from edgetune.evaluate.label_rows import make_label_set
     from edgetune.evaluate.rows import check_scored_rows
-    from edgetune.model.base import context_length, read_config, text_limit
+    from edgetune.model.base import context_length, read_config
 
     if not recipe.is_classifier:
         found.attempt(lambda: found.notes.extend(_look_at_chat(recipe, base, tokenizer)))
@@ -176,8 +176,8 @@ def _check_use(
         if found.holds(lambda: require_usable(recipe, tokenizer)):
             found.attempt(lambda: check_scored_rows(recipe, tokenizer, context_length=longest, most=scored_rows))
     elif labels:
-        longest = min(recipe.data.max_seq_len, text_limit(base, tokenizer))
-        found.attempt(lambda: require_fitting(recipe, labels, tokenizer, max_length=longest))
+        longest = longest_row(recipe, base, tokenizer)
+        found.attempt(lambda: require_usable(recipe, tokenizer, labels=tuple(labels), max_length=longest))
         found.attempt(lambda: make_label_set(recipe, labels))
 
 
@@ -217,7 +217,9 @@ def _look_at_rows(recipe: Recipe, which: Any, tokenizer: Any) -> dict[str, int]:
     """Counts over the first rows of a source: rows, tokens, trained tokens or labels, rows that are too long."""
     from edgetune.data.chat import ensure_chat_template
     from edgetune.data.encode import encode_batch, may_exceed
-    from edgetune.data.prepare import examples, no_rows, require_each_kind, says_nothing
+    from edgetune.data.generation import says_nothing
+    from edgetune.data.kinds import require_each_kind
+    from edgetune.data.prepare import examples, no_rows
 
     stream = examples(recipe, which)
     first = list(itertools.islice(stream, CHECKED_ROWS))
