@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.classify_throughput import COMPUTE_DTYPE, RECIPE
 from benchmarks.measure import timed_training
-from edgetune.data.labelled import PreparedLabels, prepare_labelled
+from edgetune.data.prepare import Prepared, prepare
 from edgetune.evaluate.label_rows import make_label_set, targets_of
 from edgetune.evaluate.torch_classifier import load
 from edgetune.model.base import load_tokenizer, resolve_base
@@ -101,7 +101,7 @@ def _trainer(recipe: Recipe, name: str, work: Path) -> dict[str, Any]:
     torch.manual_seed(recipe.train.seed)
     base = resolve_base(recipe.model.base)
     tokenizer = load_tokenizer(base)
-    prepared = prepare_labelled(recipe, tokenizer, max_length=recipe.data.max_seq_len, cache=work / "cache")
+    prepared = prepare(recipe, tokenizer, max_length=recipe.data.max_seq_len, cache=work / "cache")
     model = AutoModelForSequenceClassification.from_pretrained(
         base,
         num_labels=len(prepared.labels),
@@ -168,7 +168,7 @@ def _trainer(recipe: Recipe, name: str, work: Path) -> dict[str, Any]:
     }
 
 
-def _rows(prepared: PreparedLabels, which: str) -> list[dict[str, Any]]:
+def _rows(prepared: Prepared[Any], which: str) -> list[dict[str, Any]]:
     part = getattr(prepared, which)
     ids = [list(map(int, part.tokens[number].input_ids)) for number in range(len(part))]
     targets = part.target(range(len(part))).tolist()

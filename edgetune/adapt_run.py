@@ -58,12 +58,12 @@ def adapt(
     DataError for rows that do not go with the old ones, and what the stages raise.
     """
     from edgetune.data.replay import mix
-    from edgetune.model.classifier import read_spec
+    from edgetune.lora.task import TASKS
     from edgetune.plan import plan, refuse_over_budget
     from edgetune.train.loop import train
 
     old, new, recipe = _recipes(run_dir, out, asked)
-    labels = read_spec(run_dir.adapter).labels if recipe.is_classifier else ()
+    labels = TASKS[recipe.model.task].labels_of(run_dir.adapter)
     with tempfile.TemporaryDirectory() as folder:
         mixture = mix(old, new, Path(folder), share=asked.replay, labels=labels)
         with only_process(out):

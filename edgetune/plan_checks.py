@@ -98,7 +98,7 @@ def _check_machine(recipe: Recipe, base: Path | None, found: Findings, *, on: st
 def _check_rows(recipe: Recipe, tokenizer: Any, found: Findings) -> tuple[Sequence[str], dict[str, dict[str, int]]]:
     """The labels, and counts over the first rows of each source; None where they cannot be read."""
     from edgetune.data.folds import deal
-    from edgetune.data.prepare import has_own_rows, is_trained_on
+    from edgetune.data.splits import has_own_rows, is_trained_on
     from edgetune.evaluate.rows import check_metric
 
     attempt, rows = found.attempt, dict[str, dict[str, int]]()

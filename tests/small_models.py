@@ -161,7 +161,7 @@ def exported(
     """What a bundle of a model type at a precision was built from, as Built; each made once, for it takes seconds."""
     from edgetune.bundle.classification import save_tokenizer, token_batches
     from edgetune.export.encoder import build_encoder
-    from edgetune.quantize.encoder import put_on_grid
+    from edgetune.quantize.classification import put_on_grid
     from edgetune.runtime.bundle import Bundle, ClassifierFormat, Grid, write_manifest
     from edgetune.verify.classification import Built
 

@@ -18,7 +18,7 @@ from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import load_merged, load_tokenizer, padding_id
 from edgetune.model.classifier import load_classifier
 from edgetune.provenance import provenance
-from edgetune.quantize.encoder import put_on_grid
+from edgetune.quantize.classification import put_on_grid
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import TOKENIZER, Bundle, ClassifierFormat, write_manifest

@@ -15,18 +15,17 @@ from typing import Any
 
 import torch
 
-from edgetune.data.labelled import prepare_labelled
-from edgetune.data.prepare import prepare
+from edgetune.data.prepare import longest_row, prepare
 from edgetune.lora.merge import MergeBase, merge
-from edgetune.model.base import load_merged, load_tokenizer, padding_id, text_limit
+from edgetune.model.base import load_merged, load_tokenizer, padding_id
 from edgetune.model.classifier import load_classifier
-from edgetune.quantize.encoder import dequantized, put_on_grid
+from edgetune.quantize.classification import dequantized, put_on_grid
 from edgetune.quantize.matrices import round_all
 from edgetune.quantize.precisions import grid_of
 from edgetune.quantize.repair import eval_loss, load_for_loss
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
-from edgetune.train.classify import Classification
+from edgetune.train.classification import Classification
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -72,8 +71,8 @@ def _classifier_loss(recipe: Recipe, run_dir: RunDir, merged: Path, tokenizer: A
     if grid is not None:
         same = dataclasses.replace(grid, head_bits=grid.bits)
         classifier = dequantized(classifier, put_on_grid(classifier, same))
-    length = min(recipe.data.max_seq_len, text_limit(merged, tokenizer))
-    prepared = prepare_labelled(recipe, tokenizer, max_length=length, cache=run_dir.cache)
+    length = longest_row(recipe, merged, tokenizer)
+    prepared = prepare(recipe, tokenizer, max_length=length, cache=run_dir.cache)
     with torch.no_grad():
-        total, count = Classification(recipe, prepared, pad_id, length).evaluate(classifier)
+        total, count = Classification(recipe, prepared, pad_id).evaluate(classifier)
     return total / max(count, 1)

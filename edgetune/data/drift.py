@@ -27,7 +27,7 @@ class Rows:
     """Token ids of each row."""
     texts: Sequence[str]
     labels: Sequence[tuple[str, ...]]
-    """Of each row; empty tuples where no classifier is trained."""
+    """Of each row; empty tuples where texts have no labels."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from edgetune.data.chat import Closing, appended_end, call_end, closing, render
 from edgetune.data.formats import Example
@@ -13,6 +14,7 @@ from edgetune.errors import DataError, shown
 from edgetune.model.base import embedding_rows
 
 NOT_TRAINED = -100
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,13 @@ def answer_text(example: Example, tokenizer: Any) -> str:
     ends = {closing(tokenizer).token_id, call_end(tokenizer), tokenizer.eos_token_id}
     ids = [token for token in row.input_ids[start:stop] if token not in ends]
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def in_batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """So many items at a time, the rest last."""
+    stream = iter(items)
+    while batch := list(itertools.islice(stream, size)):
+        yield batch
 
 
 def check_tokens(ids: Sequence[int], tokenizer: Any, place: str) -> None:

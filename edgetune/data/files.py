@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from edgetune.data.json_text import JsonText, not_json
 from edgetune.errors import DataError
 
 EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-CHUNK_CHARACTERS = 1 << 20
 
 TOOL_KEYS = ("tools", "functions", "tool_calls", "function_call")
 """Where the schemas of tools and calls of them stand, in a row or a message."""
@@ -86,13 +85,13 @@ def _json_lines(file: IO[str], path: Path) -> Iterator[Row]:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise _not_json(place, error) from None
+                raise not_json(place, error) from None
             yield Row(_object(value, place), place)
 
 
 def _json_rows(file: IO[str], path: Path) -> Iterator[Row]:
     """A list of objects; objects one after another; or an object around one list of objects, as {"data": [...]}."""
-    text = _JsonText(file, path)
+    text = JsonText(file, path)
     if text.peek() == "[":
         yield from _list_rows(text)
         return
@@ -111,7 +110,7 @@ _ROW_LISTS = ("messages", "conversations", "conversation", "prompt", "completion
 """Columns of a row that may be lists themselves: an object with one of them is a row, not a wrapper."""
 
 
-def _list_rows(text: _JsonText) -> Iterator[Row]:
+def _list_rows(text: JsonText) -> Iterator[Row]:
     text.skip()
     is_first = True
     while text.peek() != "]":
@@ -124,78 +123,6 @@ def _list_rows(text: _JsonText) -> Iterator[Row]:
     text.skip()
     if text.peek():
         raise DataError(f"{text.place}: not valid JSON: more text after the list")
-
-
-class _JsonText:
-    """A JSON text read piece by piece: no more of it is in memory than a value and the piece it ends in."""
-
-    _SPACE = re.compile(r"[ \t\r\n]*")
-    _SLACK = 16
-    """Longest word a piece can end in the middle of: a literal, a number's sign, an escape."""
-
-    def __init__(self, file: IO[str], path: Path) -> None:
-        self._file, self._path = file, path
-        self._text, self._position, self._line = "", 0, 1
-        self._decode = json.JSONDecoder().raw_decode
-
-    @property
-    def place(self) -> str:
-        return f"{self._path}:{self._line}"
-
-    def peek(self) -> str:
-        """The next character that is not white space, "" at the end."""
-        while True:
-            match = self._SPACE.match(self._text, self._position)
-            self._forward(match.end() if match else self._position)
-            if self._position < len(self._text):
-                return self._text[self._position]
-            if not self._more(CHUNK_CHARACTERS):
-                return ""
-
-    def skip(self) -> None:
-        """Step over the character that `peek` saw."""
-        self._forward(self._position + 1)
-
-    def expect(self, character: str) -> None:
-        """Step over a character that must come next."""
-        if self.peek() != character:
-            raise DataError(f"{self.place}: not valid JSON: expecting {character!r}")
-        self.skip()
-
-    def value(self) -> Any:
-        """The value that starts here. Raises DataError with its line."""
-        size = CHUNK_CHARACTERS
-        while True:
-            try:
-                value, end = self._decode(self._text, self._position)
-            except json.JSONDecodeError as error:
-                may_go_on = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - self._SLACK
-                if may_go_on and self._more(size):
-                    size *= 2
-                    continue
-                line = self._line + self._text.count("\n", self._position, error.pos)
-                raise DataError(f"{self._path}:{line}: not valid JSON: {error.msg} (column {error.colno})") from None
-            except (ValueError, RecursionError) as error:
-                raise _not_json(self.place, error) from None
-            self._forward(end)
-            return value
-
-    def _forward(self, position: int) -> None:
-        self._line += self._text.count("\n", self._position, position)
-        self._position = position
-
-    def _more(self, size: int) -> bool:
-        piece = self._file.read(size)
-        self._text = self._text[self._position :] + piece
-        self._position = 0
-        return bool(piece)
-
-
-def _not_json(place: str, error: Exception) -> DataError:
-    if isinstance(error, json.JSONDecodeError):
-        return DataError(f"{place}: not valid JSON: {error.msg} (column {error.colno})")
-    reason = "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
-    return DataError(f"{place}: not valid JSON: {reason}")
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:

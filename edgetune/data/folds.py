@@ -15,7 +15,6 @@ import numpy as np
 
 from edgetune.data.formats import Example
 from edgetune.data.prepare import training_rows
-from edgetune.data.read import splits
 from edgetune.data.replay import write_rows
 from edgetune.errors import DataError, shown
 from edgetune.recipe import Recipe
@@ -60,19 +59,13 @@ def deal(recipe: Recipe) -> Dealt:
     return Dealt(tuple(rows), folds, len(groups))
 
 
-def has_eval_rows(recipe: Recipe) -> bool:
-    """Whether the recipe has eval rows of its own, which are no part of the folds."""
-    return recipe.data.eval is not None or "eval" in splits(recipe.data.train)
-
-
 def write_fold(recipe: Recipe, dealt: Dealt, fold: int, folder: Path) -> None:
     """The rows to learn from and the rows held out, as files in a folder."""
-    is_set = recipe.classify.multi_label
     parts: dict[str, list[Example]] = {TRAIN: [], HELD_OUT: []}
     for row, number in zip(dealt.rows, dealt.folds, strict=True):
         parts[HELD_OUT if number == fold else TRAIN].append(row)
     for name, rows in parts.items():
-        write_rows(folder / name, rows, is_set=is_set)
+        write_rows(folder / name, rows, recipe)
 
 
 def assign(

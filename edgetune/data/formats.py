@@ -33,7 +33,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation, or a plain text with no messages; labels where a classifier is trained."""
+    """A conversation, or a plain text with no messages; labels where texts are labelled."""
 
     messages: tuple[Message, ...]
     text: str | None

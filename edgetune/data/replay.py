@@ -9,14 +9,15 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgetune.data.formats import Example
 from edgetune.data.prepare import examples
-from edgetune.errors import DataError, shown
+from edgetune.data.task import TASKS
+from edgetune.errors import DataError
 from edgetune.files import write_text
 from edgetune.recipe import Recipe
 
@@ -49,7 +50,7 @@ def mix(old: Recipe, new: Recipe, folder: Path, *, share: float, labels: tuple[s
     """Write the rows of two recipes into a folder as JSON lines: of the training rows a `share` (0 to below 1) is old.
 
     Drawn by the old recipe's seed; where there are too few old rows, all are taken. A new row that is an eval row of
-    either kind is not learned. `labels`: those of the classifier that goes on, which can learn no others.
+    either kind is not learned. `labels`: those of the model that goes on, which can learn no others.
     Raises DataError: unreadable rows, rows of two kinds, other labels, nothing new to learn.
     """
     draw = random.Random(old.train.seed)
@@ -60,15 +61,12 @@ def mix(old: Recipe, new: Recipe, folder: Path, *, share: float, labels: tuple[s
     if not new_train:
         raise DataError(f"{new.data.train}: holds no new row to learn from", cure="give rows that are no eval rows")
     _refuse_two_kinds(old_eval[0], (*new_train, *new_eval))
-    if labels:
-        known = {*labels, old.classify.out_of_scope_label}
-        _refuse_other_labels((*new_train, *new_eval), known)
+    TASKS[old.model.task].refuse_other_labels((*new_train, *new_eval), labels, old)
     ratio = share / (1 - share)
     replayed = _drawn(
         (row for row in _first(old) if _content(row) not in held_out), round(ratio * len(new_train)), draw
     )
     replayed_eval = _drawn(old_eval, max(1, round(ratio * len(new_eval))) if share else 0, draw)
-    is_set = old.classify.multi_label
     written = {
         TRAIN: [*new_train, *replayed],
         EVAL: [*new_eval, *replayed_eval],
@@ -76,7 +74,7 @@ def mix(old: Recipe, new: Recipe, folder: Path, *, share: float, labels: tuple[s
         NEW_EVAL: new_eval,
     }
     for name, rows in written.items():
-        write_rows(folder / name, rows, is_set=is_set)
+        write_rows(folder / name, rows, old)
     return Mixture(len(new_train), len(replayed), len(new_eval), len(old_eval), len(every) - len(new_train))
 
 
@@ -86,9 +84,10 @@ def sample(recipe: Recipe, most: int) -> list[Example]:
     return _drawn(every, most, random.Random(recipe.train.seed))
 
 
-def write_rows(path: Path, rows: Iterable[Example], *, is_set: bool) -> None:
-    """Examples as JSON lines that read back as they are; `is_set`: rows have sets of labels. Raises RunError."""
-    lines = (json.dumps(_row(row, is_set=is_set), ensure_ascii=False) + "\n" for row in rows)
+def write_rows(path: Path, rows: Iterable[Example], recipe: Recipe) -> None:
+    """Examples of a recipe as JSON lines that read back as they are. Raises RunError."""
+    as_row = TASKS[recipe.model.task].as_row
+    lines = (json.dumps(as_row(row, recipe), ensure_ascii=False) + "\n" for row in rows)
     write_text(path, "".join(lines))
 
 
@@ -123,22 +122,3 @@ def _refuse_two_kinds(old: Example, new: Iterable[Example]) -> None:
             raise DataError(
                 f"{example.place}: is {kinds[0]}, the old rows are each {kinds[1]}", cure="give rows of the same kind"
             )
-
-
-def _refuse_other_labels(rows: Iterable[Example], known: Container[str | None]) -> None:
-    for example in rows:
-        for label in example.labels:
-            if label not in known:
-                raise DataError(
-                    f"{example.place}: label {shown(label)} is none that the classifier was trained with",
-                    cure="train a new one on old and new rows: its head has a place for each label",
-                )
-
-
-def _row(example: Example, *, is_set: bool) -> dict[str, Any]:
-    """An example as a row that reads back as it is, whatever the columns of its own file are called."""
-    if example.messages:
-        return {"messages": example.turns, **({"tools": example.tools} if example.tools else {})}
-    if example.labels or is_set:
-        return {"text": example.text, "label": list(example.labels) if is_set else example.labels[0]}
-    return {"text": example.text}

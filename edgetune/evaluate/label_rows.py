@@ -77,7 +77,7 @@ def make_label_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
     Rows without text are left out and counted. Raises DataError: no row is left, or none in scope, a label that
     training does not have (but the one out of scope), a positive or out-of-scope label that no row has.
     """
-    from edgetune.data.prepare import source_of
+    from edgetune.data.splits import source_of
 
     calibrating, source = make_calibration_set(recipe, labels), source_of(recipe, "test")
     found, empty = _rows(recipe, "test", calibrating.labels)
@@ -105,7 +105,7 @@ def make_calibration_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
 
     The out-of-scope label is the last of the labels where the head has none for it. Raises DataError.
     """
-    from edgetune.data.prepare import source_of
+    from edgetune.data.splits import source_of
 
     table = recipe.classify
     check_named(table, "positive_label", labels)

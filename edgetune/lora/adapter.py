@@ -17,8 +17,8 @@ from edgetune import __version__
 from edgetune.errors import ModelError, first_line
 from edgetune.files import atomic_folder, write_json
 from edgetune.lora.read import AGAIN, RECORD, Adapter, read_adapter, refuse_tied
+from edgetune.lora.task import TASKS
 from edgetune.model.base import ENCODERS, empty_model, hash_base, resolve_base, tied_weights
-from edgetune.model.classifier import drop_unused_pooler
 from edgetune.model.device import compute_dtype
 from edgetune.model.embedding import end_modules
 from edgetune.model.memory import is_target
@@ -115,8 +115,7 @@ def check_targets(base: Path, recipe: Recipe) -> list[str]:
     if isinstance(table.target_modules, str) or table.init_from is not None:
         return []
     model = empty_model(base, trust_remote_code=recipe.model.trust_remote_code)
-    if recipe.is_classifier:
-        drop_unused_pooler(model, recipe.classify.pooling)
+    TASKS[recipe.model.task].drop_unused(model, recipe)
     matched = _matched(model, table.target_modules)
     if table.use_dora and any(isinstance(part, torch.nn.Embedding) for part in matched.values()):
         raise ModelError(

@@ -20,14 +20,12 @@ from torch import Tensor
 from edgetune import __version__
 from edgetune.errors import ModelError
 from edgetune.files import atomic_folder, write_json
+from edgetune.lora.held import Held, as_held, held_in_training
 from edgetune.lora.peft_layers import PeftLayers
 from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record, refuse_tied
-from edgetune.model.base import check_base, empty_model, hash_base, is_encoder, model_tensors, read_config, tied_weights
-from edgetune.model.classifier import HEAD, SPEC
-from edgetune.model.device import compute_dtype, device
-from edgetune.model.embedding import Kind, embedding_as_trained, end_modules
+from edgetune.lora.task import TASKS, task_of
+from edgetune.model.base import check_base, empty_model, hash_base, model_tensors, read_config, tied_weights
 from edgetune.model.memory import peak_memory_bytes, reset_peak
-from edgetune.model.nf4 import as_trained, quantized_linears
 from edgetune.model.weights import INDEX, SINGLE, Place, Writer, hash_files, read_tensor
 from edgetune.run_dir import RunDir
 
@@ -108,7 +106,7 @@ def merge(
     """
     started = time.monotonic()
     reset_peak()
-    check_base(base, task="classification" if is_encoder(base) else "generation")
+    check_base(base, task=task_of(base))
     read = read_adapter(adapter, base)
     peft = PeftLayers(read, base)
     dtype, held = _write_model(read, base, out, merge_base=merge_base, dtype=dtype, progress=progress, peft=peft)
@@ -146,13 +144,13 @@ def _write_model(
     dtype: torch.dtype | None,
     progress: Progress | None,
     peft: PeftLayers | None = None,
-) -> tuple[torch.dtype, _Held]:
+) -> tuple[torch.dtype, Held]:
     """Write the folder, each fold compared with `peft`; the type it is in, and how the base was held."""
     _refuse_second_merge(read, base)
     model = empty_model(base)
     places = _untied(read, model, model_tensors(base))
     dtype = dtype or merged_dtype(sum(torch.Size(place.shape).numel() for place in places.values()))
-    held = _held_in_training(read, model) if merge_base == "trained" else _Held(None)
+    held = held_in_training(read, model) if merge_base == "trained" else Held(None)
     with atomic_folder(out) as temporary:
         _write_weights(temporary, read, places, dtype=dtype, held=held, progress=progress, peft=peft)
         _copy_files(base, read.folder, temporary)
@@ -162,34 +160,6 @@ def _write_model(
     return dtype, held
 
 
-@dataclass(frozen=True)
-class _Held:
-    """How training held the base: in which type (None: as in the file), and which tensors on which grid."""
-
-    dtype: torch.dtype | None
-    quantized: frozenset[str] = frozenset()
-    """In NF4."""
-    is_double: bool = True
-    ends: frozenset[str] = frozenset()
-    """Embedding and output head, where they were quantised."""
-    ends_kind: Kind = "int8"
-
-
-def _held_in_training(adapter: Adapter, model: Any) -> _Held:
-    record = adapter.record
-    dtype = compute_dtype(record.get("compute_dtype", "bfloat16"), device())
-    linears = quantized_linears(model) if record.get("quantization", "nf4") == "nf4" else {}
-    ends_kind = record.get("embedding_quantization", "none")
-    ends = end_modules(model) if ends_kind != "none" else {}
-    return _Held(
-        dtype,
-        frozenset(f"{name}.weight" for name in linears),
-        is_double=record.get("double_quantization", True),
-        ends=frozenset(f"{name}.weight" for name in ends),
-        ends_kind=ends_kind,
-    )
-
-
 class BaseTensors(Mapping[str, Tensor]):
     """Each tensor of a base as a merge takes it, before the adapter is folded in; read when it is asked for."""
 
@@ -197,10 +167,10 @@ class BaseTensors(Mapping[str, Tensor]):
         """Raises ModelError for an adapter of another base."""
         read, is_trained = read_adapter(adapter, base), merge_base == "trained"
         self._places = model_tensors(base)
-        self._held = _held_in_training(read, empty_model(base)) if is_trained else _Held(None)
+        self._held = held_in_training(read, empty_model(base)) if is_trained else Held(None)
 
     def __getitem__(self, name: str) -> Tensor:
-        return _as_held(name, read_tensor(self._places[name]), self._held)
+        return as_held(name, read_tensor(self._places[name]), self._held)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -215,7 +185,7 @@ def _write_weights(
     places: Mapping[str, Place],
     *,
     dtype: torch.dtype,
-    held: _Held,
+    held: Held,
     progress: Progress | None,
     peft: PeftLayers | None,
 ) -> None:
@@ -241,29 +211,18 @@ def _resized(place: Place, replaced: Tensor | None) -> Place:
     return place if replaced is None else dataclasses.replace(place, shape=tuple(replaced.shape))
 
 
-def _fold(name: str, place: Place, adapter: Adapter, held: _Held, peft: PeftLayers | None) -> Tensor:
+def _fold(name: str, place: Place, adapter: Adapter, held: Held, peft: PeftLayers | None) -> Tensor:
     """One tensor of the merged model: float32 where the adapter changes it, else in the type it was held in."""
     pair, replaced = adapter.pairs.get(name), adapter.replaced.get(name)
     if replaced is not None and pair is None:
         return replaced
-    weight = _as_held(name, read_tensor(place) if replaced is None else replaced, held)
+    weight = as_held(name, read_tensor(place) if replaced is None else replaced, held)
     if pair is None:
         return weight
     merged = merge_weight(weight.float(), pair.a, pair.b, scaling=pair.scaling, magnitude=pair.magnitude)
     if peft is not None:
         peft.compare(name, weight, merged)
     return merged
-
-
-def _as_held(name: str, weight: Tensor, held: _Held) -> Tensor:
-    """A tensor of the base in the numbers that training had it in."""
-    if held.dtype is None or not weight.is_floating_point():
-        return weight
-    if name in held.quantized:
-        return as_trained(weight, double_quantization=held.is_double, dtype=held.dtype, device=device())
-    if name in held.ends:
-        return embedding_as_trained(weight, held.ends_kind, dtype=held.dtype, device=device())
-    return weight.to(held.dtype)
 
 
 def _shards(places: Mapping[str, Place], dtype: torch.dtype) -> list[list[str]]:
@@ -304,14 +263,14 @@ def _untied(adapter: Adapter, model: Any, places: Mapping[str, Place]) -> dict[s
 
 
 def _copy_files(base: Path, adapter: Path, out: Path) -> None:
-    """Tokenizer, generation settings, a classifier's head; what is beside the adapter is what training used.
+    """Tokenizer, generation settings, a head of the adapter's own; what is beside the adapter is what training used.
 
     Beside it may be a whole tokenizer, or a chat template alone, which stands in for the base's.
     """
     tokenizer = adapter if (adapter / "tokenizer.json").is_file() else base
     wanted = [(tokenizer, pattern) for pattern in TOKENIZER_FILES] + [(base, pattern) for pattern in OTHER_FILES]
     wanted += [(adapter, TEMPLATE_FILE)]
-    wanted += [(adapter, name) for name in (HEAD, SPEC)]
+    wanted += [(adapter, name) for task in TASKS.values() for name in task.FILES]
     for folder, pattern in wanted:
         for file in folder.glob(pattern):
             if file.is_file() and file.suffix != ".py":

@@ -72,6 +72,10 @@ class Classifier(nn.Module):
         """Where its inputs must be."""
         return self.head.weight.device
 
+    def get_base_model(self) -> Any:
+        """The transformers model inside, without an adapter around it."""
+        return self.encoder.get_base_model() if hasattr(self.encoder, "peft_config") else self.encoder
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits (B, labels) float32 of padded ids and mask, both (B, T); temperature not applied."""
         return self.classify(self.embed(input_ids, attention_mask))

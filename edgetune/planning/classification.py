@@ -26,7 +26,7 @@ def check_base(recipe: Recipe, base: Path, found: Findings) -> bool:
 
 def labels(recipe: Recipe) -> Sequence[str]:
     """Those of the training rows; all rows are read. Raises DataError."""
-    from edgetune.data.labelled import check_labels
+    from edgetune.data.prepare import check_labels
 
     return check_labels(recipe)
 
@@ -55,10 +55,9 @@ def check_use(
     recipe: Recipe, base: Path, tokenizer: Any, labels: Sequence[str], found: Findings, _scored_rows: int | None
 ) -> None:
     """Whether texts can be trained on within the length, and the labels be scored; all rows are looked at."""
-    from edgetune.data.labelled import require_fitting
+    from edgetune.data.prepare import longest_row, require_usable
     from edgetune.evaluate.label_rows import make_label_set
-    from edgetune.model.base import text_limit
 
-    longest = min(recipe.data.max_seq_len, text_limit(base, tokenizer))
-    found.attempt(lambda: require_fitting(recipe, labels, tokenizer, max_length=longest))
+    longest = longest_row(recipe, base, tokenizer)
+    found.attempt(lambda: require_usable(recipe, tokenizer, labels=tuple(labels), max_length=longest))
     found.attempt(lambda: make_label_set(recipe, labels))

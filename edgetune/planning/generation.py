@@ -45,7 +45,8 @@ def encode(recipe: Recipe, examples: Sequence[Example], tokenizer: Any) -> Seque
 
 def count(recipe: Recipe, which: Split, examples: Sequence[Example], tokenizer: Any) -> dict[str, int]:
     """Tokens, trained ones, the longest row and those that are too long. Raises DataError."""
-    from edgetune.data.prepare import require_each_kind, says_nothing
+    from edgetune.data.generation import says_nothing
+    from edgetune.data.kinds import require_each_kind
 
     if which == "test" and len(examples) < CHECKED_ROWS and all(says_nothing(row, recipe.data) for row in examples):
         raise DataError("data.test: no row has anything to learn", cure="fill the answers, or set data.loss_on")
@@ -64,7 +65,8 @@ def check_use(
     recipe: Recipe, base: Path, tokenizer: Any, _labels: Sequence[str], found: Findings, scored_rows: int | None
 ) -> None:
     """Whether prompts are rendered as on the device, some rows fit, and the metric can score what is to be scored."""
-    from edgetune.data.prepare import left_out, require_usable
+    from edgetune.data.generation import left_out
+    from edgetune.data.prepare import require_usable
     from edgetune.evaluate.rows import check_scored_rows
     from edgetune.model.base import context_length, read_config
 

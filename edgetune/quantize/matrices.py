@@ -73,7 +73,7 @@ def bits_of(places: Mapping[str, Place], grid: Grid, int8_layers: Sequence[str] 
 def check_int8_layers(base: Path, recipe: Recipe) -> None:
     """Raises ModelError for a name in [export] int8_layers that no matrix of the base has."""
     grid = grid_of(recipe.export)
-    if recipe.export.int8_layers and grid is not None and not recipe.is_classifier:
+    if recipe.export.int8_layers and grid is not None and "export.int8_layers" not in recipe.idle_keys:
         bits_of(find_tensors(base), grid, recipe.export.int8_layers)
 
 

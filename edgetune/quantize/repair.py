@@ -28,9 +28,9 @@ from edgetune.quantize.repairable import repaired
 from edgetune.recipe import Recipe
 from edgetune.train.divergence import Diverged
 from edgetune.train.fit import Position, Training, fit
+from edgetune.train.generation import Generation
 from edgetune.train.loss import IGNORED, chunks, evaluate_loss, head_logits, trained_states, use_segments
 from edgetune.train.schedule import learning_rate_share
-from edgetune.train.task import Generation
 
 Progress = Callable[[Mapping[str, Any]], None]
 Kept = TypeVar("Kept")

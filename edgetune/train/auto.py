@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from edgetune.data.prepare import Prepared
 from edgetune.model.device import device
 from edgetune.model.fit import settle, with_values
 from edgetune.model.memory import estimate, room_bytes
@@ -16,10 +17,10 @@ SETTLED = ("batch_size", "gradient_accumulation_steps", "gradient_checkpointing"
 """Keys of [train] that have a value afterwards."""
 
 
-def settled(recipe: Recipe, prepared: Any, run_dir: RunDir) -> Recipe:
+def settled(recipe: Recipe, prepared: Prepared[Any], run_dir: RunDir) -> Recipe:
     """The recipe with a value for each "auto" that memory decides; a run that goes on keeps what it began with.
 
-    `prepared` are its rows, as data.prepare or data.labelled have them. Raises ModelError.
+    Raises ModelError.
     """
     if "auto" not in (recipe.train.batch_size, recipe.train.gradient_checkpointing):
         return recipe
@@ -30,8 +31,8 @@ def settled(recipe: Recipe, prepared: Any, run_dir: RunDir) -> Recipe:
     peak = partial(
         estimate,
         on=kind,
-        trained_share=getattr(report, "trained_tokens", 0) / max(1, report.tokens),
-        labels=getattr(report, "labels", 0),
+        trained_share=report.trained_tokens / max(1, report.tokens),
+        labels=report.labels,
         sample_tokens=min(report.longest, recipe.data.max_seq_len),
     )
     return settle(recipe, room_bytes(recipe, kind), lambda asked: peak(asked).peak_bytes, is_gpu=kind == "cuda")

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from edgetune.model.classifier import Classifier
 from edgetune.model.device import held_dtype
 from edgetune.train import segments
 from edgetune.train.batches import collate_rows, in_parts, packed_rows
@@ -102,10 +101,8 @@ def evaluate_loss(
 
 
 def find_base(model: Any) -> Any:
-    """The transformers model inside a Classifier, a PeftModel or both, or the model itself."""
-    if isinstance(model, Classifier):
-        model = model.encoder
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    """The transformers model under what is put around it, an adapter or a head over labels, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def use_segments(model: Any) -> bool:

@@ -20,7 +20,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The recipe's optimizer over the trainable parameters; weight decay spares biases, norms and magnitudes (1-D).
 
-    A group's "share" is its part of the learning rate: head_share for a classifier's head, else 1. Raises HardwareError
+    A group's "share" is its part of the learning rate: head_share for a head over labels, else 1. Raises HardwareError
     if the model's device has no such optimizer.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

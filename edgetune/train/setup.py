@@ -12,19 +12,17 @@ from typing import Any
 
 import torch
 
-from edgetune.data.labelled import prepare_labelled
-from edgetune.data.prepare import prepare
+from edgetune.data.prepare import longest_row, prepare
 from edgetune.hashes import hash_values
+from edgetune.lora import task as adapters
 from edgetune.lora.adapter import attach
-from edgetune.model.base import load_base, load_tokenizer, padding_id, read_config, resolve_base, text_limit
-from edgetune.model.classifier import check_pooling, drop_unused_pooler
+from edgetune.model.base import load_base, load_tokenizer, padding_id, read_config, resolve_base
 from edgetune.model.device import held_dtype
 from edgetune.model.memory import limit_gpu_memory
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train import processes
 from edgetune.train.auto import settled
-from edgetune.train.classify import Classification
 from edgetune.train.fit import Training
 from edgetune.train.fused import fuse
 from edgetune.train.liger import check_liger
@@ -32,11 +30,9 @@ from edgetune.train.loss import autocast, find_base
 from edgetune.train.offload import offload_checkpoints
 from edgetune.train.optimizer import make_optimizer
 from edgetune.train.schedule import auto_learning_rate, optimizer_steps, scheduled_rate
-from edgetune.train.task import Generation, Task
+from edgetune.train.task import TASKS, Task
 from edgetune.train.trackers import check_trackers
 
-HEAD_SHARE = 10.0
-"""How much faster a classifier's new head learns than the adapter, where the recipe does not say."""
 EVALUATIONS = 10
 """How many evaluations "auto" spreads over a run."""
 
@@ -98,8 +94,7 @@ def set_up(
     check_trackers(recipe.train.trackers)
     path = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
     check_liger(recipe.train.use_liger_kernel, read_config(path)["model_type"])
-    if recipe.is_classifier:
-        check_pooling(path, recipe.classify.pooling)
+    adapters.TASKS[recipe.model.task].check_base(path, recipe)
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
     accelerator = _accelerator(recipe, run_dir)
     limit_gpu_memory(recipe.budget.gpu_memory)
@@ -109,9 +104,8 @@ def set_up(
     learning_rate = recipe.train.learning_rate
     if learning_rate == "auto":
         learning_rate = auto_learning_rate(find_base(model).config)
-    head_rate = recipe.classify.head_learning_rate
-    head_share = HEAD_SHARE if head_rate == "auto" else head_rate / learning_rate
-    optimizer = accelerator.prepare(make_optimizer(model, recipe.train, learning_rate, head_share=head_share))
+    optimizer = make_optimizer(model, recipe.train, learning_rate, head_share=task.head_share(learning_rate))
+    optimizer = accelerator.prepare(optimizer)
     counts = _counts(recipe, len(task.epoch(0)))
     for message in _messages(task, counts["steps"], learning_rate):
         notify({"stage": "train", "message": message})
@@ -171,20 +165,16 @@ def _accelerator(recipe: Recipe, run_dir: RunDir) -> Any:
 
 def _make_task(recipe: Recipe, tokenizer: Any, base: Path, run_dir: RunDir) -> Task:
     """The recipe's rows, prepared, with what is learned from them; "auto" in the recipe is decided by them."""
-    pad_id = padding_id(tokenizer)
-    if not recipe.is_classifier:
-        rows = processes.in_turn(lambda: prepare(recipe, tokenizer, cache=run_dir.cache))
-        return Generation(processes.main_does(lambda: settled(recipe, rows, run_dir)), rows, pad_id)
-    length = min(recipe.data.max_seq_len, text_limit(base, tokenizer))
-    labelled = processes.in_turn(lambda: prepare_labelled(recipe, tokenizer, max_length=length, cache=run_dir.cache))
-    return Classification(processes.main_does(lambda: settled(recipe, labelled, run_dir)), labelled, pad_id, length)
+    longest = longest_row(recipe, base, tokenizer)
+    rows = processes.in_turn(lambda: prepare(recipe, tokenizer, max_length=longest, cache=run_dir.cache))
+    recipe = processes.main_does(lambda: settled(recipe, rows, run_dir))
+    return TASKS[recipe.model.task](recipe, rows, padding_id(tokenizer))
 
 
 def _adapted_base(recipe: Recipe, device: torch.device, task: Task, base: Any) -> Any:
     """The base with its adapter and what its task adds, in training mode, with the fused step where it fits."""
     base = load_base(recipe.model, device=device) if base is None else base
-    if recipe.is_classifier:
-        drop_unused_pooler(base, recipe.classify.pooling)
+    adapters.TASKS[recipe.model.task].drop_unused(base, recipe)
     torch.manual_seed(recipe.train.seed)
     will_drop = recipe.train.on_overfitting == "dropout"
     model = attach(base, recipe.lora, gradient_checkpointing=recipe.gradient_checkpointing, will_drop=will_drop)

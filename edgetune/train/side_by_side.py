@@ -33,12 +33,12 @@ from edgetune.train import segments
 from edgetune.train.batches import collate_rows, in_parts, packed_rows
 from edgetune.train.fit import rows_of_steps
 from edgetune.train.fused import fuse
+from edgetune.train.generation import Generation
 from edgetune.train.head_loss import can_fuse, fused_cross_entropy, head_weight, logit_map
 from edgetune.train.loop import TrainResult, find_inputs
 from edgetune.train.loss import autocast, trained_states
 from edgetune.train.setup import Parts, set_up
 from edgetune.train.side_linear import Sharing, SideBranch, SideLinear
-from edgetune.train.task import Generation
 
 Progress = Callable[[Mapping[str, Any]], None]
 VARIED = (
@@ -144,7 +144,7 @@ def _check(recipe: Recipe) -> None:
     """Raises RecipeError for what has no place beside other adapters."""
     table = recipe.train
     alone = {
-        "model.task": recipe.is_classifier,
+        "model.task": recipe.model.task != "generation",
         "lora.use_dora": recipe.lora.use_dora,
         "lora.train_embeddings": recipe.lora.train_embeddings,
         "lora.init_from": recipe.lora.init_from is not None,

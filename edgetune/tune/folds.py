@@ -17,20 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.data.folds import HELD_OUT, TRAIN, Dealt, deal, has_eval_rows, write_fold
+from edgetune.data.folds import HELD_OUT, TRAIN, Dealt, deal, write_fold
 from edgetune.data.prepare import examples
 from edgetune.data.replay import write_rows
+from edgetune.data.splits import has_eval_rows
 from edgetune.errors import RecipeError
 from edgetune.evaluate.live import answer_live, held_out_rows, with_adapter
 from edgetune.files import atomic_file, read_json, write_json
 from edgetune.hashes import hash_file, hash_values
 from edgetune.launch import launched
+from edgetune.lora import task as adapters
 from edgetune.model.base import hash_base, load_base, load_tokenizer, resolve_base
-from edgetune.model.classifier import read_spec
 from edgetune.model.lend import lent
 from edgetune.model.memory import give_back_memory
 from edgetune.provenance import provenance
-from edgetune.recipe import Recipe
+from edgetune.recipe import TABLES, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.loop import train
 
@@ -108,7 +109,7 @@ def cross_validate(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None
         place = run_dir.folds / f"fold-{number + 1}"
         fold = _fold_recipe(recipe, dealt, number, place)
         files = [hash_file(Path(name)) for name in (fold.data.train, fold.data.eval, fold.data.test) if name]
-        tables = (recipe.model, recipe.data, recipe.classify, recipe.lora, recipe.train, recipe.evaluate)
+        tables = [getattr(recipe, name) for name in TABLES if name not in ("tune", "export", "budget")]
         inputs, stage = hash_values(files, hash_base(path), *tables), f"fold-{number + 1}"
         if not (run_dir.is_current(stage, inputs) and _file(run_dir, number).is_file()):
             if base is None:
@@ -129,9 +130,9 @@ def _fold_recipe(recipe: Recipe, dealt: Dealt, number: int, place: Path) -> Reci
     """The recipe of one fold, its rows written into a folder of their own: test rows are those held out."""
     rows = place / "rows"
     write_fold(recipe, dealt, number, rows)
-    has_own = has_eval_rows(recipe)
+    has_own = has_eval_rows(recipe.data)
     if has_own:
-        write_rows(rows / EVAL, examples(recipe, "eval"), is_set=recipe.classify.multi_label)
+        write_rows(rows / EVAL, examples(recipe, "eval"), recipe)
     data = dataclasses.replace(
         recipe.data,
         train=str(rows / TRAIN),
@@ -151,7 +152,7 @@ def _measure(recipe: Recipe, run_dir: RunDir, base: Any, file: Path, progress: P
     tokenizer = load_tokenizer(path, trust_remote_code=table.trust_remote_code)
     with lent(base):
         trained = train(recipe, run_dir, base=base, progress=progress)
-    labels = read_spec(run_dir.adapter).labels if recipe.is_classifier else ()
+    labels = adapters.TASKS[recipe.model.task].labels_of(run_dir.adapter)
     rows = held_out_rows(recipe, path, labels=labels)
     with lent(base):
         score, answers = answer_live(with_adapter(base, recipe, run_dir.adapter), tokenizer, rows, progress=progress)

@@ -15,7 +15,8 @@ from typing import Any
 
 from edgetune.errors import RecipeError, shown
 from edgetune.model.fit import with_values
-from edgetune.recipe import DECODER_KEYS, MOST, Recipe, check_value, number_kind, problem_with, unknown_key
+from edgetune.recipe import MOST, Recipe, check_value, number_kind, problem_with, unknown_key
+from edgetune.tune import task
 
 GRID_POINTS = 3
 """Of a range without a step, in a grid."""
@@ -31,10 +32,7 @@ FIXED_KEYS = {
     "data.eval_fraction": "scores on other rows cannot be compared",
     "data.format": "all trials learn from the same rows",
     "data.columns": "all trials learn from the same rows",
-    "classify.multi_label": "all trials share one task",
-    "classify.label_separator": "all trials share one task",
-    "classify.out_of_scope_label": "all trials share one task",
-    "classify.positive_label": "scores of other labels cannot be compared",
+    **task.FIXED_KEYS,
     "export.min_gain_kept": "it changes no model",
     "train.trackers": "it changes no model",
     "train.checkpoint_steps": "it changes no model",
@@ -195,8 +193,8 @@ def _read(recipe: Recipe, name: str, value: Any) -> Range | Choices:
         raise _Refusal(f"cannot be searched: {FIXED_KEYS[name]}")
     if problem := unknown_key(name):
         raise _Refusal(problem)
-    if recipe.is_classifier and name in DECODER_KEYS:
-        raise _Refusal("has no effect on a classifier")
+    if reason := task.IDLE_KEYS[recipe.model.task].get(name):
+        raise _Refusal(reason)
     if name == "train.epochs" and recipe.train.max_steps is not None:
         raise _Refusal("has no effect beside train.max_steps; leave one of the two out")
     item = _choices(name, value) if isinstance(value, list) else _range(name, value)

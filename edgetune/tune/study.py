@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from edgetune.data.read import content_hashes, is_hub_id, splits
 from edgetune.errors import EdgeTuneError, RunError
 from edgetune.hashes import hash_values
-from edgetune.recipe import Recipe
+from edgetune.recipe import TABLES, Recipe
 from edgetune.tune.findings import best_trials
 from edgetune.tune.sampling import SeededSampler, encoded, fits, grid_size, make_pruner
 from edgetune.tune.space import Space, describe, read_space, values_of
@@ -176,7 +176,7 @@ def _claim(found: Search, learning_rate: float) -> None:
 def _identity(found: Search) -> dict[str, Any]:
     """What decides a trial's score beside its values, flat and JSON-able; what a space changes is left out."""
     recipe, identity = found.recipe, dict[str, Any]()
-    for table in ("model", "data", "classify", "lora", "train", "export", "evaluate"):
+    for table in (name for name in TABLES if name not in ("tune", "budget")):
         for key, value in dataclasses.asdict(getattr(recipe, table)).items():
             if f"{table}.{key}" not in found.space:
                 identity[f"{table}.{key}"] = list(value) if isinstance(value, tuple) else value

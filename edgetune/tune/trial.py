@@ -14,16 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgetune.data.labelled import prepare_labelled
-from edgetune.data.prepare import prepare
+from edgetune.data.prepare import longest_row, prepare
 from edgetune.evaluate.live import Rows, eval_rows, score_live, with_adapter
 from edgetune.lora.merge import MergeBase, merge
-from edgetune.model.base import empty_model, hash_base, load_base, load_tokenizer, resolve_base, text_limit
+from edgetune.model.base import empty_model, hash_base, load_base, load_tokenizer, resolve_base
 from edgetune.model.device import device
 from edgetune.model.lend import lent
 from edgetune.model.memory import estimate, give_back_memory, room_bytes
 from edgetune.model.on_device import expect_on_device
-from edgetune.quantize.as_deployed import as_deployed
+from edgetune.quantize import task as deployed
 from edgetune.recipe import ModelTable, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.loop import train
@@ -108,15 +107,10 @@ class Workbench:
         self.base = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
         self.tokenizer = load_tokenizer(self.base, trust_remote_code=table.trust_remote_code)
         self.base_sha256 = hash_base(self.base)
-        labels: tuple[str, ...] = ()
-        if recipe.is_classifier:
-            length = min(recipe.data.max_seq_len, text_limit(self.base, self.tokenizer))
-            rows: Any = prepare_labelled(recipe, self.tokenizer, max_length=length, cache=self.cache)
-            labels = rows.labels
-        else:
-            rows = prepare(recipe, self.tokenizer, cache=self.cache)
-        self.labels, self.report = labels, rows.report
-        self.rows: Rows = eval_rows(recipe, self.base, labels=labels)
+        longest = longest_row(recipe, self.base, self.tokenizer)
+        prepared = prepare(recipe, self.tokenizer, max_length=longest, cache=self.cache)
+        self.labels, self.report = prepared.labels, prepared.report
+        self.rows: Rows = eval_rows(recipe, self.base, labels=self.labels)
         self._held: tuple[ModelTable, Any] | None = None
 
     @property
@@ -134,8 +128,8 @@ class Workbench:
         return estimate(
             recipe,
             on=device().type,
-            trained_share=getattr(report, "trained_tokens", 0) / max(1, report.tokens),
-            labels=len(self.labels),
+            trained_share=report.trained_tokens / max(1, report.tokens),
+            labels=report.labels,
             sample_tokens=min(report.longest, recipe.data.max_seq_len),
         ).peak_bytes
 
@@ -173,7 +167,7 @@ class Workbench:
         if recipe.tune.score_of == "deployed":
             merge_base: MergeBase = "original" if recipe.export.merge_base == "original" else "trained"
             merge(run_dir.adapter, self.base, run_dir.merged, merge_base=merge_base)
-            model = as_deployed(run_dir.merged, recipe)
+            model = deployed.TASKS[recipe.model.task].as_deployed(run_dir.merged, recipe)
             shutil.rmtree(run_dir.merged)
             return score(model)
         base = self._base(recipe.model)

@@ -14,7 +14,7 @@ from torch import nn
 from edgetune.export.encoder import graph_tensors
 from edgetune.export.read_graph import GraphFile, same_bytes
 from edgetune.model.classifier import Classifier, float_copy
-from edgetune.quantize.encoder import dequantized
+from edgetune.quantize.classification import dequantized
 from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.precisions import PRECISIONS
 from edgetune.runtime.bundle import GRAPH, Bundle

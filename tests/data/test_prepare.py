@@ -9,8 +9,7 @@ from contextlib import nullcontext
 import pytest
 from transformers import AutoTokenizer
 
-from edgetune.data import prepare as prepare_module
-from edgetune.data.prepare import examples, prepare, require_each_kind, require_usable
+from edgetune.data.prepare import examples, prepare, require_usable
 from edgetune.data.read import rows
 from edgetune.errors import DataError
 from edgetune.recipe import parse_recipe
@@ -98,39 +97,6 @@ def test_long_rows_are_cut_or_refused_when_asked(tmp_path, tokenizer):
         prepare(recipe(path, "data.too_long=error"), tokenizer, cache=tmp_path / "cache")
     with pytest.raises(DataError, match=r"no row can be trained on: .* longer than 256 tokens.*raise data.max_seq_len"):
         prepare(recipe(path), tokenizer, cache=tmp_path / "cache")
-
-
-TOOL = {"type": "function", "function": {"name": "lamp", "parameters": {}}}
-ANSWERED = [{"role": "user", "content": "on"}, {"role": "assistant", "content": "done"}]
-
-
-@pytest.mark.parametrize(
-    ("row", "complaint"),
-    [
-        ({"tools": [TOOL]}, "tools: the chat template makes no use of this"),
-        ({"messages": [ANSWERED[0], {**ANSWERED[1], "refusal": "no"}]}, "message 2: refusal: the chat template"),
-        ({"messages": [ANSWERED[0], *ANSWERED]}, "the chat template refuses these messages: one by one"),
-        ({"messages": [{"role": "robot", "content": "on"}]}, "unknown role 'robot'"),
-    ],
-)
-def test_a_row_of_another_kind_is_found_wherever_it_stands(tmp_path, tokenizer, monkeypatch, row, complaint):
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if loop.index0 and m.role == messages[loop.index0 - 1].role %}"
-        "{{ raise_exception('one by one') }}{% endif %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
-    table = [{"messages": [{"role": "user", "content": f"say {n}"}, ANSWERED[1]]} for n in range(40)]
-    encoded = []
-    one_by_one = prepare_module.encode_batch
-    monkeypatch.setattr(
-        prepare_module, "encode_batch", lambda rows, *a, **k: encoded.extend(rows) or one_by_one(rows, *a, **k)
-    )
-    require_each_kind(recipe(rows_file(tmp_path, table)), "train", tokenizer)
-    assert len(encoded) == 1
-    with pytest.raises(DataError, match=f"rows.jsonl:36.*: {complaint}"):
-        require_each_kind(
-            recipe(rows_file(tmp_path, [*table[:35], {"messages": ANSWERED, **row}, *table])), "train", tokenizer
-        )
 
 
 @pytest.mark.parametrize("too_long", ["error", "drop"])

@@ -9,7 +9,7 @@ import json
 import datasets
 import pytest
 
-from edgetune.data import files
+from edgetune.data import json_text
 from edgetune.data.iob import frame
 from edgetune.data.read import content_hashes, describe, rows, splits
 from edgetune.errors import DataError
@@ -128,7 +128,7 @@ def test_a_damaged_arrow_file_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_json_that_comes_in_pieces_reads_the_same_with_the_lines_of_its_rows(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(files, "CHUNK_CHARACTERS", size)
+    monkeypatch.setattr(json_text, "CHUNK_CHARACTERS", size)
     table = [{"a": '\u00e4\\n"' * n, "b": [n, True, None]} for n in range(9)]
     (tmp_path / "a.json").write_text(json.dumps(table, indent=1))
     found = list(rows(str(tmp_path / "a.json")))

@@ -17,7 +17,7 @@ from edgetune.export.encoder import build_encoder
 from edgetune.export.read_graph import GraphFile
 from edgetune.model.base import ENCODERS
 from edgetune.model.classifier import float_copy
-from edgetune.quantize.encoder import dequantized
+from edgetune.quantize.classification import dequantized
 from edgetune.runtime.bundle import Grid
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
 from edgetune.verify.classification import Built, verify_encoder

@@ -136,7 +136,7 @@ def test_without_restarts_the_first_divergence_is_the_end(make_recipe, tmp_path,
 def test_a_sound_checkpoint_stays_while_far_ones_are_newer_and_the_best_adapter_with_it(
     make_recipe, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("edgetune.train.task.evaluate_loss", lambda *_, **__: (next(losses), 1))
+    monkeypatch.setattr("edgetune.train.generation.evaluate_loss", lambda *_, **__: (next(losses), 1))
     make, plain, seen = fit.make_step, restart.checkpoint.newest, []
 
     def diverge(training, position, *args):

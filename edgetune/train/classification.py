@@ -1,4 +1,4 @@
-"""Training of classifiers: batches of texts of like length, and the loss over labels. A Task of the loop."""
+"""Training of encoders: batches of texts of like length, and the loss over labels. A Task of the loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgetune.data.labelled import LabelledTokens, PreparedLabels, head_gone_on_from
+from edgetune.data.classification import head_gone_on_from
+from edgetune.data.prepare import Prepared
+from edgetune.data.tokens import LabelledTokens
 from edgetune.lora.adapter import save
 from edgetune.model.classifier import Classifier, ClassifierSpec, imprint, load_head, save_head
 from edgetune.recipe import Recipe
@@ -22,6 +24,8 @@ from edgetune.train.loss import autocast, without_dropout
 
 BUCKET_BATCHES = 50
 """Batches whose texts are sorted by length together: little padding, and still another mix in every epoch."""
+HEAD_SHARE = 10.0
+"""How much faster a new head learns than the adapter, where the recipe does not say."""
 EVAL_ROWS, EVAL_TOKENS = 256, 8192
 """Of a batch that is not trained on, padding included."""
 
@@ -52,14 +56,13 @@ class LabelledBatch:
         return LabelledBatch(*(part.to(device, non_blocking=True) for part in vars(self).values()))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Classification:
     """Labelled texts for an encoder."""
 
     recipe: Recipe
-    prepared: PreparedLabels
+    prepared: Prepared[LabelledTokens]
     pad_id: int
-    max_length: int
 
     @property
     def spec(self) -> ClassifierSpec:
@@ -71,9 +74,14 @@ class Classification:
             head=table.head,
             scale=table.scale,
             multi_label=table.multi_label,
-            max_length=self.max_length,
+            max_length=self.prepared.max_length,
             out_of_scope_label=table.out_of_scope_label,
         )
+
+    def head_share(self, learning_rate: float) -> float:
+        """How many times the learning rate of the adapter the head learns with."""
+        rate = self.recipe.classify.head_learning_rate
+        return HEAD_SHARE if rate == "auto" else rate / learning_rate
 
     def complete(self, model: Any) -> Classifier:
         """The encoder with a head: that of lora.init_from where it has the same labels, else a new one.

@@ -1,4 +1,4 @@
-"""data/labelled.py: texts with labels, from any table or from folders, to token ids and targets."""
+"""data/classification.py: texts with labels, from any table or from folders, to token ids and targets."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from edgetune.data.files import Row
-from edgetune.data.labelled import check_labels, prepare_labelled
 from edgetune.data.labels import find_columns, to_labelled
-from edgetune.data.prepare import examples
+from edgetune.data.prepare import check_labels, examples, prepare, require_usable
 from edgetune.errors import DataError
 from edgetune.model.base import load_tokenizer
 from edgetune.recipe import ClassifyTable, parse_recipe
@@ -37,7 +36,7 @@ def recipe_for(tmp_path):
 
 
 def prepared(recipe, tokenizer, tmp_path, *, max_length=64):
-    return prepare_labelled(recipe, tokenizer, max_length=max_length, cache=tmp_path / "cache")
+    return prepare(recipe, tokenizer, max_length=max_length, cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -149,6 +148,16 @@ def test_long_texts_are_cut_left_out_or_refused(recipe_for, tokenizer, tmp_path)
     assert prepared(of("drop"), tokenizer, tmp_path, max_length=20).report.dropped_too_long == 1
     with pytest.raises(DataError, match=r"long.jsonl:81: \d+ tokens, more than 20"):
         prepared(of("error"), tokenizer, tmp_path, max_length=20)
+
+
+def test_where_a_text_that_is_too_long_is_an_error_it_is_found_wherever_it_stands(recipe_for, tokenizer, tmp_path):
+    path, held_out = tmp_path / "long.jsonl", tmp_path / "eval.jsonl"
+    rows = [*[(f"{n} {text}", name) for n in range(15) for text, name in ROWS], ("turn on " * 60, "on")]
+    path.write_text("".join(json.dumps({"text": text, "label": name}) + "\n" for text, name in rows))
+    held_out.write_text('{"text": "turn it on", "label": "on"}\n')
+    recipe = recipe_for("data.too_long=error", f"data.eval={held_out}", source=path)
+    with pytest.raises(DataError, match=r"long.jsonl:1201: \d+ tokens, more than 30"):
+        require_usable(recipe, tokenizer, labels=check_labels(recipe), max_length=30)
 
 
 @pytest.mark.parametrize("text", ["turn on the lamp in the kitchen and then off again", "off " * 9 + "[SEP] " * 5])

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgetune.errors import ModelError
-from edgetune.model.classifier import Classifier, float_copy
+from edgetune.model.base import load_merged
+from edgetune.model.classifier import Classifier, float_copy, load_classifier
 from edgetune.quantize.gptq import error_spread
 from edgetune.quantize.grid import QuantizedMatrix, dequantize
 from edgetune.quantize.methods import round_weight
 from edgetune.quantize.moments import input_moments
-from edgetune.recipe import CALIBRATED, Method
+from edgetune.quantize.precisions import grid_of
+from edgetune.recipe import CALIBRATED, Method, Recipe
 from edgetune.runtime.bundle import Grid
 
 LEAST_ROWS = 256
@@ -63,3 +67,11 @@ def dequantized(classifier: Classifier, matrices: Mapping[str, QuantizedMatrix])
     for name, matrix in matrices.items():
         copied.get_submodule(name).weight = nn.Parameter(dequantize(matrix), requires_grad=False)
     return copied
+
+
+def as_deployed(merged: Path, recipe: Recipe) -> Classifier:
+    """The merged folder on the grid of [export], rounded to the nearest, ready to answer. Raises ModelError."""
+    classifier, grid = load_classifier(load_merged(merged), merged), grid_of(recipe.export)
+    if grid is None:
+        return classifier
+    return dequantized(classifier, put_on_grid(classifier, dataclasses.replace(grid, head_bits=grid.bits)))

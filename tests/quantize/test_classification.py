@@ -1,4 +1,4 @@
-"""quantize/encoder.py: a classifier's weights on the grid."""
+"""quantize/classification.py: a classifier's weights on the grid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgetune.bundle.classification import token_batches
 from edgetune.errors import ModelError
 from edgetune.export.read_graph import same_bytes
 from edgetune.model.classifier import float_copy
-from edgetune.quantize.encoder import dequantized, put_on_grid
+from edgetune.quantize.classification import dequantized, put_on_grid
 from edgetune.quantize.grid import quantize
 from edgetune.quantize.scales import CHOOSERS
 from edgetune.runtime.bundle import Grid

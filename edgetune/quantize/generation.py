@@ -1,4 +1,4 @@
-"""A merged model as it will run, without a bundle: a torch model that computes with the numbers of the grid.
+"""A merged decoder as it will run, without a bundle: a torch model that computes with the numbers of the grid.
 
 Weights are rounded to the nearest by quantize.grid; the calibration and the repair that an export adds come on top, so
 what this model scores is a lower bound of what the bundle does.
@@ -6,14 +6,11 @@ what this model scores is a lower bound of what the bundle does.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from edgetune.model.base import load_merged
-from edgetune.model.classifier import load_classifier
 from edgetune.model.weights import find_tensors
-from edgetune.quantize.encoder import dequantized, put_on_grid
 from edgetune.quantize.load import load_on_grid
 from edgetune.quantize.matrices import bits_of, round_one
 from edgetune.quantize.precisions import grid_of
@@ -21,17 +18,12 @@ from edgetune.recipe import Recipe
 
 
 def as_deployed(merged: Path, recipe: Recipe) -> Any:
-    """The merged folder on the grid of [export], ready to answer: a decoder, or a Classifier. float32.
+    """The merged folder on the grid of [export], ready to answer, float32.
 
-    With accuracy_level 4 a decoder's activations are rounded to 8 bits too, as MatMulNBits rounds them. Memory: the
-    integers in their own bits. Raises ModelError.
+    With accuracy_level 4 activations are rounded to 8 bits too, as MatMulNBits rounds them. Memory: the integers in
+    their own bits. Raises ModelError.
     """
     grid = grid_of(recipe.export)
-    if recipe.is_classifier:
-        classifier = load_classifier(load_merged(merged), merged)
-        if grid is None:
-            return classifier
-        return dequantized(classifier, put_on_grid(classifier, dataclasses.replace(grid, head_bits=grid.bits)))
     if grid is None:
         return load_merged(merged)
     places = find_tensors(merged)

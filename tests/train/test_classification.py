@@ -1,4 +1,4 @@
-"""train/classify.py: batches of like length, the loss over labels, and a whole training of a tiny classifier."""
+"""train/classification.py: batches of like length, the loss over labels, and a whole training of a tiny classifier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from safetensors.torch import load_file
 
-from edgetune.data.labelled import LabelledTokens
+from edgetune.data.tokens import LabelledTokens
 from edgetune.errors import ModelError
 from edgetune.lora.merge import merge
 from edgetune.model.base import load_merged, load_tokenizer
@@ -23,7 +23,7 @@ from edgetune.model.classifier import Classifier, load_head, read_spec
 from edgetune.plan import plan
 from edgetune.recipe import ClassifyTable, DataTable, ModelTable, Recipe, parse_recipe
 from edgetune.run_dir import RunDir
-from edgetune.train.classify import Classification, bucketed
+from edgetune.train.classification import Classification, bucketed
 from edgetune.train.curve import draw_curve
 from edgetune.train.loop import train
 from edgetune.train.setup import set_up
@@ -52,7 +52,7 @@ def recipe_for(tiny_encoder, tmp_path):
 def task_with(targets, *, labels=3, **classify):
     rows = LabelledTokens(SimpleNamespace(), np.array(targets), labels)
     recipe = SimpleNamespace(classify=ClassifyTable(**classify))
-    return Classification(recipe, SimpleNamespace(train=rows), 0, 64)  # type: ignore[arg-type]
+    return Classification(recipe, SimpleNamespace(train=rows), 0)  # type: ignore[arg-type]
 
 
 def loss_of(task, logits, targets):
