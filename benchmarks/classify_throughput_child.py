@@ -17,7 +17,7 @@ from benchmarks.classify_throughput import COMPUTE_DTYPE, RECIPE
 from benchmarks.measure import timed_training
 from edgetune.data.prepare import Prepared, prepare
 from edgetune.evaluate.label_rows import make_label_set, targets_of
-from edgetune.evaluate.torch_classifier import load
+from edgetune.evaluate.torch_labeller import load
 from edgetune.model.base import load_tokenizer, resolve_base
 from edgetune.model.classifier import imprint
 from edgetune.model.memory import peak_memory_bytes

@@ -29,12 +29,12 @@ def verify(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Pr
     from edgetune.runtime.bundle import check_hashes, open_bundle
 
     check_hashes(open_bundle(run_dir.bundle))
-    if not (recipe.is_classifier or run_dir.merged.is_dir()):  # of a classifier no layers are compared
+    base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    targets, out = run_targets(recipe, run_dir, base), run_dir.results / "verify"
+    if "base" in targets and not run_dir.merged.is_dir():  # without a base no change is compared matrix by matrix
         raise RunError(
             f"{run_dir.merged}: no merged model to compare the bundle with", cure=f"edgetune merge {run_dir.path}"
         )
-    base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
-    targets, out = run_targets(recipe, run_dir, base), run_dir.results / "verify"
     out.mkdir(parents=True, exist_ok=True)
     prepare_eval_set(recipe, next(iter(targets.values())), out)
     for name in ("tuned", "base", "bundle"):

@@ -205,7 +205,8 @@ def flipping() -> Callable[..., Any]:
     import torch
 
     from edgetune.runtime.bundle import Bundle
-    from edgetune.runtime.classifier import Classifier, confidences, probabilities
+    from edgetune.runtime.classifier import Classifier
+    from edgetune.runtime.probabilities import confidences, probabilities
 
     def give(bundle: Bundle, classifier: Any, tokenizer: Any, texts: list[str]) -> tuple[Bundle, str]:
         batch = tokenizer(texts, padding=True, truncation=True, max_length=40, return_tensors="pt")

@@ -52,7 +52,7 @@ LAYERS = {
         "evaluate.resample",
         "evaluate.gain",
         "evaluate.calibration",
-        "evaluate.classification",
+        "evaluate.label_metrics",
         "evaluate.rejection",
     ),
     3: ("export",),
@@ -102,16 +102,15 @@ PUBLIC = {
         "evaluate.ledger",
         # bench measures what evaluate scores
         "evaluate.evaluate.Target",
-        "evaluate.evaluate.Result",
+        "evaluate.target",
+        "evaluate.task",
         "evaluate.by_path",
         "evaluate.texts",
         "evaluate.torch_model",
         "evaluate.rows",
         "evaluate.targets",
         "evaluate.live",
-        "evaluate.label_rows",
-        "evaluate.labeller.LabelScore",
-        "evaluate.torch_classifier",
+        "evaluate.torch_labeller",
     },
     "report": {"report.measure", "report.table", "report.confusion"},  # what stages measure and are shown with
 }

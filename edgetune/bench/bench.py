@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,20 +11,18 @@ from typing import Any
 
 from edgetune.bench.cores import pinned
 from edgetune.bench.harness import require_harness
-from edgetune.bench.labelling import WRITES_NO_TEXT
-from edgetune.bench.measure import HarnessTask, Settings, measure_costs, measure_harness
+from edgetune.bench.measure import measure_costs, measure_harness
 from edgetune.bench.noise import Value, absent
+from edgetune.bench.settings import HarnessTask, Settings
+from edgetune.bench.task import TASKS
 from edgetune.bench.training import training_of
 from edgetune.child_process import Progress
 from edgetune.errors import RunError
 from edgetune.evaluate.by_path import Asked, targets_of
-from edgetune.evaluate.evaluate import Result, Target, evaluate
-from edgetune.evaluate.label_rows import LabelSet
-from edgetune.evaluate.labeller import LabelScore
-from edgetune.evaluate.rows import EvalSet
+from edgetune.evaluate.evaluate import Target, evaluate
 from edgetune.evaluate.targets import target_at
+from edgetune.evaluate.task import Rows
 from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
-from edgetune.hashes import hash_values
 from edgetune.model.gguf import is_gguf
 from edgetune.provenance import provenance
 from edgetune.report.measure import disk_bytes
@@ -34,9 +31,6 @@ from edgetune.run_dir import RunDir, find_run
 FORMAT = "edgetune-bench"
 VERSION = 1
 """Of the report's keys; a reader leaves out what another version wrote."""
-LARGEST_LOSS = 700.0
-"""Whose exponential is still a number."""
-CLASS_SCORES = ("accuracy", "macro_f1", "ece")
 NO_ROWS = "no rows: give some with --data"
 
 
@@ -168,7 +162,7 @@ def _score(
             if subject.asked is None:
                 continue
             eval_set = prepare_eval_set(subject.asked.recipe, subject.asked.reader, folder)
-            own = _text_hash(eval_set)
+            own = eval_set.text_hash
             tokens, data = tokens or own, data or _data(eval_set)
             result = evaluate(
                 subject.target,
@@ -178,54 +172,17 @@ def _score(
                 is_reference=subject is truth,
                 progress=progress,
             )
-            found[number] = _worth(result, is_same_text=own == tokens)
+            found[number] = TASKS[subject.target.task].worth(result, own == tokens)
     return [found.get(number, dict(missing)) for number in range(len(subjects))], data
 
 
-def _text_hash(eval_set: EvalSet | LabelSet) -> str:
-    """Equal where two targets see the same tokens."""
-    if isinstance(eval_set, LabelSet):
-        return hash_values([row.text for row in eval_set.rows])
-    return hash_values([(row.input_ids, row.labels) for row in eval_set.rows])
-
-
-def _data(eval_set: EvalSet | LabelSet) -> dict[str, Any]:
+def _data(eval_set: Rows) -> dict[str, Any]:
     """What the scores are of."""
-    dropped = eval_set.dropped_empty if isinstance(eval_set, LabelSet) else eval_set.dropped_too_long
     return {
         "source": eval_set.source,
         "metric": eval_set.metric,
         "rows": len(eval_set.rows),
         "source_rows": eval_set.source_rows,
-        "dropped": dropped,
+        "dropped": eval_set.dropped,
         "confidence": eval_set.confidence,
-    }
-
-
-def _worth(result: Result, *, is_same_text: bool) -> dict[str, Value]:
-    """The columns of a score."""
-    score: Any = result.score
-    if isinstance(score, LabelScore):
-        return {
-            "score": {"metric": score.metric, "value": score.score, "interval": score.interval, "rows": score.rows},
-            "loss": {"value": score.loss, "interval": score.loss_interval, "texts": score.rows},
-            "perplexity": WRITES_NO_TEXT,
-            "kl": WRITES_NO_TEXT,
-            "classes": {name: score.classes[name] for name in CLASS_SCORES},
-        }
-    tokens = {"trained_tokens": score.trained_tokens}
-    kl = absent("its tokens are not the reference's")
-    if is_same_text:
-        distance = result.distance
-        kl = absent("no trained token") if distance is None else dataclasses.asdict(distance)
-    value = {"metric": score.metric, "value": score.score, "interval": score.interval, "rows": score.rows}
-    return {
-        "score": absent("the metric is the loss") if score.score is None else value,
-        "loss": {"value": score.loss, "interval": score.loss_interval, **tokens},
-        "perplexity": {
-            "value": score.perplexity,
-            "interval": [math.exp(min(bound, LARGEST_LOSS)) for bound in score.loss_interval],
-            **tokens,
-        },
-        "kl": kl,
     }

@@ -64,7 +64,7 @@ def command(
     """
     from edgetune.bench.bench import bench
     from edgetune.bench.cores import default_threads
-    from edgetune.bench.measure import HarnessTask, Settings
+    from edgetune.bench.settings import HarnessTask, Settings
     from edgetune.bench.table import plain
     from edgetune.files import write_json
 

@@ -10,14 +10,14 @@ import click
 
 from edgetune.cli import console
 from edgetune.cli.options import json_option
-from edgetune.metric_names import CLASSIFIER_METRICS, METRIC_NAMES, TEXT_METRICS
+from edgetune.metric_names import METRIC_NAMES
 
 if TYPE_CHECKING:
     from edgetune.evaluate.compare import Comparison
 
 WIDEST = 160
 """Characters of a text that a line shows."""
-SHARES = (*(name for name in (*TEXT_METRICS, *CLASSIFIER_METRICS) if name != "loss"), "fields", "correct", "score")
+SHARES = (*(name for name in METRIC_NAMES if name != "loss"), "fields", "correct", "score")
 """Metrics between 0 and 1, shown as percent."""
 NAMES = {**METRIC_NAMES, "fields": "F1 of JSON fields", "correct": "right answers"}
 

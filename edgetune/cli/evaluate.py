@@ -10,7 +10,7 @@ import click
 from edgetune.cli import console
 from edgetune.cli.options import json_option, set_option
 from edgetune.cli.scores import describe, result_lines
-from edgetune.metric_names import CLASSIFIER_METRICS, TEXT_METRICS
+from edgetune.metric_names import METRIC_NAMES
 
 
 @click.command("evaluate", epilog="Example: edgetune evaluate runs/quickstart/bundle --data my-rows.jsonl")
@@ -18,7 +18,7 @@ from edgetune.metric_names import CLASSIFIER_METRICS, TEXT_METRICS
 @click.option("--data", help="Rows to score on.  [default: the run's own test rows]")
 @click.option(
     "--metric",
-    type=click.Choice([*TEXT_METRICS, *CLASSIFIER_METRICS]),
+    type=click.Choice(list(METRIC_NAMES)),
     help="What counts as right.  [default: the run's]",
 )
 @click.option("--max-rows", type=click.IntRange(min=1), help="Score this many rows only, drawn by the recipe's seed.")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgetune.metric_names import CLASSIFIER_METRICS
-
 SAME_ROWS = "is_calibrated_on_scored_rows"
+"""What scores of labels say, and no others."""
 CLASS_SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "ece": "calibration error"}
 REJECTION_SCORES = {
     "in_scope_accuracy": "in-scope accuracy",
@@ -18,11 +17,11 @@ REJECTION_SCORES = {
 
 
 def describe(summary: Mapping[str, Any], score: Mapping[str, Any] | None = None) -> str:
-    """How the table's numbers were measured, for people; `score` is that of a classifier, of the last target."""
+    """How the table's numbers were measured, for people; `score` is that of the last target, needed if of labels."""
     start = f"{summary['rows']} rows; interval: {summary['confidence']:.0%}, bootstrap; loss: nats per "
     memory = "peak memory: " + ("of the GPU, for a model on it, else of " if summary.get("is_on_gpu") else "")
-    if summary["metric"] in CLASSIFIER_METRICS:
-        same = " (the very rows scored, for want of data.test)" if (score or {}).get(SAME_ROWS) else ""
+    if score and SAME_ROWS in score:
+        same = " (the very rows scored, for want of data.test)" if score[SAME_ROWS] else ""
         return (
             f"{start}text, probabilities calibrated on the eval rows{same}; {memory}a fresh process that loads "
             "the model and labels one text at a time, whose median time the last column is"
@@ -40,7 +39,7 @@ def check_line(check: Mapping[str, Any]) -> str:
 
 
 def result_lines(name: str, score: Mapping[str, Any]) -> list[str]:
-    """What a target scored beside the table, for people: fields, or a classifier's scores and its rejection."""
+    """What a target scored beside the table, for people: fields, or scores of labels and of rejection."""
     lines = []
     if fields := score.get("fields"):
         low, high = fields["f1_interval"]

@@ -38,7 +38,7 @@ class Answers:
 
     @property
     def are_labels(self) -> bool:
-        """Whether a classifier gave them."""
+        """Whether they are labels, and no texts."""
         return "labels" in self.rows[0]
 
 
@@ -67,7 +67,7 @@ def paired(a: Answers, b: Answers) -> list[tuple[Mapping[str, Any], Mapping[str,
         kinds = ["labels" if item.are_labels else "writes" for item in (a, b)]
         raise RunError(
             f"{a.name} {kinds[0]} texts and {b.name} {kinds[1]} them: their answers cannot be compared",
-            cure="compare two classifiers, or two models that write",
+            cure="compare two models that label, or two that write",
         )
     keys_a, keys_b = ([_key(row) for row in item.rows] for item in (a, b))
     same = (Counter(keys_a) & Counter(keys_b)).total()

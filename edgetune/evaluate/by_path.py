@@ -11,14 +11,13 @@ from typing import Any
 
 from edgetune.data.read import on_disk
 from edgetune.errors import RecipeError, RunError
-from edgetune.evaluate.evaluate import Result, Target, evaluate, result_values
-from edgetune.evaluate.label_rows import LabelSet
-from edgetune.evaluate.rows import EvalSet
+from edgetune.evaluate.evaluate import Result, evaluate, result_values
+from edgetune.evaluate.target import Target
 from edgetune.evaluate.targets import choose, run_targets, table_rows, target_at
+from edgetune.evaluate.task import TASKS, Rows
 from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
 from edgetune.files import write_json
 from edgetune.model.base import resolve_base
-from edgetune.model.classifier import read_spec
 from edgetune.model.gguf import is_gguf
 from edgetune.provenance import provenance
 from edgetune.recipe import ModelTable, Recipe, load_recipe, parse_recipe
@@ -70,7 +69,7 @@ def targets_of(path: str, *, overrides: Sequence[str] = ()) -> Asked:
     base = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
     every = run_targets(recipe, run_dir, base)
     targets = choose(every, Path(path), run_dir)
-    return Asked(recipe, targets, targets[0] if recipe.is_classifier else every["base"], run_dir)
+    return Asked(recipe, targets, every.get("base", targets[0]), run_dir)
 
 
 def evaluate_path(
@@ -113,16 +112,10 @@ def _recipe_for(target: Target, overrides: Sequence[str]) -> Recipe:
     )
     recipe = parse_recipe(text, source=str(target.path), name=target.name, overrides=overrides)
     held = _held(target, recipe, overrides)
-    if target.task == "classification":
-        spec = open_bundle(target.path).classifier_format if target.model is None else read_spec(target.path)
-        outside = spec.out_of_scope_label or recipe.classify.out_of_scope_label
-        recipe = recipe.with_classify(multi_label=spec.multi_label, out_of_scope_label=outside)
+    recipe = TASKS[target.task].with_settings_of(target, recipe)
     if target.kind == "bundle":
-        bundle = open_bundle(target.path)
-        system = recipe.data.system or (bundle.chat.system if bundle.chat else None)
-        data = dataclasses.replace(recipe.data, system=system)
-        export = dataclasses.replace(recipe.export, precision=bundle.precision)  # type: ignore[arg-type]
-        return dataclasses.replace(recipe, data=data, export=export)
+        precision: Any = open_bundle(target.path).precision
+        return dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, precision=precision))
     return recipe if held is None else dataclasses.replace(recipe, model=held)
 
 
@@ -145,14 +138,14 @@ def _held(target: Target, recipe: Recipe, overrides: Sequence[str]) -> ModelTabl
     return dataclasses.replace(target.model, **{key: getattr(recipe.model, key) for key in keys})
 
 
-def _summarise(recipe: Recipe, eval_set: EvalSet | LabelSet, results: Sequence[Result], out: Path) -> Evaluation:
+def _summarise(recipe: Recipe, eval_set: Rows, results: Sequence[Result], out: Path) -> Evaluation:
     rows = table_rows(recipe, results)
     summary = {
         "metric": eval_set.metric,
         "rows": len(eval_set.rows),
         "source": eval_set.source,
         "source_rows": eval_set.source_rows,
-        "dropped": eval_set.dropped_empty if isinstance(eval_set, LabelSet) else eval_set.dropped_too_long,
+        "dropped": eval_set.dropped,
         "confidence": eval_set.confidence,
         "is_on_gpu": any(result.device_peak_bytes is not None for result in results),
         "table": values(rows),

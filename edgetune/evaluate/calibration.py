@@ -1,7 +1,7 @@
 """Probabilities that mean what they say: losses, the temperature that lowers them, gaps of confidence. Pure functions.
 
 In the flow: logits of the eval split -> fit_temperature; of the scored rows -> row_losses and bin_gaps for
-classification.score. N rows, C labels; arithmetic in float64, a block of rows at a time.
+label_metrics.score. N rows, C labels; arithmetic in float64, a block of rows at a time.
 """
 
 from __future__ import annotations

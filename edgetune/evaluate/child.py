@@ -7,18 +7,12 @@ For a bundle it imports neither torch nor transformers.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from edgetune.child_process import answer
-from edgetune.evaluate import labeller
-from edgetune.evaluate.distance import Distance, measure_distance, write_distributions
-from edgetune.evaluate.rows import read_eval_set
-from edgetune.evaluate.score import Answerer, measure_speed, score
+from edgetune.evaluate.task import TASKS
 from edgetune.process_memory import peak_resident_bytes
 
 
@@ -32,16 +26,12 @@ def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
 
     Memory is read between the two: what it takes to load the target and to answer one prompt at a time.
     """
-    if request["task"] == "classification":
-        measure_speed, score = labeller.open_target(request)
-        compare: Callable[[], Distance | None] = _no_distance
-    else:
-        measure_speed, score, compare = _open_target(request)
-    speed = measure_speed()
+    loaded = TASKS[request["task"]].load(request)
+    speed = loaded.measure_speed()
     peak_bytes = peak_resident_bytes()
     device_peak_bytes = _device_peak_bytes()
-    result, answers = score(progress)
-    distance = compare()
+    result, answers = loaded.score(progress)
+    distance = loaded.measure_distance()
     return {
         "score": dataclasses.asdict(result),
         "speed": dataclasses.asdict(speed) if speed else None,
@@ -53,37 +43,6 @@ def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
         "distance": dataclasses.asdict(distance) if distance else None,
         "torch_loaded": "torch" in sys.modules,
     }
-
-
-def _open_target(
-    request: Mapping[str, Any],
-) -> tuple[Callable[[], Any], Callable[[Any], Any], Callable[[], Distance | None]]:
-    """Load a target that generates: what measures its speed, scores it, and tells how far it is from the fine-tune."""
-    whole, target = read_eval_set(Path(request["eval_set"])), _load(request)
-    eval_set = whole.evenly(request["most_rows"])
-
-    def compare() -> Distance | None:
-        if request["distributions"] is None:
-            return None
-        path = Path(request["distributions"])
-        if request["is_reference"]:
-            write_distributions(target, whole.rows, path)
-        return measure_distance(target, whole.rows, path) if path.exists() else None
-
-    measure, total = partial(measure_speed, target, eval_set), partial(score, target, eval_set)
-    return measure, lambda progress: total(progress=progress), compare
-
-
-def _no_distance() -> None:
-    """Of a classifier."""
-
-
-def _load(request: Mapping[str, Any]) -> Answerer:
-    if request["kind"] == "bundle":
-        return importlib.import_module("edgetune.evaluate.bundle").BundleAnswerer(Path(request["path"]))
-    if request["kind"] == "gguf":
-        return importlib.import_module("edgetune.evaluate.gguf").GgufAnswerer(Path(request["path"]))
-    return importlib.import_module("edgetune.evaluate.torch_model").load(request)
 
 
 def _device_peak_bytes() -> int | None:

@@ -20,11 +20,12 @@ from edgetune.evaluate.metrics import Interval, count_fields
 from edgetune.evaluate.paired import Counted, bootstrap_difference, mcnemar
 from edgetune.evaluate.resample import Bootstrap
 from edgetune.evaluate.text_metrics import ROW_SCORES
-from edgetune.metric_names import CLASSIFIER_METRICS, TEXT_METRICS
+from edgetune.metric_names import METRIC_NAMES, TEXT_METRICS
 
 Row = Mapping[str, Any]
 Pairs = Sequence[tuple[Row, Row]]
 SAMPLES = 10_000
+LABEL_METRICS = tuple(name for name in METRIC_NAMES if name not in TEXT_METRICS)
 LOWER_IS_BETTER = ("loss", "loss_sum", "trained_tokens")
 
 
@@ -141,7 +142,7 @@ def _likely_metric(found: Answers) -> str:
 
 
 def _in_scope(found: Answers, pairs: Pairs) -> tuple[Pairs, int]:
-    """The rows that count in a classifier's scores, and how many do not, being of the label that means unknown."""
+    """The rows that count in scores, and how many do not, being of the label that means unknown."""
     outside = [found.settings["out_of_scope_label"]]
     kept = [pair for pair in pairs if not (found.are_labels and pair[0]["labels"] == outside)]
     if not kept:
@@ -165,7 +166,7 @@ def _count(metric: str, found: Answers, pairs: Pairs, per: str) -> tuple[Counted
         numbers = {
             key for pair in pairs for row in pair for key, value in row.items() if isinstance(value, int | float)
         }
-        named = CLASSIFIER_METRICS if found.are_labels else (*TEXT_METRICS, "fields")
+        named = LABEL_METRICS if found.are_labels else (*TEXT_METRICS, "fields")
         raise RunError(
             f"{found.name}: its answers cannot be compared by {metric}: {error}",
             cure=f"choose with --metric: {', '.join([*named, *sorted(numbers - set(named))])}",

@@ -11,48 +11,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgetune.child_process import ask
 from edgetune.evaluate.distance import Distance
-from edgetune.evaluate.labeller import LabelScore, Latency
-from edgetune.evaluate.metrics import FieldScore
-from edgetune.evaluate.score import Score, Speed
+from edgetune.evaluate.target import Target as Target
+from edgetune.evaluate.task import TASKS, Score, Speed
 from edgetune.files import atomic_file, write_json
 from edgetune.provenance import provenance
 from edgetune.recipe import ModelTable
 from edgetune.report.measure import disk_bytes
 
 Progress = Callable[[Mapping[str, Any]], None]
-Kind = Literal["base", "tuned", "merged", "bundle", "gguf"]
 CHILD = ["-m", "edgetune.evaluate.child"]
 """What Python runs to measure one target."""
-MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-"""Files of a Hugging Face folder that a model needs; cards and scripts beside them are not shipped."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is measured."""
-
-    kind: Kind
-    name: str
-    """Names the files in results/."""
-    path: Path
-    """Base or merged: Hugging Face folder; tuned: adapter folder; bundle: bundle folder; gguf: the file."""
-    model: ModelTable | None = None
-    """How the torch targets are loaded: `base` is a local folder here; None for a bundle and a .gguf file."""
-    task: Literal["generation", "classification"] = "generation"
-
-    @property
-    def shipped(self) -> tuple[Path, ...]:
-        """Folders one would ship: base; base and adapter; merged folder; bundle; file."""
-        return (Path(self.model.base), self.path) if self.kind == "tuned" and self.model else (self.path,)
-
-    @property
-    def shipped_suffixes(self) -> tuple[str, ...] | None:
-        """Of the files in these folders that are shipped; None: all."""
-        return None if self.kind in ("bundle", "gguf") else MODEL_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -60,8 +32,9 @@ class Result:
     """One target's measurements."""
 
     target: Target
-    score: Score | LabelScore
-    speed: Speed | Latency | None
+    score: Score
+    speed: Speed | None
+    """None where no row could tell."""
     disk_bytes: int
     """Files one would ship, see Target.shipped."""
     peak_bytes: int
@@ -90,11 +63,11 @@ def evaluate(
     """Measure one target on an eval set file; writes out/<name>.json (with provenance) and out/<name>-answers.jsonl.
 
     `distributions`: a file to which the reference, by default a tuned target, writes what it finds likely, and with
-    which others are compared. `most_rows`: of a decoder as many, at even distances, are scored; None: all.
+    which others are compared. `most_rows`: where texts are generated as many, at even distances, are scored; None: all.
 
     Raises what the target's process raised (ModelError, BundleError, CheckError), OutOfMemoryError if it was killed.
     """
-    started = time.perf_counter()
+    started, task = time.perf_counter(), TASKS[target.task]
     request = {
         "kind": target.kind,
         "name": target.name,
@@ -111,8 +84,8 @@ def evaluate(
     answers = measured.pop("answers")
     result = Result(
         target=target,
-        score=_score(measured["score"]),
-        speed=_speed(measured["speed"]),
+        score=task.read_score(measured["score"]),
+        speed=task.read_speed(measured["speed"]) if measured["speed"] else None,
         disk_bytes=disk_bytes(*target.shipped, suffixes=target.shipped_suffixes),
         peak_bytes=measured["peak_bytes"],
         device_peak_bytes=measured["device_peak_bytes"],
@@ -137,17 +110,19 @@ def result_values(result: Result) -> dict[str, Any]:
 
 def read_result(values: Mapping[str, Any]) -> Result:
     """The result in what `result_values` gave. Raises KeyError or TypeError for anything else."""
-    target = dict(values["target"])
-    model = ModelTable(**target["model"]) if target["model"] else None
+    named = dict(values["target"])
+    model = ModelTable(**named["model"]) if named["model"] else None
+    target = Target(**{**named, "path": Path(named["path"]), "model": model})
+    task = TASKS[target.task]
     facts = {
         field.name: values[field.name]
         for field in dataclasses.fields(Result)
         if field.default is dataclasses.MISSING or field.name in values
     }
     facts |= {
-        "target": Target(**{**target, "path": Path(target["path"]), "model": model}),
-        "score": _score(values["score"]),
-        "speed": _speed(values["speed"]),
+        "target": target,
+        "score": task.read_score(values["score"]),
+        "speed": task.read_speed(values["speed"]) if values["speed"] else None,
         "distance": _distance(values.get("distance")),
     }
     return Result(**facts)
@@ -155,31 +130,6 @@ def read_result(values: Mapping[str, Any]) -> Result:
 
 def _distance(values: Mapping[str, Any] | None) -> Distance | None:
     return Distance(**values) if values else None
-
-
-def _speed(values: Mapping[str, Any] | None) -> Speed | Latency | None:
-    if values is None:
-        return None
-    return Latency(**values) if "median_s" in values else Speed(**values)
-
-
-def _score(values: Mapping[str, Any]) -> Score | LabelScore:
-    interval = values["interval"]
-    if "classes" in values:
-        loss_interval = tuple(values["loss_interval"])
-        return LabelScore(**{**values, "interval": tuple(interval), "loss_interval": loss_interval})
-    return Score(
-        **{
-            **values,
-            "interval": tuple(interval) if interval else None,
-            "loss_interval": tuple(values["loss_interval"]),
-            "fields": _fields(values["fields"]) if values["fields"] else None,
-        }
-    )
-
-
-def _fields(values: Mapping[str, Any]) -> FieldScore:
-    return FieldScore(**{**values, "f1_interval": tuple(values["f1_interval"])})
 
 
 def _named(progress: Progress | None, name: str) -> Progress | None:

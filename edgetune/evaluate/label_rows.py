@@ -1,4 +1,4 @@
-"""The texts that every target of a classifier labels: the same rows, labels and settings for adapter and bundle.
+"""The texts that every target labels: the same rows, labels and settings for adapter and bundle.
 
 In the flow: the evaluating process reads the data once and writes a file; each target is measured in a process of its
 own that reads the file. This module needs neither torch nor transformers to read.
@@ -7,20 +7,20 @@ own that reads the file. This module needs neither torch nor transformers to rea
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from edgetune.data.labels import as_targets, check_named, label_numbers, numbered
 from edgetune.errors import DataError, RunError
-from edgetune.files import atomic_file, read_json
+from edgetune.files import read_json
 from edgetune.hashes import hash_values
 from edgetune.recipe import DataTable, Recipe
+from edgetune.runtime.task import TaskName
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class LabelRow:
 class LabelSet:
     """Texts to score, texts to calibrate on, and how they are scored."""
 
+    task: ClassVar[TaskName] = "classification"
     rows: tuple[LabelRow, ...]
     calibration: tuple[LabelRow, ...]
     """The eval rows: temperature and threshold are chosen on them."""
@@ -61,9 +62,19 @@ class LabelSet:
         return hash_values(self)
 
     @property
+    def text_hash(self) -> str:
+        """SHA-256, hex: equal where two targets see the same texts."""
+        return hash_values([row.text for row in self.rows])
+
+    @property
+    def dropped(self) -> int:
+        """Rows that cannot be scored and were left out."""
+        return self.dropped_empty
+
+    @property
     def left_out(self) -> str:
         """What became of rows that cannot be scored, for a user; "" if there are none."""
-        return f"{self.dropped_empty} rows without text were left out" if self.dropped_empty else ""
+        return f"{self.dropped} rows without text were left out" if self.dropped else ""
 
     @property
     def out_of_scope(self) -> int | None:
@@ -138,12 +149,6 @@ def make_calibration_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
 def targets_of(rows: Iterable[LabelRow], label_set: LabelSet) -> np.ndarray:
     """int64 (rows,), or bool (rows, labels)."""
     return as_targets([row.labels for row in rows], len(label_set.labels), multi_label=label_set.multi_label)
-
-
-def write_label_set(path: Path, label_set: LabelSet) -> None:
-    """Write a label set as JSON, atomically. Raises RunError."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(label_set), ensure_ascii=False), encoding="utf-8")
 
 
 def read_label_set(path: Path) -> LabelSet:

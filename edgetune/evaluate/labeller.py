@@ -1,4 +1,4 @@
-"""Score a classifier on a label set: the same code for a torch model and for a bundle, through the Labeller protocol.
+"""Score labels on a label set: the same code for a torch model and for a bundle, through the Labeller protocol.
 
 Runs in the target's own process (child.py). Logits -> temperature, fitted on the eval rows (a bundle has its own) ->
 probabilities -> scores with intervals, and rejection where it is asked for.
@@ -7,25 +7,23 @@ probabilities -> scores with intervals, and rejection where it is asked for.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from edgetune.evaluate import calibration, classification
+from edgetune.evaluate import calibration, label_metrics
 from edgetune.evaluate import rejection as rejecting
-from edgetune.evaluate.label_rows import LabelRow, LabelSet, make_calibration_set, read_label_set, targets_of
+from edgetune.evaluate.label_rows import LabelRow, LabelSet, make_calibration_set, targets_of
 from edgetune.evaluate.metrics import Interval
 from edgetune.evaluate.resample import Bootstrap
 from edgetune.recipe import Recipe
+from edgetune.runtime.probabilities import confidences, probabilities
 
 Progress = Callable[[Mapping[str, Any]], None]
 LATENCY_TEXTS = 50
@@ -54,7 +52,7 @@ class LabelScore:
     loss_interval: Interval
     temperature: float
     classes: Mapping[str, Any]
-    """classification.ClassificationScore as JSON-able values; of the rows in scope."""
+    """label_metrics.LabelMetrics as JSON-able values; of the rows in scope."""
     rejection: Mapping[str, Any] | None
     """rejection.Rejection as JSON-able values, where the recipe asks for it."""
     is_calibrated_on_scored_rows: bool
@@ -73,7 +71,7 @@ class LabelAnswer:
     answer: tuple[str, ...]
     """The likeliest, whether the target is sure of it or not; of multi-label rows all that apply."""
     probability: float
-    """How sure the answer is: see runtime.classifier.confidences."""
+    """How sure the answer is: see runtime.probabilities.confidences."""
     is_unknown: bool
     correct: bool
     """Whether `answer` is right; a row that is unknown can be."""
@@ -88,15 +86,10 @@ class Latency:
     p95_s: float
     texts: int
 
-
-def open_target(request: Mapping[str, Any]) -> tuple[Callable[[], Latency], Callable[[Progress], Any]]:
-    """Load the target of a request: what measures its latency, and what scores it."""
-    label_set = read_label_set(Path(request["eval_set"]))
-    target, own = _load(request)
-    texts = latency_texts(label_set)
-    return partial(measure_latency, target, texts), lambda progress: score(
-        target, label_set, calibrated=own, progress=progress
-    )
+    @property
+    def columns(self) -> dict[str, float]:
+        """What a table shows of it."""
+        return {"latency_s": self.median_s}
 
 
 def score(
@@ -115,17 +108,17 @@ def score(
     else:
         fitted = calibrated if calibrated and not label_set.scores_calibration_rows else calibrate(target, label_set)
     temperature, threshold = calibrated or fitted
-    found = classification.probabilities(logits, temperature=temperature, multi_label=label_set.multi_label)
+    found = probabilities(logits, temperature=temperature, multi_label=label_set.multi_label)
     is_in_scope = _in_scope(label_set, targets)
     losses = calibration.row_losses(logits, targets, temperature=temperature, multi_label=label_set.multi_label)
     bootstrap = Bootstrap(label_set.bootstrap_samples, label_set.confidence, label_set.seed)
-    labels = classification.Labels(
+    labels = label_metrics.Labels(
         label_set.labels,
         label_set.multi_label,
         positive=label_set.positive_label,
         out_of_scope=label_set.out_of_scope_label,
     )
-    classes = classification.score(found, targets, labels=labels, losses=losses, bootstrap=bootstrap)
+    classes = label_metrics.score(found, targets, labels=labels, losses=losses, bootstrap=bootstrap)
     rejection = None
     if label_set.out_of_scope is not None or threshold is not None:
         sure, is_right = _sureness(label_set, found, targets)
@@ -167,7 +160,7 @@ def _fit(label_set: LabelSet, logits: np.ndarray, targets: np.ndarray) -> tuple[
     temperature = _temperature(label_set, logits, targets)
     if rate is None and (is_in_scope.all() or not is_in_scope.any()):
         return temperature, None
-    found = classification.probabilities(logits, temperature=temperature, multi_label=label_set.multi_label)
+    found = probabilities(logits, temperature=temperature, multi_label=label_set.multi_label)
     sure, is_right = _sureness(label_set, found, targets)
     if rate is None:
         return temperature, rejecting.learn_threshold(sure, is_right, is_in_scope)
@@ -207,18 +200,6 @@ def measure_latency(target: Labeller, texts: Sequence[str]) -> Latency:
     return Latency(statistics.median(times), float(np.quantile(times, 0.95)), len(times))
 
 
-def _load(request: Mapping[str, Any]) -> tuple[Labeller, tuple[float, float | None] | None]:
-    """The target, and temperature and threshold where it has its own."""
-    if request["kind"] == "bundle":
-        from edgetune.runtime.bundle import check_hashes
-        from edgetune.runtime.classifier import Classifier
-
-        target = Classifier(request["path"])
-        check_hashes(target.bundle)
-        return target, (target.format.temperature, target.format.threshold)
-    return importlib.import_module("edgetune.evaluate.torch_classifier").load(request), None
-
-
 def _logits(target: Labeller, label_set: LabelSet, rows: Sequence[LabelRow], progress: Progress | None) -> np.ndarray:
     """(rows, labels) float32; a label that the head does not have is never likely: -inf."""
     parts = []
@@ -241,9 +222,9 @@ def _in_scope(label_set: LabelSet, targets: np.ndarray) -> np.ndarray:
 
 def _sureness(label_set: LabelSet, found: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How sure an answer with a label is, (rows,), -1 where the answer is out of scope; and whether it is right."""
-    chosen = classification.answers(found, multi_label=label_set.multi_label)
+    chosen = label_metrics.answers(found, multi_label=label_set.multi_label)
     is_right = (chosen == targets).all(1) if label_set.multi_label else chosen == targets
-    sure = classification.confidences(found, multi_label=label_set.multi_label)
+    sure = confidences(found, multi_label=label_set.multi_label)
     if label_set.out_of_scope is not None:
         sure = np.where(chosen == label_set.out_of_scope, -1.0, sure)
     return sure, np.asarray(is_right)
@@ -251,8 +232,8 @@ def _sureness(label_set: LabelSet, found: np.ndarray, targets: np.ndarray) -> tu
 
 def _answers(label_set: LabelSet, found: np.ndarray, threshold: float | None) -> list[LabelAnswer]:
     """What each row was and what it was taken for."""
-    chosen = classification.answers(found, multi_label=label_set.multi_label)
-    sure = classification.confidences(found, multi_label=label_set.multi_label)
+    chosen = label_metrics.answers(found, multi_label=label_set.multi_label)
+    sure = confidences(found, multi_label=label_set.multi_label)
     answers = []
     for row, answer, probability in zip(label_set.rows, chosen, sure, strict=True):
         numbers = np.flatnonzero(answer).tolist() if label_set.multi_label else [int(answer)]

@@ -56,7 +56,7 @@ class Kept:
     score: Gain | None
     """None where nothing is generated."""
     loss: Gain | None
-    """None where answers have no losses: classifiers."""
+    """None where answers have no losses: labels."""
 
     def holds(self, floor: float) -> bool:
         """Whether a bundle may pass with both."""
@@ -66,8 +66,8 @@ class Kept:
 def gains(base: str | None, stage: str, results: Path, *, confidence: float, samples: int) -> Kept:
     """Gain kept by a stage, from the answers in the results folder; `base` names the base's, None is chance.
 
-    A classifier has no base to compare with, for its head is made in training: its gain is over calling every text the
-    commonest label.
+    Where training makes the head there is no base to compare with: the gain is over calling every text the commonest
+    label.
     """
     shipped = _answers(results, stage)
     tuned = _of_rows(_answers(results, "tuned"), shipped)
@@ -85,8 +85,8 @@ def gains(base: str | None, stage: str, results: Path, *, confidence: float, sam
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Each row's score, 0..1: of a classifier whether it is right; None where nothing was generated."""
-    found = [row["correct"] if "labels" in row else row["score"] for row in rows]
+    """Each row's score, 0..1: of labels whether they are right; None where nothing was generated."""
+    found = [row["score"] if "score" in row else row["correct"] for row in rows]
     return [None if value is None else float(value) for value in found]
 
 
@@ -186,7 +186,7 @@ def _chance(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _text(row: Mapping[str, Any]) -> str | None:
-    """A row's answer, of a classifier the labels."""
+    """A row's answer: what was generated, or the labels."""
     answer = row["answer"]
     return answer if answer is None or isinstance(answer, str) else json.dumps(answer)
 

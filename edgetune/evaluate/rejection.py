@@ -1,6 +1,6 @@
-"""Classifiers that may answer "unknown": the confidence below which they do, and what that is worth. Pure functions.
+"""Answers of "unknown": the confidence below which a text gets no label, and what that is worth. Pure functions.
 
-In the flow: classification.confidences of the eval split -> choose_threshold for a stated false-accept rate, or
+In the flow: probabilities.confidences of the eval split -> choose_threshold for a stated false-accept rate, or
 learn_threshold from rows out of scope; of the scored rows -> score_rejection.
 """
 
@@ -19,7 +19,7 @@ from edgetune.evaluate.resample import Bootstrap
 
 @dataclass(frozen=True)
 class Rejection:
-    """What a classifier that may answer "unknown" does at a threshold. Shares in 0..1, with bootstrap intervals."""
+    """What a model that may answer "unknown" does at a threshold. Shares in 0..1, with bootstrap intervals."""
 
     threshold: float
     """A row is accepted if its confidence is at least this."""
@@ -65,7 +65,7 @@ def learn_threshold(confidences: np.ndarray, is_right: np.ndarray, is_in_scope: 
 
     confidences (N,), a row that is rejected whatever the threshold below 0; is_right and is_in_scope (N,) bool, of rows
     of both kinds. It is 0.0 or lies half-way between two rows. One more row out of scope counts as accepted at any
-    threshold: a single one that looks sure does not make the classifier reject half of all that it knows. For the two
+    threshold: a single one that looks sure does not make it reject half of all that it knows. For the two
     shares see score_rejection. Raises ValueError if all rows are of one kind.
     """
     sure, is_in_scope = np.asarray(confidences, np.float64), np.asarray(is_in_scope, bool)

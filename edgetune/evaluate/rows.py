@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from edgetune.data.read import Split
 from edgetune.errors import DataError, RunError
@@ -22,6 +22,7 @@ from edgetune.evaluate.text_metrics import final_number, require
 from edgetune.files import atomic_file, read_json
 from edgetune.hashes import hash_values
 from edgetune.recipe import Recipe
+from edgetune.runtime.task import TaskName
 
 _NO_LIMIT = 1 << 30
 
@@ -65,6 +66,7 @@ class Limits:
 class EvalSet:
     """Rows and how they are scored."""
 
+    task: ClassVar[TaskName] = "generation"
     rows: tuple[EvalRow, ...]
     metric: Metric
     limits: Limits
@@ -92,9 +94,19 @@ class EvalSet:
         return dataclasses.replace(self, rows=tuple(self.rows[index] for index in even_places(len(self.rows), most)))
 
     @property
+    def text_hash(self) -> str:
+        """SHA-256, hex: equal where two targets see the same tokens."""
+        return hash_values([(row.input_ids, row.labels) for row in self.rows])
+
+    @property
+    def dropped(self) -> int:
+        """Rows that cannot be scored and were left out."""
+        return self.dropped_too_long
+
+    @property
     def left_out(self) -> str:
         """What became of rows that cannot be scored, for a user; "" if there are none."""
-        count = self.dropped_too_long
+        count = self.dropped
         return f"{count} rows longer than the context were left out" if count else ""
 
 
@@ -139,10 +151,10 @@ def make_eval_set(
     )
 
 
-def write_eval_set(path: Path, eval_set: EvalSet) -> None:
-    """Write an eval set as JSON, atomically. Raises RunError."""
+def write_rows(path: Path, rows: Any) -> None:
+    """Write an eval set, or a label set, as JSON, atomically. Raises RunError."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(eval_set), ensure_ascii=False), encoding="utf-8")
+        temporary.write_text(json.dumps(dataclasses.asdict(rows), ensure_ascii=False), encoding="utf-8")
 
 
 def read_eval_set(path: Path) -> EvalSet:

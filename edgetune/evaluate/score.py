@@ -107,6 +107,11 @@ class Speed:
     prompts: int
     tokens: int
 
+    @property
+    def columns(self) -> dict[str, float]:
+        """What a table shows of it."""
+        return {"tokens_per_s": self.tokens_per_s}
+
 
 def score(target: Answerer, eval_set: EvalSet, *, progress: Progress | None = None) -> tuple[Score, list[Answer]]:
     """Score every row: generate (unless the metric is the loss), compare, take losses, bootstrap the intervals."""

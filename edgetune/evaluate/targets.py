@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from edgetune.errors import ModelError, RunError
-from edgetune.evaluate.evaluate import Result, Target
-from edgetune.evaluate.labeller import Latency
-from edgetune.evaluate.score import Speed
+from edgetune.evaluate.evaluate import Result
+from edgetune.evaluate.target import Kind, Target
+from edgetune.evaluate.task import TASKS, task_of
 from edgetune.lora.read import is_adapter, read_adapter_config, read_record
-from edgetune.model.base import Task, resolve_base
-from edgetune.model.classifier import SPEC
+from edgetune.model.base import resolve_base
 from edgetune.model.gguf import is_gguf, require_llama_cpp
 from edgetune.recipe import ModelTable, Recipe
 from edgetune.report.table import TableRow
@@ -21,8 +20,8 @@ from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, MANIFEST, open_bundle
 
 
 def run_targets(recipe: Recipe, run_dir: RunDir, base: Path) -> dict[str, Target]:
-    """The targets of a run by name, there already or not: base, tuned, merged, bundle; of a classifier, whose head
-    only training makes, the last three.
+    """The targets of a run by name, there already or not: base, tuned, merged, bundle; the last three where it is
+    training that makes what answers.
     """
     trained = dataclasses.replace(recipe.model, base=str(base), revision=None)
     plain = dataclasses.replace(trained, quantization="none", embedding_quantization="none")
@@ -34,7 +33,9 @@ def run_targets(recipe: Recipe, run_dir: RunDir, base: Path) -> dict[str, Target
         "merged": Target("merged", "merged", run_dir.merged, merged, task),
         "bundle": Target("bundle", "bundle", run_dir.bundle, None, task),
     }
-    return {name: target for name, target in targets.items() if not (recipe.is_classifier and name == "base")}
+    if not TASKS[task].HAS_BASE:
+        del targets["base"]
+    return targets
 
 
 def choose(targets: Mapping[str, Target], path: Path, run_dir: RunDir) -> list[Target]:
@@ -43,9 +44,8 @@ def choose(targets: Mapping[str, Target], path: Path, run_dir: RunDir) -> list[T
     Raises RunError if there is none.
     """
     there = [target for target in targets.values() if target.path.is_dir()]
-    if path.resolve() == run_dir.path.resolve():
-        return there
-    found = [target for target in there if target.path.resolve() == path.resolve()]
+    is_run = path.resolve() == run_dir.path.resolve()
+    found = there if is_run else [target for target in there if target.path.resolve() == path.resolve()]
     if not found:
         raise RunError(f"{path}: nothing to evaluate", cure="give the run folder, its adapter, merged or bundle folder")
     return found
@@ -66,14 +66,13 @@ def target_at(path: str) -> Target:
             raise ModelError(f"{path}: no such file", cure="give a .gguf file")
         return Target("gguf", folder.stem, folder)
     if is_bundle(folder):
-        return Target("bundle", name, folder, None, "generation" if open_bundle(folder).chat else "classification")
-    task: Task = "classification" if (folder / SPEC).is_file() else "generation"
+        return Target("bundle", name, folder, None, open_bundle(folder).task)
+    task = task_of(folder)
     if is_adapter(folder):
         return Target("tuned", name, folder, dataclasses.replace(_trained_on(folder), task=task), task)
-    if task == "classification":
-        return Target("merged", name, folder, ModelTable(base=str(folder), quantization="none", task=task), task)
     base = resolve_base(path)
-    return Target("base", name, base, ModelTable(base=str(base), quantization="none"))
+    kind: Kind = "base" if TASKS[task].HAS_BASE else "merged"
+    return Target(kind, name, base, ModelTable(base=str(base), quantization="none", task=task), task)
 
 
 def is_bundle(folder: Path) -> bool:
@@ -113,8 +112,7 @@ def table_rows(recipe: Recipe, results: Iterable[Result]) -> list[TableRow]:
             loss=result.score.loss,
             disk_bytes=result.disk_bytes,
             peak_bytes=result.peak_bytes if result.device_peak_bytes is None else result.device_peak_bytes,
-            tokens_per_s=result.speed.tokens_per_s if isinstance(result.speed, Speed) else None,
-            latency_s=result.speed.median_s if isinstance(result.speed, Latency) else None,
+            **{"tokens_per_s": None, **(result.speed.columns if result.speed else {})},
         )
         for result in results
     ]

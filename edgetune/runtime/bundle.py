@@ -8,35 +8,29 @@ classification bundle is one that plain onnxruntime opens: model.onnx (+ .data),
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar, cast
+from typing import Any
 
 from edgetune.errors import BundleError, shown
 from edgetune.files import read_json, write_json
 from edgetune.hashes import CARD, hash_file
-from edgetune.recipe import check_table
+from edgetune.runtime.classification import ClassifierFormat as ClassifierFormat
+from edgetune.runtime.generation import ChatFormat as ChatFormat
+from edgetune.runtime.manifest import GENAI_CONFIG as GENAI_CONFIG
+from edgetune.runtime.manifest import GRAPH as GRAPH
+from edgetune.runtime.manifest import MANIFEST as MANIFEST
+from edgetune.runtime.manifest import TOKENIZER as TOKENIZER
+from edgetune.runtime.manifest import facts, is_count, table
+from edgetune.runtime.manifest import is_text as is_text
+from edgetune.runtime.task import OLD_NAMES, TASKS, TaskName
 
 FORMAT_VERSION = 1
-MANIFEST = "edgetune.json"
-GENAI_CONFIG = "genai_config.json"
-TOKENIZER = "tokenizer.json"
-GRAPH = "model.onnx"
 AGAIN = "copy or export it again"
 """What to do about a bundle that is damaged."""
-Task = Literal["causal-lm", "classification"]
-_Facts = TypeVar("_Facts")
-TASKS = ("causal-lm", "classification")
-
-
-MOST_TOKENS = 2**31 - 1
-"""Of a vocabulary and of a text: the libraries count them in 32 bits."""
 NO_ADAPTER = "none"
 """What stands for the base where the name of an adapter is asked for."""
-REJECT_ALL = math.nextafter(1.0, 2.0)
-"""The highest threshold: every text is unknown, also one whose label has a probability of 1."""
 
 
 @dataclass(frozen=True)
@@ -48,48 +42,6 @@ class Grid:
     symmetric: bool
     accuracy_level: int
     head_bits: int
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """How messages become text and when an answer ends."""
-
-    template: str | None
-    """Jinja chat template; None where the model was tuned on plain text."""
-    bos_token: str | None
-    """What the template sees as bos_token."""
-    eos_token: str | None
-    """What the template sees as eos_token."""
-    bos_id: int | None
-    """Put before text that is not rendered by the template; None where training put nothing there."""
-    eos_ids: tuple[int, ...]
-    """Generation stops at any of these."""
-    system: str | None = None
-    """System message put before messages that have none."""
-    special_tokens: Mapping[str, str] = field(default_factory=dict)
-    """What else the template sees by name: pad_token, say."""
-    tool_template: str | None = None
-    """The template in place of `template` where there are tools, if the tokenizer has one of its own for that."""
-
-
-@dataclass(frozen=True)
-class ClassifierFormat:
-    """How texts become logits and logits an answer."""
-
-    labels: tuple[str, ...]
-    """Names in the order of the logits."""
-    multi_label: bool
-    """Whether each label is a question of its own (sigmoid), instead of one answer among them (softmax)."""
-    max_length: int
-    """Tokens of a text, special ones included; what is longer is cut."""
-    pad_id: int
-    """Fills the shorter texts of a batch."""
-    temperature: float = 1.0
-    """Logits are divided by it, so that probabilities mean what they say."""
-    threshold: float | None = None
-    """Least probability of an answer; below it the text is unknown."""
-    out_of_scope_label: str | None = None
-    """The label that means unknown."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +74,7 @@ class Bundle:
     """Of a decoder; None for a classifier. Who needs one asks for `chat_format`."""
     context_length: int
     """Longest text, prompt and answer together, in tokens."""
-    task: Task = "causal-lm"
+    task: TaskName = "generation"
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     """Relative name, with /, -> record; every file but edgetune.json and the card."""
     adapters: Mapping[str, AdapterRecord] = field(default_factory=dict)
@@ -225,7 +177,8 @@ def _parse(path: Path, values: Mapping[str, Any]) -> Bundle:
             f"{where}: format version {shown(version)}, this EdgeTune reads version {FORMAT_VERSION}",
             cure="export the bundle again, or use the EdgeTune that wrote it",
         )
-    if (task := values.get("task", TASKS[0])) not in TASKS:
+    task = values.get("task", "generation")
+    if task not in [*TASKS, *OLD_NAMES]:  # which may be no text at all
         raise BundleError(f"{where}: unknown task {shown(task)}", cure=f"this EdgeTune runs {', '.join(TASKS)}")
     try:
         return _build(path, values)
@@ -238,117 +191,48 @@ def _parse(path: Path, values: Mapping[str, Any]) -> Bundle:
 
 def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
     """A bundle from parsed JSON; whatever is missing or of another shape raises an ordinary exception."""
-    files = {
-        name: _facts(FileRecord, f"files.{name}", _table(values["files"], name)) for name in _table(values, "files")
-    }
+    files = {name: facts(FileRecord, f"files.{name}", table(values["files"], name)) for name in table(values, "files")}
     for name in files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             raise ValueError(f"file name {name!r} leaves the folder")
-    is_decoder = values["task"] == "causal-lm"
-    if values.get("classifier" if is_decoder else "chat") is not None:
-        raise ValueError(f"a {values['task']} bundle with {'a classifier' if is_decoder else 'a chat'} format")
+    name = OLD_NAMES.get(values["task"], values["task"])
+    task, others = TASKS[name], [other for key, other in TASKS.items() if key != name]
+    if foreign := next((other.KEY for other in others if values.get(other.KEY) is not None), None):
+        raise ValueError(f"a {name} bundle with a {foreign} format")
+    formats: dict[str, Any] = {task.KEY: task.read(table(values, task.KEY)), **{other.KEY: None for other in others}}
     adapters = _adapters(values, files)
-    for name in ("name", "precision"):
-        if not is_text(values[name]):
-            raise ValueError(f"{name} is {shown(values[name])}")
-    if not _is_count(values["context_length"], least=1):
+    for key in ("name", "precision"):
+        if not is_text(values[key]):
+            raise ValueError(f"{key} is {shown(values[key])}")
+    if not is_count(values["context_length"], least=1):
         raise ValueError(f"context_length is {shown(values['context_length'])}")
     return Bundle(
         path=path,
         name=values["name"],
         precision=values["precision"],
-        grid=None if values["grid"] is None else _facts(Grid, "grid", _table(values, "grid")),
-        chat=_chat(_table(values, "chat")) if is_decoder else None,
-        classifier=None if is_decoder else _classifier(_table(values, "classifier")),
+        grid=None if values["grid"] is None else facts(Grid, "grid", table(values, "grid")),
         context_length=values["context_length"],
-        task=values["task"],
+        task=name,
         files=files,
         adapters=adapters,
         adapter=values.get("adapter"),
-        provenance=_table({"provenance": {}, **values}, "provenance"),
-        verified=_table({"verified": {}, **values}, "verified"),
+        provenance=table({"provenance": {}, **values}, "provenance"),
+        verified=table({"verified": {}, **values}, "verified"),
+        **formats,
     )
 
 
 def _adapters(values: Mapping[str, Any], files: Mapping[str, FileRecord]) -> Mapping[str, AdapterRecord]:
     """The records of the adapters. Raises ValueError for one without a file, and for a default that is none of them."""
-    table = _table({"adapters": {}, **values}, "adapters")
-    if missing := next((name for name in table if adapter_file(name) not in files), None):
+    records = table({"adapters": {}, **values}, "adapters")
+    if missing := next((name for name in records if adapter_file(name) not in files), None):
         raise ValueError(f"adapters: {adapter_file(missing)} is not listed")
-    if (default := values.get("adapter")) is not None and default not in list(table):
+    if (default := values.get("adapter")) is not None and default not in list(records):
         raise ValueError(f"adapter is {shown(default)}")
     return {
-        name: AdapterRecord(**{part: _table(_table(table, name), part) for part in ("provenance", "verified")})
-        for name in table
+        name: AdapterRecord(**{part: table(table(records, name), part) for part in ("provenance", "verified")})
+        for name in records
     }
-
-
-def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The value of a name. Raises ValueError if it is no table."""
-    if not isinstance(values[name], Mapping):
-        raise ValueError(f"{name} is {shown(values[name])}")
-    return cast(Mapping[str, Any], values[name])
-
-
-def _facts(kind: type[_Facts], where: str, values: Any) -> _Facts:
-    """The dataclass that a table holds. Raises ValueError for the first value of the wrong kind."""
-    checked, problems = check_table(kind, values)
-    if problems:
-        raise ValueError(f"{where}.{': '.join(problems[0])}")
-    return kind(**checked)
-
-
-def _chat(values: Mapping[str, Any]) -> ChatFormat:
-    """Raises ValueError for a value of the wrong kind: eos_ids as text, say, would stop no answer and say nothing."""
-    ids = values["eos_ids"]
-    chat = ChatFormat(**{**values, "eos_ids": tuple(ids) if isinstance(ids, list) else ids})
-    good = {name: isinstance(getattr(chat, name), str | None) for name in _CHAT_TEXTS}
-    named = chat.special_tokens
-    good["special_tokens"] = isinstance(named, Mapping) and all(map(is_text, (*named, *named.values())))
-    good["bos_id"] = chat.bos_id is None or _is_count(chat.bos_id)
-    good["eos_ids"] = isinstance(ids, list) and all(map(_is_count, ids))
-    _refuse("chat", chat, good)
-    return chat
-
-
-def _classifier(values: Mapping[str, Any]) -> ClassifierFormat:
-    """Raises ValueError for a value of the wrong kind or out of its range."""
-    classifier = ClassifierFormat(**{**values, "labels": tuple(values["labels"])})
-    labels, threshold, out_of_scope = classifier.labels, classifier.threshold, classifier.out_of_scope_label
-    is_names = isinstance(values["labels"], list) and all(is_text(label) for label in labels)
-    good = {
-        "labels": is_names and 0 < len(labels) == len(set(labels)),
-        "multi_label": isinstance(classifier.multi_label, bool),
-        "max_length": _is_count(classifier.max_length, least=1),
-        "pad_id": _is_count(classifier.pad_id),
-        "temperature": _is_number(classifier.temperature) and classifier.temperature > 0,
-        "threshold": threshold is None or (_is_number(threshold) and 0 <= threshold <= REJECT_ALL),
-        "out_of_scope_label": out_of_scope is None or out_of_scope in labels,
-    }
-    _refuse("classifier", classifier, good)
-    return classifier
-
-
-def is_text(value: Any) -> bool:
-    """Whether it is text that can be written out; half a surrogate pair, which JSON can hold, cannot."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a finite number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any, *, least: int = 0) -> bool:
-    """Whether it is an integer that a token's id or a number of tokens can be."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST_TOKENS
-
-
-def _refuse(where: str, format_: ChatFormat | ClassifierFormat, good: Mapping[str, bool]) -> None:
-    """Raises ValueError for the first value that is not good."""
-    wrong = next((name for name, is_good in good.items() if not is_good), None)
-    if wrong is not None:
-        raise ValueError(f"{where}.{wrong} is {shown(getattr(format_, wrong))}")
 
 
 def _check_files(bundle: Bundle) -> None:
@@ -359,8 +243,7 @@ def _check_files(bundle: Bundle) -> None:
             problems.append(f"{name} is missing")
         elif (size_bytes := path.stat().st_size) != record.size_bytes:
             problems.append(f"{name} has {size_bytes} bytes instead of {record.size_bytes}")
-    needed = (TOKENIZER, GRAPH if bundle.task == "classification" else GENAI_CONFIG)
-    problems += [f"{name} is not listed" for name in needed if name not in bundle.files]
+    problems += [f"{name} is not listed" for name in TASKS[bundle.task].NEEDED if name not in bundle.files]
     if problems:
         raise BundleError(f"{bundle.path}: incomplete bundle: {', '.join(problems)}", cure=AGAIN)
 
@@ -384,7 +267,6 @@ def _not_a_bundle(path: Path) -> BundleError:
     return BundleError(f"{path}: holds no {MANIFEST}, so it is no bundle", cure="`edgetune export` makes one")
 
 
-_CHAT_TEXTS = ("template", "bos_token", "eos_token", "system", "tool_template")
 _OTHER_FOLDERS = {
     "adapter_config.json": "an adapter",
     GENAI_CONFIG: "an onnxruntime-genai folder without edgetune.json",

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgetune.errors import BundleError, PromptError
 from edgetune.runtime.bundle import AGAIN, GRAPH, Bundle, ClassifierFormat
+from edgetune.runtime.probabilities import APPLIES, confidences, probabilities
 from edgetune.runtime.session import (
     SPIN_US,
     as_bundle,
@@ -27,8 +28,6 @@ from edgetune.runtime.session import (
 BATCH_TEXTS = 32
 BATCH_TOKENS = 1 << 12
 """Tokens of a batch, padding included: what the layers hold at once does not grow with the number of texts."""
-APPLIES = 0.5
-"""Where there may be several labels, those of at least this probability are the answer."""
 
 
 @dataclass(frozen=True)
@@ -121,31 +120,6 @@ class Classifier:
                 cure=AGAIN,
             )
         return np.asarray(found, np.float32)
-
-
-def probabilities(logits: np.ndarray, *, temperature: float, multi_label: bool) -> np.ndarray:
-    """Logits (N, labels) -> (N, labels) float64: softmax of logits / temperature, or a sigmoid for each label.
-
-    Finite logits of any size give finite probabilities. Thresholds are chosen by this function too.
-    """
-    wide = logits.astype(np.float64)
-    with np.errstate(over="ignore"):  # a tiny temperature: infinity is what is meant
-        if multi_label:
-            return 0.5 * (1.0 + np.tanh(wide / (2.0 * temperature)))
-        shares = np.exp((wide - wide.max(-1, keepdims=True)) / temperature)
-    return np.asarray(shares / shares.sum(-1, keepdims=True))
-
-
-def confidences(probabilities: np.ndarray, *, multi_label: bool) -> np.ndarray:
-    """How sure the answer to each text is, (N, labels) -> (N,): what the threshold is held against, here and where it
-    is chosen.
-
-    The probability of the likeliest label; where there may be several, that of the least certain of all decisions, so
-    that a text which surely has no label counts as sure.
-    """
-    if multi_label:
-        return np.asarray(np.maximum(probabilities, 1.0 - probabilities).min(-1))
-    return np.asarray(probabilities.max(-1))
 
 
 def _answer(row: np.ndarray, format_: ClassifierFormat, top_k: int) -> Classification:

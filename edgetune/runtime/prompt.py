@@ -29,7 +29,7 @@ class Prompter:
     """Renders and encodes prompts as the bundle's training did."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """Reads tokenizer.json. Raises BundleError if it is damaged, or if the bundle is a classifier."""
+        """Reads tokenizer.json. Raises BundleError if it is damaged, or if the bundle writes no text."""
         self.bundle = bundle
         self._chat = bundle.chat_format
         self.tokenizer = load_tokenizer(bundle)

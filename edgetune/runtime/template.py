@@ -21,10 +21,24 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from edgetune.errors import PromptError, first_line
+from edgetune.runtime.habits import (
+    CALL_ID,
+    SYSTEM_ROLES,
+    Turn,
+    asks_for_id,
+    habits,
+    writes_both,
+    writes_developer,
+    writes_key,
+    writes_reasoning,
+    writes_results,
+    writes_system,
+    writes_tools,
+)
+from edgetune.runtime.habits import call_texts as call_texts
+from edgetune.runtime.habits import forgets_reasoning as forgets_reasoning
 from edgetune.runtime.messages import from_json
 
-Turn = Mapping[str, Any]
-"""{"role", "content"} and what else a template may read of a message: tool_calls, reasoning_content, name, ..."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys that a message's reasoning has in templates and data."""
 READ_KEYS = frozenset(("role", "content", "tool_calls"))
@@ -37,20 +51,6 @@ BOOKKEEPING = frozenset((
 ))
 # fmt: on
 """Keys of a message that say nothing of what is asked or answered: a template may make no use of them."""
-SYSTEM_ROLES = ("system", "developer")
-_MARK = "zxqj"
-_CALL_ID = "zxqjzxqj1"  # nine letters or digits, as Mistral's templates ask for
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": f"{_MARK}tool",
-        "description": f"{_MARK}d",
-        "parameters": {"type": "object", "properties": {"k": {"type": "string", "description": "d"}}, "required": []},
-    },
-}
-_ASKED: Turn = {"role": "user", "content": "u"}
-_ANSWERED: Turn = {"role": "assistant", "content": "a"}
-_RESULT: Turn = {"role": "tool", "tool_call_id": _CALL_ID, "name": f"{_MARK}called", "content": f"{_MARK}result"}
 
 
 class Generation(Extension):
@@ -132,17 +132,6 @@ def _compiled(source: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Habits:
-    """How a template takes calls of tools."""
-
-    writes_calls: bool
-    arguments_as_text: bool
-    """The arguments of a call are wanted as JSON text, not as the object that it holds."""
-    null_as_empty: bool
-    """A message with calls and no content has "" for content, not none."""
-
-
-@dataclass(frozen=True)
 class ChatTemplate:
     """A chat template and what it may call by name."""
 
@@ -194,10 +183,10 @@ class ChatTemplate:
             where = f"message {number}: "
             _refuse_keys(self, message, where)
             role = message["role"]
-            if role == "tool" and not _writes_results(self):
+            if role == "tool" and not writes_results(self):
                 raise _unwritten(f"{where}the role 'tool'", "write the result as a user's message")
             is_led = role in SYSTEM_ROLES and (message.get("content") or "").strip()
-            if is_led and not _writes_system(self, role, number == 1, is_asked, bool(tools)):
+            if is_led and not writes_system(self, role, number == 1, is_asked, bool(tools)):
                 cure = "write it into the first user's message, or leave it (data.system) out"
                 raise _unwritten(f"{where}the role {role!r}", cure)
 
@@ -205,7 +194,7 @@ class ChatTemplate:
         """Raises PromptError for text beside calls that this template leaves out: it would not be learned."""
         for number, message in enumerate(messages, start=1):
             has_both = message.get("tool_calls") and (message.get("content") or "").strip()
-            if has_both and not _writes_both(self):
+            if has_both and not writes_both(self):
                 raise _unwritten(f"message {number}: the content beside tool_calls", "leave it empty")
 
 
@@ -225,14 +214,14 @@ def _refuse_keys(template: ChatTemplate, message: Turn, where: str) -> None:
     if message.get("tool_calls") and not habits(template).writes_calls:
         raise _unwritten(f"{where}tool_calls", "write the call into the content as text")
     for key in sorted(message.keys() - READ_KEYS - BOOKKEEPING):
-        is_read = writes_reasoning(template, key) if key in REASONING else _writes_key(template, message["role"], key)
+        is_read = writes_reasoning(template, key) if key in REASONING else writes_key(template, message["role"], key)
         if message[key] and not is_read:
             raise _unwritten(f"{where}{key}", "write it into the content as text, or leave the key out")
 
 
 def _fitted(template: ChatTemplate, message: Turn) -> dict[str, Any]:
     made = dict(message)
-    if made["role"] == "developer" and not _writes_developer(template):
+    if made["role"] == "developer" and not writes_developer(template):
         made["role"] = "system"
     if calls := made.get("tool_calls"):
         as_text = habits(template).arguments_as_text
@@ -269,21 +258,8 @@ def _with_ids(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[di
 
 def _takes_id(template: ChatTemplate, own: Any) -> bool:
     """Whether the template takes a call with this id, or refuses every call."""
-    is_known = isinstance(own, str) and len(own) == len(_CALL_ID) and own.isalnum()
-    return is_known or not _asks_for_id(template, is_absent=own is None)
-
-
-@functools.lru_cache(maxsize=32)
-def _asks_for_id(template: ChatTemplate, *, is_absent: bool) -> bool:
-    """Whether a call, or its result, is refused without an id, or with one as OpenAI makes them, for that alone."""
-    form = habits(template)
-    call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
-    texts = []
-    for changed in ({"id": _CALL_ID}, {} if is_absent else {"id": f"call_{_CALL_ID * 2}"}):
-        known = {key: value for key, value in call["tool_calls"][0].items() if key != "id"}
-        answered = {**_RESULT, "tool_call_id": changed.get("id")}
-        texts.append(_tried(template, _ASKED, {**call, "tool_calls": [{**known, **changed}]}, answered, tools=[_TOOL]))
-    return texts[0] is not None and texts[1] is None
+    is_known = isinstance(own, str) and len(own) == len(CALL_ID) and own.isalnum()
+    return is_known or not asks_for_id(template, is_absent=own is None)
 
 
 def _call(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:
@@ -294,148 +270,3 @@ def _call(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:
     elif not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return {**call, "function": {**function, "arguments": arguments}}
-
-
-def _tried(template: ChatTemplate, *messages: Turn, tools: Sequence[Mapping[str, Any]] | None = None) -> str | None:
-    """The text of a conversation; None where the template refuses it."""
-    try:
-        return template.render(messages, tools=tools)
-    except PromptError:
-        return None
-
-
-def _known_call(*, as_text: bool = False, null_as_empty: bool = False) -> Turn:
-    arguments = {f"{_MARK}k": f"{_MARK}v"}
-    function = {"name": f"{_MARK}called", "arguments": json.dumps(arguments) if as_text else arguments}
-    call = {"id": _CALL_ID, "type": "function", "function": function}
-    return {"role": "assistant", "content": "" if null_as_empty else None, "tool_calls": [call]}
-
-
-@functools.lru_cache(maxsize=32)
-def habits(template: ChatTemplate) -> Habits:
-    """What a template makes of a call that is known, tried in each form; what transformers' documentation says first.
-
-    A form is not taken if the template writes Python's notation of it: {'k': 'v'} is no JSON, None no content.
-    """
-    for as_text in (False, True):
-        null, empty = (
-            _tried(template, _ASKED, _known_call(as_text=as_text, null_as_empty=is_empty), tools=[_TOOL]) or ""
-            for is_empty in (False, True)
-        )
-        if _tells_call(null) and null.count("None") <= empty.count("None"):
-            return Habits(True, as_text, null_as_empty=False)
-        if _tells_call(empty):
-            return Habits(True, as_text, null_as_empty=True)
-    return Habits(writes_calls=False, arguments_as_text=False, null_as_empty=True)
-
-
-def _tells_call(text: str) -> bool:
-    return f"{_MARK}called" in text and f"{_MARK}v" in text and f"{{'{_MARK}k'" not in text
-
-
-@dataclass(frozen=True)
-class CallTexts:
-    """What a template writes of calls that are known."""
-
-    after: str
-    """All that stands behind a message with one call, whether or not another message follows."""
-    one: str
-    two: str
-    """Conversations whose last message holds one call, and two; "" where the template refuses that."""
-
-
-@functools.lru_cache(maxsize=32)
-def call_texts(template: ChatTemplate) -> CallTexts | None:
-    """None where the template writes no calls."""
-    form = habits(template)
-    if not form.writes_calls:
-        return None
-    call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
-    twice = {**call, "tool_calls": [*call["tool_calls"], *call["tool_calls"]]}
-    one, two, followed = (
-        _tried(template, _ASKED, *turns, tools=[_TOOL]) or "" for turns in ((call,), (twice,), (call, _RESULT))
-    )
-    pairs = zip(one, followed or one, strict=False)
-    shared = "".join(left for left, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return CallTexts(shared.rpartition(_MARK)[2], one, two)
-
-
-@functools.lru_cache(maxsize=32)
-def writes_tools(template: ChatTemplate) -> bool:
-    """Whether tools come to stand in the prompt."""
-    alone = _tried(template, _ASKED, tools=[_TOOL])
-    led = _tried(template, {"role": "system", "content": "s"}, _ASKED, tools=[_TOOL])
-    return any(text is not None and f"{_MARK}tool" in text for text in (alone, led))
-
-
-@functools.lru_cache(maxsize=32)
-def writes_reasoning(template: ChatTemplate, key: str) -> bool:
-    """Whether the reasoning of the last answer is written, if a message has it under this key."""
-    text = _tried(template, _ASKED, {"role": "assistant", "content": "a", key: f"{_MARK}why"})
-    return text is not None and f"{_MARK}why" in text
-
-
-@functools.lru_cache(maxsize=32)
-def forgets_reasoning(template: ChatTemplate, key: str) -> bool:
-    """Whether reasoning that is written while its answer is the last is left out once another question follows."""
-    last = {"role": "assistant", "content": "a"}
-    text = _tried(template, _ASKED, {**last, key: f"{_MARK}why"}, _ASKED, last)
-    return writes_reasoning(template, key) and text is not None and f"{_MARK}why" not in text
-
-
-@functools.lru_cache(maxsize=32)
-def _writes_both(template: ChatTemplate) -> bool:
-    """Whether the content of a message is written that holds calls too."""
-    call = _known_call(as_text=habits(template).arguments_as_text)
-    text = _tried(template, _ASKED, {**call, "content": f"{_MARK}said"}, tools=[_TOOL])
-    return text is not None and f"{_MARK}said" in text
-
-
-@functools.lru_cache(maxsize=32)
-def _writes_results(template: ChatTemplate) -> bool:
-    """Whether what a tool gave back is written; True where the template refuses it, which it says itself."""
-    form = habits(template)
-    call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
-    text = _tried(template, _ASKED, call, _RESULT)
-    return text is None or f"{_MARK}result" in text
-
-
-@functools.lru_cache(maxsize=256)
-def _writes_key(template: ChatTemplate, role: str, key: str) -> bool:
-    """Whether a key of a message changes what is written, whatever its value; of an assistant, beside calls too.
-
-    True where the template refuses such messages, which it says itself.
-    """
-    form = habits(template)
-    call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
-    before = {"tool": (_ASKED, call), "assistant": (_ASKED,)}.get(role, ())
-    after = (_ASKED,) if role in SYSTEM_ROLES else ()
-    tried = [_RESULT if role == "tool" else {"role": role, "content": "s"}, *([call] if role == "assistant" else [])]
-    texts = [_tried(template, *before, turn, *after, tools=[_TOOL]) for turn in tried]
-    if all(text is None for text in texts):
-        return True
-    return any(
-        _tried(template, *before, {**turn, key: value}, *after, tools=[_TOOL]) not in (text, None)
-        for turn, text in zip(tried, texts, strict=True)
-        for value in (f"{_MARK}w", True, [_TOOL], {f"{_MARK}k": f"{_MARK}v"})
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _writes_system(template: ChatTemplate, role: str, is_first: bool, is_asked: bool, has_tools: bool) -> bool:
-    """Whether a system message is written, first or later, with or without an answer at the end.
-
-    True where the template refuses such a conversation, which it says itself.
-    """
-    role = role if role == "system" or _writes_developer(template) else "system"
-    before = () if is_first else (_ASKED, _ANSWERED)
-    after = (_ASKED,) if is_asked else (_ASKED, _ANSWERED)
-    said = {"role": role, "content": f"{_MARK}said"}
-    text = _tried(template, *before, said, *after, tools=[_TOOL] if has_tools else None)
-    return text is None or f"{_MARK}said" in text
-
-
-@functools.lru_cache(maxsize=32)
-def _writes_developer(template: ChatTemplate) -> bool:
-    text = _tried(template, {"role": "developer", "content": f"{_MARK}said"}, _ASKED)
-    return text is not None and f"{_MARK}said" in text

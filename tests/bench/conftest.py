@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgetune.bench.bench import bench
-from edgetune.bench.measure import Settings
+from edgetune.bench.settings import Settings
 from edgetune.evaluate.evaluate import Target
 from edgetune.evaluate.targets import target_at
 

@@ -15,10 +15,10 @@ import pytest
 
 from edgetune.bench.bench import bench
 from edgetune.bench.bundle_engine import BundleEngine
-from edgetune.bench.child import decode_lengths
+from edgetune.bench.decoding import decode_lengths
 from edgetune.bench.engine import Weights
-from edgetune.bench.measure import Settings
 from edgetune.bench.noise import is_absent
+from edgetune.bench.settings import Settings
 from edgetune.bench.table import plain
 from edgetune.errors import RunError
 from edgetune.recipe import ModelTable

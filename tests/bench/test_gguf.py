@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgetune.bench.bench import bench
-from edgetune.bench.measure import Settings
+from edgetune.bench.settings import Settings
 from edgetune.cli import main
 from edgetune.errors import ModelError, PromptError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.evaluate.rows import EvalRow, EvalSet, Limits, write_eval_set
+from edgetune.evaluate.rows import EvalRow, EvalSet, Limits, write_rows
 
 
 def _row(tokenizer, values, place):
@@ -48,7 +48,7 @@ def eval_set(tiny_base, tiny_rows) -> EvalSet:
 @pytest.fixture
 def eval_file(eval_set, tmp_path) -> Path:
     """The eval set in a file."""
-    write_eval_set(tmp_path / "rows.json", eval_set)
+    write_rows(tmp_path / "rows.json", eval_set)
     return tmp_path / "rows.json"
 
 
@@ -58,7 +58,7 @@ def changed_file(eval_set, tmp_path):
 
     def write(**changes):
         rows = (dataclasses.replace(eval_set.rows[0], **changes), *eval_set.rows[1:])
-        write_eval_set(tmp_path / "changed.json", dataclasses.replace(eval_set, rows=rows))
+        write_rows(tmp_path / "changed.json", dataclasses.replace(eval_set, rows=rows))
         return tmp_path / "changed.json"
 
     return write

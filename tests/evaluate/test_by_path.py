@@ -10,7 +10,10 @@ import pytest
 
 from edgetune.errors import BundleError, RecipeError, RunError
 from edgetune.evaluate.by_path import evaluate_path, targets_of
+from edgetune.evaluate.task import TASKS
 from edgetune.recipe import ModelTable
+from edgetune.run_dir import RunDir
+from edgetune.runtime.task import TaskName
 
 
 @pytest.mark.parametrize("name", ["rows.json", "summary.json", "bundle.json"])
@@ -31,6 +34,23 @@ def test_a_bare_folder_is_held_as_it_is_asked_for(tiny_base: Path) -> None:
         assert table == ModelTable(base=str(tiny_base), quantization="nf4", compute_dtype="float32")
     plain = targets_of(str(tiny_base), overrides=[rows]).targets[0].model
     assert plain == ModelTable(base=str(tiny_base), quantization="none")
+
+
+@pytest.mark.parametrize("task", ["generation", "classification"])
+def test_a_run_folder_is_asked_for_what_is_there_which_may_be_nothing(request, tmp_path: Path, task: TaskName) -> None:
+    """A base that can be scored is there from the start."""
+    base = request.getfixturevalue({"generation": "tiny_base", "classification": "tiny_encoder"}[task])
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.create()
+    data = tmp_path / "rows.jsonl"
+    text = f'[model]\nbase = "{base}"\ntask = "{task}"\n[data]\ntrain = "{data}"\n'
+    run_dir.recipe.write_text(text, encoding="utf-8")
+    run_dir.update({})
+    if TASKS[task].HAS_BASE:
+        assert [target.kind for target in targets_of(str(run_dir.path)).targets] == ["base"]
+    else:
+        with pytest.raises(RunError, match="run: nothing to evaluate; give the run folder, its adapter"):
+            targets_of(str(run_dir.path))
 
 
 @pytest.mark.parametrize(

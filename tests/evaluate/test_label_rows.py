@@ -11,8 +11,8 @@ from edgetune.evaluate.label_rows import (
     make_calibration_set,
     make_label_set,
     read_label_set,
-    write_label_set,
 )
+from edgetune.evaluate.rows import write_rows
 from edgetune.recipe import parse_recipe
 
 LABELS = ("a", "b", "other")
@@ -142,5 +142,5 @@ def test_an_out_of_scope_label_that_no_row_has_is_an_error(recipe_for, write):
 def test_a_label_set_survives_its_file(recipe_for, write, tmp_path):
     write("train.jsonl", 100)
     found = make_label_set(recipe_for(train="train.jsonl"), LABELS)
-    write_label_set(tmp_path / "rows.json", found)
+    write_rows(tmp_path / "rows.json", found)
     assert read_label_set(tmp_path / "rows.json") == found

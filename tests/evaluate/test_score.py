@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from edgetune.evaluate.rows import EvalRow, EvalSet, Limits, read_eval_set, write_eval_set
+from edgetune.evaluate.rows import EvalRow, EvalSet, Limits, read_eval_set, write_rows
 from edgetune.evaluate.score import measure_speed, score
 
 
@@ -111,7 +111,7 @@ def test_rows_that_end_at_once_have_no_speed():
 
 def test_an_eval_set_is_the_same_after_a_file(tmp_path):
     eval_set = _eval_set([_row("ü"), _row(None)])
-    write_eval_set(tmp_path / "rows.json", eval_set)
+    write_rows(tmp_path / "rows.json", eval_set)
     again = read_eval_set(tmp_path / "rows.json")
     assert again == eval_set
     assert again.fingerprint == eval_set.fingerprint

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from edgetune.errors import CheckError
 from edgetune.evaluate.bundle import BundleAnswerer
-from edgetune.evaluate.rows import make_eval_set, read_eval_set, write_eval_set
+from edgetune.evaluate.rows import make_eval_set, read_eval_set, write_rows
 from edgetune.recipe import parse_recipe
 from edgetune.runtime.bundle import open_bundle, write_manifest
 
@@ -53,7 +53,7 @@ def test_the_reference_is_the_call_as_the_template_writes_it(eval_set, tiny_base
 
 
 def test_tools_are_kept_in_the_file_and_in_the_bundles_prompts(eval_set, tiny_bundle: Path, tmp_path: Path) -> None:
-    write_eval_set(tmp_path / "rows.json", eval_set)
+    write_rows(tmp_path / "rows.json", eval_set)
     kept = read_eval_set(tmp_path / "rows.json")
     assert kept.rows[0].tools == tuple(ROW["tools"])
     bundle = open_bundle(tiny_bundle)

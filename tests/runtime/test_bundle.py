@@ -47,6 +47,13 @@ def test_a_manifest_from_before_there_were_classifiers_opens(bundle: Bundle) -> 
     assert open_bundle(bundle.path).chat_format == bundle.chat
 
 
+def test_a_decoder_is_called_by_its_task_in_recipes_and_one_that_says_causal_lm_opens(bundle: Bundle) -> None:
+    values = json.loads((bundle.path / MANIFEST).read_text())
+    assert values["task"] == "generation"
+    (bundle.path / MANIFEST).write_text(json.dumps({**values, "task": "causal-lm"}))
+    assert open_bundle(bundle.path) == bundle
+
+
 def test_a_verification_is_added_without_reading_the_files_again(bundle: Bundle) -> None:
     (bundle.path / "model.onnx").write_text("model.ONNX")
     write_manifest(dataclasses.replace(bundle, verified={"passed": False}))
@@ -82,7 +89,8 @@ CHAT = {"template": None, "bos_token": None, "eos_token": None, "bos_id": None, 
     ("change", "message"),
     [
         ({"format": 99}, "format version 99, this EdgeTune reads version 1"),
-        ({"task": "sing"}, "unknown task 'sing'"),
+        ({"task": "sing"}, "unknown task 'sing'; this EdgeTune runs generation, classification"),
+        ({"task": ["generation"]}, "unknown task"),
         ({"chat": None}, "damaged"),
         ({"context_length": "long"}, "damaged"),
         ({"context_length": 0}, "damaged.*context_length is 0"),

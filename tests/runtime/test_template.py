@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from edgetune.errors import PromptError
-from edgetune.runtime.template import ChatTemplate, forgets_reasoning, habits, writes_reasoning, writes_tools
+from edgetune.runtime.habits import forgets_reasoning, habits, writes_reasoning, writes_tools
+from edgetune.runtime.template import ChatTemplate
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
 USER = {"role": "user", "content": "Say 'hi' & <go>\n日本 {{ x }}"}

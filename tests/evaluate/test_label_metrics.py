@@ -1,4 +1,4 @@
-"""Scores and calibration of classifiers: edgetune/evaluate/classification.py, calibration.py and resample.py."""
+"""Scores and calibration of classifiers: edgetune/evaluate/label_metrics.py, calibration.py and resample.py."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from edgetune.evaluate import classification, metrics, resample
+from edgetune.evaluate import label_metrics, labeller, metrics, resample
 from edgetune.evaluate.calibration import BINS, TEMPERATURES, bin_gaps, fit_temperature, row_losses
-from edgetune.evaluate.classification import Labels, answers, confidences, probabilities
+from edgetune.evaluate.label_metrics import Labels, answers
 from edgetune.evaluate.resample import Bootstrap
 from edgetune.runtime import classifier as device
+from edgetune.runtime.probabilities import probabilities
 
 LABELS = ("a", "b", "c", "d")
 
@@ -31,7 +32,7 @@ def score(shares, targets, labels=LABELS, *, multi_label=False, losses=None, boo
     losses = np.zeros(len(targets)) if losses is None else losses
     named = {key.removesuffix("_label"): settings.pop(key) for key in list(settings) if key.endswith("_label")}
     names, bootstrap = Labels(labels, multi_label, **named), Bootstrap(bootstrap_samples, **settings)
-    return classification.score(shares, targets, labels=names, losses=losses, bootstrap=bootstrap)
+    return label_metrics.score(shares, targets, labels=names, losses=losses, bootstrap=bootstrap)
 
 
 def expected_calibration_error(confidence, is_right, bins=BINS):
@@ -92,7 +93,7 @@ def test_huge_logits_give_finite_probabilities_and_losses(multi_label, temperatu
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_probabilities_are_those_of_the_device_to_the_last_bit(multi_label):
     logits = (10.0 * np.random.default_rng(0).normal(size=(200, 7))).astype(np.float32)
-    here = probabilities(logits, temperature=1.7, multi_label=multi_label)
+    here = labeller.probabilities(logits, temperature=1.7, multi_label=multi_label)
     there = device.probabilities(logits, temperature=1.7, multi_label=multi_label)
     assert np.array_equal(here, there)
 
@@ -106,7 +107,7 @@ def test_of_many_labels_all_at_a_half_and_above_are_answered():
 
 
 def test_the_confidence_is_that_of_the_device():
-    assert confidences is device.confidences
+    assert label_metrics.confidences is labeller.confidences is device.confidences
 
 
 def test_losses_of_rows_are_those_of_scikit_learn():
@@ -274,7 +275,7 @@ def test_a_label_in_neither_truth_nor_answers_stays_out_of_the_macro_f1():
     report = classification_report(targets, chosen, labels=[0, 1, 2], output_dict=True, zero_division=0.0)
     assert found.macro_f1 == pytest.approx(report["macro avg"]["f1-score"])
     nothing = (0.0, 0.0)
-    assert found.per_class[3] == classification.ClassScore("d", 0.0, nothing, 0.0, nothing, 0.0, nothing, 0)
+    assert found.per_class[3] == label_metrics.ClassScore("d", 0.0, nothing, 0.0, nothing, 0.0, nothing, 0)
 
 
 def test_a_rare_label_that_a_resample_misses_does_not_lower_the_macro_f1():

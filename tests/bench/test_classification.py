@@ -1,4 +1,4 @@
-"""Encoders in a bench: edgetune/bench/encoder.py and labelling.py."""
+"""Encoders in a bench: edgetune/bench/classification.py and labelling.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from edgetune.bench.bench import bench
 from edgetune.bench.child import measure
-from edgetune.bench.encoder import load_bundle, make_texts
-from edgetune.bench.labelling import columns
-from edgetune.bench.measure import Settings
+from edgetune.bench.classification import columns, load_bundle
+from edgetune.bench.labelling import make_texts
+from edgetune.bench.settings import Settings
 from edgetune.bench.table import plain
 
 
@@ -37,7 +37,7 @@ def test_lengths_beyond_the_models_are_absent_and_rates_are_of_texts() -> None:
     seconds = {"16": {"1": [0.5], "8": [2.0], "32": [4.0]}}
     memory = {1: {"cold": 10, "warm": None, "device_bytes": None}}
     facts = {"device": "cpu", "context_length": 20, "load_s": 1.0, "batch_s": seconds, "memory": memory}
-    found = columns([facts, facts])["labelling"]
+    found = columns([facts, facts], Settings(1), {})["labelling"]
     assert found["batch"]["16"]["8"]["texts_per_s"]["median"] == 4.0
     assert found["batch"]["64"] == {"absent": "its texts hold 20 tokens"}
     assert found["peak_bytes"]["1"]["warm"] == {"absent": "the system cannot start measuring a peak anew"}
