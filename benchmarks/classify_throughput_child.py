@@ -23,7 +23,7 @@ from edgetune.model.classifier import imprint
 from edgetune.model.memory import peak_memory_bytes
 from edgetune.recipe import Recipe, load_recipe
 from edgetune.run_dir import RunDir
-from edgetune.train import classify
+from edgetune.train import classification
 from edgetune.train.loop import train
 
 PEER_LEARNING_RATE = 2e-3
@@ -83,7 +83,7 @@ def _time_imprint() -> list[float]:
         imprint(*arguments)
         seconds.append(time.perf_counter() - started)
 
-    classify.imprint = imprint_timed
+    classification.imprint = imprint_timed
     return seconds
 
 
@@ -133,7 +133,7 @@ def _trainer(recipe: Recipe, name: str, work: Path) -> dict[str, Any]:
         learning_rate=PEER_LEARNING_RATE,
         lr_scheduler_type=recipe.train.schedule,
         warmup_steps=recipe.train.warmup_ratio,
-        label_smoothing_factor=recipe.classify.label_smoothing,
+        label_smoothing_factor=recipe.classification.label_smoothing,
         train_sampling_strategy="group_by_length" if name.endswith("grouped") else "random",
         seed=recipe.train.seed,
         use_cpu=not torch.cuda.is_available(),

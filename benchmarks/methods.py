@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 import click
 
-from edgetune.bundle.export import training_rows
+from edgetune.bundle.generation import training_rows
 from edgetune.bundle.search import stored_bytes
 from edgetune.files import write_json
 from edgetune.model.base import load_merged

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from benchmarks.measure import load_at_start
-from edgetune.bundle.export import training_rows
+from edgetune.bundle.generation import training_rows
 from edgetune.files import read_json, write_json
 from edgetune.model.base import load_merged
 from edgetune.provenance import provenance

@@ -25,9 +25,9 @@ from benchmarks.measure import in_child, load_at_start
 from edgetune.evaluate.ledger import gains
 from edgetune.files import read_json, write_json
 from edgetune.hashes import hash_tree
-from edgetune.pipeline import DISTRIBUTIONS
 from edgetune.provenance import provenance
 from edgetune.run_dir import RunDir
+from edgetune.run_scores import DISTRIBUTIONS
 
 BUILDER = {
     "onnxruntime-genai default int4": {},

@@ -38,6 +38,7 @@ LAYERS = {
         "threads",
         "launch",
         "metric_names",
+        "precision_names",
         "__init__",
     ),
     1: ("runtime",),
@@ -67,7 +68,20 @@ LAYERS = {
         "bench",
         "report",
     ),
-    6: ("pipeline", "plan", "plan_checks", "planning", "adapt_run", "search_run", "verify_run", "cli", "__main__"),
+    6: (
+        "pipeline",
+        "run_state",
+        "run_scores",
+        "run_summary",
+        "plan",
+        "plan_checks",
+        "planning",
+        "adapt_run",
+        "search_run",
+        "verify_run",
+        "cli",
+        "__main__",
+    ),
 }
 DEVICE = {"jinja2", "numpy", "onnxruntime", "tokenizers"}
 PARTS = DEVICE | {"torch", "transformers", "peft", "safetensors"}

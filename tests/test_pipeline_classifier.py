@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
 import pytest
 
-from edgetune.bundle.export import export
+from edgetune.bundle.export import export, export_merged
+from edgetune.bundle.merge_base import choose_merge_base
 from edgetune.evaluate.by_path import evaluate_path
 from edgetune.lora.merge import merge
 from edgetune.pipeline import run
@@ -87,6 +89,23 @@ def test_the_bundle_is_scored_alone_on_other_rows(finished, tmp_path):
         copy.rename(run_dir.bundle)
     assert found.summary["table"][0]["score"] > 0.9
     assert found.summary["rows"] == 48
+
+
+def test_the_base_to_merge_on_is_measured_for_a_classifier_too(finished, tiny_encoder):
+    recipe, run_dir, _ = finished
+    exact = dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, precision="fp32"))
+    rounded, plain = (choose_merge_base(asked, run_dir, tiny_encoder).losses for asked in (recipe, exact))
+    eval_loss = json.loads((run_dir.results / "train.json").read_text())["eval_loss"]
+    assert plain["trained"] == pytest.approx(eval_loss, rel=2e-3)
+    assert rounded["trained"] != plain["trained"]
+
+
+def test_a_merged_folder_outside_any_run_is_exported_as_its_head_was_trained(finished, tmp_path):
+    recipe, run_dir, _ = finished
+    made = export_merged(run_dir.merged, tmp_path / "bundle", recipe.data.train).bundle
+    assert made.verified["passed"]
+    assert made.classifier_format.out_of_scope_label == "other"
+    assert made.classifier_format.labels == open_bundle(run_dir.bundle).classifier_format.labels
 
 
 PLACES = (

@@ -1,38 +1,115 @@
-"""A merged classifier -> a bundle: graph, tokenizer, labels, and probabilities that mean what they say."""
+"""A merged classifier -> a bundle: graph, tokenizer, labels, and probabilities that mean what they say.
+
+What export knows of the task "classification": see bundle/task.py.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+import torch
 from torch import Tensor
 
+from edgetune.bundle.place import ExportResult, put_in_place
 from edgetune.data.formats import Example
+from edgetune.data.prepare import examples, longest_row, prepare
+from edgetune.data.read import on_disk
 from edgetune.evaluate.labeller import calibrate_for
 from edgetune.export.encoder import build_encoder
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import load_merged, load_tokenizer, padding_id
-from edgetune.model.classifier import load_classifier
+from edgetune.model.classifier import load_classifier, read_spec
 from edgetune.provenance import provenance
-from edgetune.quantize.classification import put_on_grid
+from edgetune.quantize.classification import as_deployed, put_on_grid
+from edgetune.quantize.layer_change import LayerChange
 from edgetune.quantize.precisions import grid_of
-from edgetune.recipe import Recipe
+from edgetune.recipe import CALIBRATED, Recipe
+from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import TOKENIZER, Bundle, ClassifierFormat, write_manifest
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
-from edgetune.verify.classification import Built
+from edgetune.train.classification import Classification
+from edgetune.verify.checks import Verification
+from edgetune.verify.classification import MOST_TEXTS, Built, verify_encoder
 
+Progress = Callable[[Mapping[str, Any]], None]
+KIND = "classifier"
+IS_DECODER = False
 BATCH_TEXTS = 32
+
+
+def check_merged(merged: Path) -> None:
+    """Nothing: torch exports any encoder, or says so when it tries."""
+
+
+def as_trained(recipe: Recipe, merged: Path) -> Recipe:
+    """The recipe with the kind of labels that the folder's head was trained for. Raises ModelError."""
+    spec = read_spec(merged)
+    outside = spec.out_of_scope_label or recipe.classify.out_of_scope_label
+    return recipe.with_classify(multi_label=spec.multi_label, out_of_scope_label=outside)
+
+
+def export(
+    merged: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    cache: Path,  # noqa: ARG001
+    progress: Progress | None = None,
+) -> ExportResult:
+    """The bundle `out` of a merged classifier.
+
+    Its weights are rounded as [export] method says, "gptq" for the recipe's train rows, its probabilities are
+    calibrated on the eval rows. Then it is verified, with the threshold that may make answers "unknown", on texts drawn
+    from the eval rows, and from the train rows where those are few.
+    """
+    tell = progress or (lambda _: None)
+
+    def make(folder: Path) -> tuple[Bundle, Verification]:
+        tell({"stage": "export", "message": f"building {recipe.export.precision}"})
+        seed, count = recipe.train.seed, recipe.export.calibration_rows
+        texts = draw_texts(examples(recipe, "eval"), MOST_TEXTS, seed=seed)
+        texts += draw_texts(examples(recipe, "train"), MOST_TEXTS - len(texts), seed=seed)
+        is_drawn = recipe.export.rounding in CALIBRATED
+        drawn = draw_texts(examples(recipe, "train"), count, seed=seed) if is_drawn else []
+        built = build_classifier_bundle(merged, folder, recipe, drawn)
+        tell({"stage": "export", "message": "calibrating on the eval rows"})
+        built = dataclasses.replace(built, bundle=calibrated(built.bundle, recipe))
+        tell({"stage": "export", "message": f"verifying on {len(texts)} texts"})
+        return built.bundle, verify_encoder(built, texts)
+
+    return put_in_place(out, (merged, *on_disk(recipe.data)), make)
+
+
+def build_again(bundle: Bundle, merged: Path, folder: Path, recipe: Recipe) -> Bundle:  # noqa: ARG001
+    """The classifier once more, as another recipe asks, weights rounded to the nearest; calibrated, not verified."""
+    return write_manifest(calibrated(build_classifier_bundle(merged, folder, recipe).bundle, recipe))
+
+
+def loss_on_grid(merged: Path, recipe: Recipe, *, cache: Path) -> float:
+    """Eval loss of a merged folder, rounded to the nearest on the recipe's grid; nats per text."""
+    tokenizer = load_tokenizer(merged)
+    length = longest_row(recipe, merged, tokenizer)
+    prepared = prepare(recipe, tokenizer, max_length=length, cache=cache)
+    with torch.no_grad():
+        task = Classification(recipe, prepared, padding_id(tokenizer))
+        total, count = task.evaluate(as_deployed(merged, recipe))
+    return total / max(count, 1)
+
+
+def layer_changes(bundle: Bundle, run_dir: RunDir, base: Path) -> Iterator[LayerChange]:  # noqa: ARG001
+    """Nothing: an encoder's layers are not compared."""
+    return iter(())
 
 
 def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: Sequence[str] = ()) -> Built:
     """Write a bundle into an empty folder, weights rounded as [export] says, "gptq" for `texts`. Raises ModelError."""
     tokenizer, classifier = load_tokenizer(merged), load_classifier(load_merged(merged), merged)
-    spec, precision = classifier.spec, recipe.export.precision
-    grid = grid_of(recipe.export)
+    spec, precision, grid = classifier.spec, recipe.export.precision, grid_of(recipe.export)
     grid = dataclasses.replace(grid, head_bits=grid.bits) if grid else None  # of embeddings; the head stays float
     batches = token_batches(tokenizer, texts, max_length=spec.max_length)
     matrices = put_on_grid(classifier, grid, batches, method=recipe.export.rounding) if grid else {}

@@ -1,23 +1,128 @@
-"""A merged decoder -> a bundle: graph, tokenizer, settings, how messages become text and when an answer ends."""
+"""A merged decoder -> a bundle: graph, tokenizer, settings, how messages become text and when an answer ends.
+
+What export knows of the task "generation": see bundle/task.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from edgetune.bundle.layer_changes import layers_changed
+from edgetune.bundle.place import ExportResult, put_in_place
 from edgetune.bundle.settings import write_settings
-from edgetune.data.chat import chat_template, end_ids, special_tokens
+from edgetune.data.chat import chat_template, end_ids, ensure_chat_template, special_tokens
+from edgetune.data.prepare import examples, prepare
+from edgetune.data.read import on_disk
 from edgetune.export.architecture import check_architecture
 from edgetune.export.decoder import build_decoder
 from edgetune.hashes import hash_tree, hash_values
-from edgetune.model.base import context_length, load_tokenizer
+from edgetune.lora.merge import BaseTensors
+from edgetune.lora.read import read_record
+from edgetune.model.base import context_length, load_merged, load_tokenizer, padding_id
 from edgetune.provenance import provenance
+from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
+from edgetune.quantize.layer_change import LayerChange
+from edgetune.quantize.matrices import round_all
+from edgetune.quantize.moments import Rows
 from edgetune.quantize.precisions import grid_of
+from edgetune.quantize.repair import eval_loss, load_for_loss
 from edgetune.recipe import Recipe
+from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle, ChatFormat, write_manifest
-from edgetune.verify.generation import Prompt
+from edgetune.verify.checks import Verification
+from edgetune.verify.generation import MOST_PROMPTS, Prompt, verify
+
+Progress = Callable[[Mapping[str, Any]], None]
+KIND = "decoder"
+IS_DECODER = True
+
+
+def check_merged(merged: Path) -> None:
+    """Raises ModelError for an architecture that cannot be exported."""
+    check_architecture(merged)
+
+
+def as_trained(recipe: Recipe, merged: Path) -> Recipe:  # noqa: ARG001
+    """The recipe as it is: a decoder's folder says nothing that a recipe does."""
+    return recipe
+
+
+def export(merged: Path, out: Path, recipe: Recipe, *, cache: Path, progress: Progress | None = None) -> ExportResult:
+    """The bundle `out` of a merged decoder: rounded and repaired on train rows, verified on prompts of eval rows."""
+    rows = training_rows(merged, recipe, cache) if recipe.export.needs_rows else None
+    return export_folder(merged, out, recipe, prompts=verified_prompts(recipe), rows=rows, progress=progress)
+
+
+def export_folder(
+    merged: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    prompts: Sequence[Prompt],
+    rows: Rows | None = None,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """The bundle `out` of any Hugging Face folder, verified on `prompts`; with `rows`, repaired on them.
+
+    Raises as `export` does.
+    """
+    tell = progress or (lambda _: None)
+    is_chat = are_conversations(prompts)
+
+    def make(folder: Path) -> tuple[Bundle, Verification]:
+        grid, quantized = grid_of(recipe.export), None
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".grid", dir=out.parent) as kept:
+            if grid is not None:
+                tell({"stage": "export", "message": f"putting the weights on the {recipe.export.precision} grid"})
+                quantized = quantize_decoder(merged, Path(kept) / "grid", recipe, grid, rows=rows, progress=progress)
+            tell({"stage": "export", "message": f"building {recipe.export.precision}"})
+            bundle, tokenizer = build_bundle(merged, folder, recipe, is_chat=is_chat, quantized=quantized)
+            tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
+            return bundle, verify(bundle, merged, prompts, tokenizer=tokenizer, quantized=quantized)
+
+    return put_in_place(out, (merged, *on_disk(recipe.data)), make)
+
+
+def build_again(bundle: Bundle, merged: Path, folder: Path, recipe: Recipe) -> Bundle:
+    """The decoder of `bundle` once more, as another recipe asks, weights rounded to the nearest; not verified."""
+    return build_bundle(merged, folder, recipe, is_chat=bundle.chat_format.template is not None)[0]
+
+
+def loss_on_grid(merged: Path, recipe: Recipe, *, cache: Path) -> float:
+    """Eval loss of a merged folder, rounded to the nearest on the recipe's grid; nats per trained token."""
+    rows, grid = training_rows(merged, recipe, cache), grid_of(recipe.export)
+    if grid is None:
+        model = load_merged(merged)
+    else:
+        model = load_for_loss(merged, round_all(merged, grid), rounds_inputs=grid.accuracy_level == 4)
+    return eval_loss(model, rows.prepared, recipe, rows.pad_id)
+
+
+def layer_changes(bundle: Bundle, run_dir: RunDir, base: Path) -> Iterator[LayerChange]:
+    """What became of the fine-tune in each matrix of a run's bundle, on the base that it was merged on."""
+    merge_base = read_record(run_dir.merged).get("merge_base", "trained")
+    return layers_changed(bundle, run_dir.merged, BaseTensors(run_dir.adapter, base, merge_base))
+
+
+def training_rows(merged: Path, recipe: Recipe, cache: Path) -> Rows:
+    """The recipe's rows in the tokens of the merged folder's tokenizer. Raises DataError."""
+    tokenizer = load_tokenizer(merged)
+    return Rows(prepare(recipe, tokenizer, cache=cache), padding_id(tokenizer))
+
+
+def verified_prompts(recipe: Recipe) -> list[Prompt]:
+    """The prompts that a bundle is verified on: of the eval rows, and of the train rows where those are few."""
+    return prompts_of(islice(chain(examples(recipe, "eval"), examples(recipe, "train")), MOST_PROMPTS))
+
+
+def are_conversations(prompts: Sequence[Prompt]) -> bool:
+    """Whether prompts are conversations, which the chat template renders, and none is plain text."""
+    return not any(isinstance(prompt, str) for prompt in prompts)
 
 
 def build_bundle(
@@ -30,8 +135,6 @@ def build_bundle(
     config = check_architecture(merged)
     tokenizer = load_tokenizer(merged)
     if is_chat and tokenizer.chat_template is None:
-        from edgetune.data.chat import ensure_chat_template
-
         ensure_chat_template(tokenizer)
     table = recipe.export
     grid, length = grid_of(table), context_length(config, table)

@@ -15,13 +15,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from edgetune.bundle.export import ExportResult, put_in_place, refused, training_rows
-from edgetune.bundle.generation import build_bundle, prompts_of
-from edgetune.data.prepare import examples
+from edgetune.bundle.generation import are_conversations, build_bundle, training_rows, verified_prompts
+from edgetune.bundle.place import ExportResult, put_in_place, refused
 from edgetune.data.read import on_disk
 from edgetune.errors import ModelError, RecipeError, RunError
 from edgetune.export.adapter_inputs import add_branches, branch_arrays, check_adapter, find_branches, write_adapter
@@ -53,7 +51,7 @@ from edgetune.runtime.bundle import (
 )
 from edgetune.verify.adapter import Kept, verify_adapter, verify_kept
 from edgetune.verify.checks import Verification
-from edgetune.verify.generation import MOST_PROMPTS, Prompt
+from edgetune.verify.generation import Prompt
 
 Progress = Callable[[Mapping[str, Any]], None]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -86,7 +84,7 @@ def export_keeping_adapter(
     adapter = _read(run_dir, base)
     if out.exists() and not force:
         raise RunError(f"{out}: there is something already", cure="replace it with --force, add to it with --into")
-    prompts = _prompts(recipe)
+    prompts = verified_prompts(recipe)
     recipe = dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, repair_steps=0))
 
     def make(folder: Path) -> tuple[Bundle, Verification]:
@@ -95,7 +93,9 @@ def export_keeping_adapter(
             rows = training_rows(held, recipe, run_dir.cache)
             quantized = quantize_decoder(held, held.parent / "grid", recipe, grid, rows=rows, progress=progress)
             tell({"stage": "export", "message": f"building {recipe.export.precision} with inputs for the adapter"})
-            bundle, tokenizer = build_bundle(held, folder, recipe, is_chat=_is_chat(prompts), quantized=quantized)
+            bundle, tokenizer = build_bundle(
+                held, folder, recipe, is_chat=are_conversations(prompts), quantized=quantized
+            )
             arrays = branch_arrays(add_branches(folder / GRAPH, find_tensors(held), adapter.pairs), adapter)
             write_adapter(folder / adapter_file(name), arrays)
             made = dataclasses.replace(
@@ -135,7 +135,7 @@ def add_adapter(
     tell = progress or (lambda _: None)
     name, bundle = check_name(name or run_dir.path.resolve().name), open_bundle(path)
     _check_takes(bundle, recipe, base, name=name, force=force)
-    adapter, prompts = _read(run_dir, base), _prompts(recipe)
+    adapter, prompts = _read(run_dir, base), verified_prompts(recipe)
     _check_format(bundle, recipe, prompts)
     check_hashes(bundle)
     stands = bundle.provenance["base_held"]
@@ -171,14 +171,6 @@ def _read(run_dir: RunDir, base: Path) -> Adapter:
     adapter = read_adapter(run_dir.adapter, base)
     check_adapter(adapter)
     return adapter
-
-
-def _prompts(recipe: Recipe) -> list[Prompt]:
-    return prompts_of(islice(chain(examples(recipe, "eval"), examples(recipe, "train")), MOST_PROMPTS))
-
-
-def _is_chat(prompts: list[Prompt]) -> bool:
-    return not any(isinstance(prompt, str) for prompt in prompts)
 
 
 def _merge_base(recipe: Recipe) -> MergeBase:
@@ -234,8 +226,8 @@ def _check_takes(bundle: Bundle, recipe: Recipe, base: Path, *, name: str, force
 
 def _check_format(bundle: Bundle, recipe: Recipe, prompts: list[Prompt]) -> None:
     """Raises RecipeError if training rendered its prompts in another way than the bundle does."""
-    system = recipe.data.system if _is_chat(prompts) else None
-    if bundle.chat_format.system != system or (bundle.chat_format.template is not None) != _is_chat(prompts):
+    system = recipe.data.system if are_conversations(prompts) else None
+    if bundle.chat_format.system != system or (bundle.chat_format.template is not None) != are_conversations(prompts):
         raise RecipeError(
             f"{bundle.path}: renders prompts otherwise than this run's training (system message, or plain text)",
             cure="train with the data.system of the bundle's first run, or export into a bundle of its own",

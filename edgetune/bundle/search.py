@@ -15,8 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgetune.bundle.export import training_rows
-from edgetune.bundle.generation import build_bundle, prompts_of
+from edgetune.bundle.generation import are_conversations, build_bundle, prompts_of, training_rows
 from edgetune.data.prepare import examples
 from edgetune.errors import RunError
 from edgetune.files import write_json
@@ -216,7 +215,7 @@ def _measured(
     recipe: Recipe, run_dir: RunDir, front: Sequence[Point], sweep: _Sweep, measure: Measure
 ) -> dict[Point, Point]:
     """Points of the front with what their bundles measure: MOST_BUILT of them, evenly by size, both ends among them."""
-    is_chat = not any(isinstance(prompt, str) for prompt in prompts_of(islice(examples(recipe, "train"), 8)))
+    is_chat = are_conversations(prompts_of(islice(examples(recipe, "train"), 8)))
     found = {}
     for point in evenly(sorted(front, key=lambda point: point.size_bytes), MOST_BUILT):
         sweep.tell({"stage": "search", "message": f"measuring as a bundle: {point.name}"})

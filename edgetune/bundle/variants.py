@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgetune.bundle.export import build_any
+from edgetune.bundle.task import TASKS
 from edgetune.export.read_graph import GraphFile
 from edgetune.model.weights import find_tensors
 from edgetune.quantize.grid import dequantize
@@ -27,10 +27,10 @@ def float_bytes(merged: Path) -> int:
     return 4 * sum(sizes)
 
 
-def build_float(merged: Path, folder: Path, recipe: Recipe, *, is_chat: bool) -> Bundle:
-    """The same model as a float32 graph, not verified, in an empty folder."""
+def build_float(bundle: Bundle, merged: Path, folder: Path, recipe: Recipe) -> Bundle:
+    """The merged model of a bundle as a float32 graph, not verified, in an empty folder."""
     table = dataclasses.replace(recipe.export, precision="fp32")
-    return build_any(merged, folder, dataclasses.replace(recipe, export=table), is_chat=is_chat)
+    return TASKS[recipe.model.task].build_again(bundle, merged, folder, dataclasses.replace(recipe, export=table))
 
 
 @contextmanager

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from edgetune.cli import console
 from edgetune.cli.options import force_option, json_option, set_option
 from edgetune.cli.scores import check_line
+from edgetune.precision_names import BlockSize, PrecisionName
 
 if TYPE_CHECKING:
-    from edgetune.bundle.export import ExportResult
+    from edgetune.bundle.place import ExportResult
     from edgetune.bundle.search import SearchResult
     from edgetune.recipe import Recipe
     from edgetune.run_dir import RunDir
@@ -24,10 +23,8 @@ if TYPE_CHECKING:
 @click.command("export", epilog="Example: edgetune export runs/quickstart --precision int4 --block-size 128")
 @click.argument("run", metavar="RUN_OR_MERGED", type=click.Path(path_type=Path))
 @click.option("--data", help="Rows to round, repair and verify a merged folder on; a run has its own.")
-@click.option(
-    "--precision", type=click.Choice(["int4", "int2", "int8", "fp16", "fp32"]), help="In place of the recipe's."
-)
-@click.option("--block-size", type=click.Choice(["16", "32", "64", "128", "256"]), help="In place of the recipe's.")
+@click.option("--precision", type=click.Choice(get_args(PrecisionName)), help="In place of the recipe's.")
+@click.option("--block-size", type=click.Choice([*map(str, get_args(BlockSize))]), help="In place of the recipe's.")
 @click.option(
     "-o",
     "--out",
@@ -87,10 +84,11 @@ def command(
     changes = list(overrides)
     changes += [f"export.precision={precision!r}"] if precision else []
     changes += [f"export.block_size={block_size}"] if block_size else []
-    progress = console.ProgressLine()
+    progress, found = console.ProgressLine(), None
     try:
-        found = _search(run, changes, out, force, progress) if search else None
-        changes += [f"export.{key}={_toml(value)}" for key, value in found.chosen.settings.items()] if found else []
+        if search:
+            found = _search(run, changes, out, force, progress)
+            changes += _as_changes(found)
         if keep_adapter:
             _refuse_data(run, data)
             result = _keep_adapter(run, changes, out=out, into=into, name=adapter_name, force=force, progress=progress)
@@ -100,28 +98,35 @@ def command(
     finally:
         progress.close()
     if as_json:
-        console.say_json(
-            {
-                "bundle": str(result.bundle.path),
-                "adapters": list(result.bundle.adapters),
-                "precision": result.bundle.precision,
-                "size_bytes": result.size_bytes,
-                "peak_bytes": result.peak_bytes,
-                "wall_s": round(result.wall_s, 3),
-                "search": dataclasses.asdict(found) if found else None,
-                "verified": {
-                    "passed": True,
-                    "checks": [dataclasses.asdict(item) for item in result.verification.checks],
-                },
-            }
-        )
-        return
-    if found:
-        for line in _front(found):
-            console.say(line)
+        console.say_json(_as_json(result, found))
+    else:
+        _show(result, found, is_of_run=result.bundle.path.resolve() == (run / "bundle").resolve())
+
+
+def _as_json(result: ExportResult, found: SearchResult | None) -> dict[str, Any]:
+    """The bundle, its proof, and the search that it came from."""
+    return {
+        "bundle": str(result.bundle.path),
+        "adapters": list(result.bundle.adapters),
+        "precision": result.bundle.precision,
+        "size_bytes": result.size_bytes,
+        "peak_bytes": result.peak_bytes,
+        "wall_s": round(result.wall_s, 3),
+        "search": dataclasses.asdict(found) if found else None,
+        "verified": {
+            "passed": True,
+            "checks": [dataclasses.asdict(item) for item in result.verification.checks],
+        },
+    }
+
+
+def _show(result: ExportResult, found: SearchResult | None, *, is_of_run: bool) -> None:
+    """The same for people, and what is to be done next with the bundle of a run."""
+    for line in _front(found) if found else []:
+        console.say(line)
     for check in result.verification.checks:
         console.say(check_line(dataclasses.asdict(check)))
-    if not keep_adapter and result.bundle.path.resolve() == (run / "bundle").resolve():
+    if is_of_run and not result.bundle.adapters:
         console.note(f"how much of the fine-tune it kept is not measured yet: edgetune verify {result.bundle.path}")
     console.say(
         f"{result.bundle.path}  {result.bundle.precision}  {result.size_bytes / 1024**2:,.1f} MiB"
@@ -132,6 +137,7 @@ def command(
 def _search(source: Path, changes: list[str], out: Path | None, force: bool, progress: Any) -> SearchResult:
     """Sweep the run's merged decoder; also draws results/search.png."""
     from edgetune.bundle.export import refuse_early
+    from edgetune.bundle.task import TASKS
     from edgetune.errors import RecipeError
     from edgetune.lock import only_process
     from edgetune.report.frontier import draw_frontier
@@ -145,11 +151,11 @@ def _search(source: Path, changes: list[str], out: Path | None, force: bool, pro
         )
     console.work_in(source)
     recipe = _recipe(run_dir, changes)
-    if recipe.is_classifier or recipe.export.precision != "int4":
+    if not TASKS[recipe.model.task].IS_DECODER or recipe.export.precision != "int4":
         raise RecipeError(
             "--search: is for int4 bundles of decoders", cure='leave it out, or set export.precision="int4"'
         )
-    refuse_early(run_dir, out, force=force)
+    refuse_early(recipe, run_dir, out, force=force)
     with only_process(run_dir):
         found: SearchResult = search(recipe, run_dir, progress=progress)
     draw_frontier(
@@ -183,26 +189,22 @@ def _front(found: SearchResult) -> list[str]:
     return [*lines, f"chosen (*): {found.reason}", ""]
 
 
-def _toml(value: Any) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
+def _as_changes(found: SearchResult) -> list[str]:
+    """What the search chose, as --set has it."""
+    from edgetune.recipe import as_toml
+
+    return [f"export.{key}={as_toml(value)}" for key, value in found.chosen.settings.items()]
 
 
 def _export(
     source: Path, data: str | None, changes: list[str], *, out: Path | None, force: bool, progress: Any
 ) -> ExportResult:
     """Export a run as its recipe says, or a merged folder that lies in none with the rows in `data`."""
-    from itertools import islice
-
-    from edgetune.bundle.export import export, export_classifier, export_folder, training_rows
-    from edgetune.bundle.generation import prompts_of
-    from edgetune.data.prepare import examples
+    from edgetune.bundle.export import export, export_merged
     from edgetune.errors import RecipeError, RunError
     from edgetune.files import beside
     from edgetune.lock import only_process
-    from edgetune.model.classifier import SPEC, read_spec
-    from edgetune.recipe import parse_recipe
     from edgetune.run_dir import RunDir
-    from edgetune.verify.generation import MOST_PROMPTS
 
     run_dir = RunDir(source)
     if run_dir.recipe.is_file() or not (source / "config.json").is_file():
@@ -218,18 +220,7 @@ def _export(
     out = out or beside(source, "-bundle")
     if out.exists() and not force:
         raise RunError(f"{out}: is there already", cure="choose another folder with --out, or replace it with --force")
-    spec = read_spec(source) if (source / SPEC).is_file() else None
-    text = f"[model]\nbase = {json.dumps(str(source))}\n"
-    text += f'task = "{"classification" if spec else "generation"}"\n[data]\ntrain = {json.dumps(data)}\n'
-    recipe = parse_recipe(text, source=str(source), name=source.resolve().name, overrides=changes)
-    if spec:
-        outside = spec.out_of_scope_label or recipe.classify.out_of_scope_label
-        recipe = recipe.with_classify(multi_label=spec.multi_label, out_of_scope_label=outside)
-        return export_classifier(source, out, recipe, progress=progress)
-    prompts = prompts_of(islice(examples(recipe, "train"), MOST_PROMPTS))
-    with tempfile.TemporaryDirectory() as cache:
-        rows = training_rows(source, recipe, Path(cache)) if recipe.export.needs_rows else None
-        return export_folder(source, out, recipe, prompts=prompts, rows=rows, progress=progress)
+    return export_merged(source, out, data, changes, progress=progress)
 
 
 def _keep_adapter(
@@ -244,6 +235,7 @@ def _keep_adapter(
 ) -> ExportResult:
     """Export a run's base with its adapter beside it, or its adapter into a bundle of that base."""
     from edgetune.bundle.keep_adapter import add_adapter, export_keeping_adapter
+    from edgetune.bundle.task import TASKS
     from edgetune.errors import RecipeError, RunError
     from edgetune.lock import only_process
     from edgetune.model.base import resolve_base
@@ -255,9 +247,10 @@ def _keep_adapter(
         raise RunError(f"{source}: is no run folder", cure="--keep-adapter wants one, with its adapter and its rows")
     console.work_in(source)
     recipe = load_recipe(run_dir.recipe, changes)
-    if recipe.is_classifier:
+    task = TASKS[recipe.model.task]
+    if not task.IS_DECODER:
         raise RecipeError(
-            f"--keep-adapter: {source} is a classifier's run", cure="leave it out; a classifier is merged"
+            f"--keep-adapter: {source} is a {task.KIND}'s run", cure=f"leave it out; a {task.KIND} is merged"
         )
     model = recipe.model
     base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)

@@ -44,7 +44,10 @@ def read_recipe(path: Path, overrides: tuple[str, ...]) -> Recipe:
 
     recipe = load_recipe(path, overrides)
     if recipe.idle_keys and launched().is_main:
-        console.note(f"{path}: {', '.join(recipe.idle_keys)}: no effect on a classifier")
+        from edgetune.report.task import TASKS
+
+        kind = TASKS[recipe.model.task].KIND
+        console.note(f"{path}: {', '.join(recipe.idle_keys)}: no effect on a {kind}")
     return recipe
 
 

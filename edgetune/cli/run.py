@@ -43,23 +43,25 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
         finally:
             progress.close()
         if launched().is_main:
-            _show(result, as_json=as_json, verb="classify" if loaded.is_classifier else "chat")
+            _show(result, loaded.model.task, as_json=as_json)
             refuse_lost_gain(run_dir, result.summary["survival"])
 
 
-def _show(result: RunResult, *, as_json: bool, verb: str) -> None:
+def _show(result: RunResult, task: str, *, as_json: bool) -> None:
     """The table, or the whole summary, on stdout; what is to be said about it on stderr."""
-    labels = result.summary.get("classification")
+    from edgetune.report.task import TASKS
+
+    details = result.summary.get(task)
     if as_json:
         console.say_json(result.summary)
     else:
         console.say(result.table)
-        if labels:
-            for line in result_lines("bundle", {"classes": labels, "rejection": labels["rejection"]}):
+        if details:
+            for line in result_lines("bundle", {"classes": details, "rejection": details["rejection"]}):
                 console.say(line)
     if folds := result.summary["folds"]:
         console.note(f"cross-validated, base and adapter: {folds['summary']}")
-    console.note(describe(result.summary, labels))
+    console.note(describe(result.summary, details))
     for check in result.summary["verification"]:
         if not check["passed"]:
             console.note(check_line(check))
@@ -72,5 +74,5 @@ def _show(result: RunResult, *, as_json: bool, verb: str) -> None:
     minutes, seconds = divmod(round(result.summary["wall_s"]), 60)
     console.note(
         f"{minutes}:{seconds:02d} minutes, at most {result.summary['peak_bytes'] / 1024**2:,.0f} MiB; "
-        f"the bundle is {result.run_dir.bundle}; next: edgetune {verb} {result.run_dir.bundle}"
+        f"the bundle is {result.run_dir.bundle}; next: edgetune {TASKS[task].TRY_VERB} {result.run_dir.bundle}"
     )

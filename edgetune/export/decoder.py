@@ -24,8 +24,9 @@ from edgetune.export.graph import Weights, write_graph
 from edgetune.export.silence import silenced
 from edgetune.model.base import empty_model
 from edgetune.model.weights import Place, find_tensors, read_tensor
+from edgetune.precision_names import PrecisionName
 from edgetune.quantize.folder import QuantizedFolder
-from edgetune.quantize.precisions import PRECISIONS, Name
+from edgetune.quantize.precisions import PRECISIONS
 from edgetune.runtime.bundle import GRAPH, Grid
 from edgetune.runtime.logits import SWITCH
 from edgetune.runtime.session import import_genai
@@ -40,7 +41,7 @@ def build_decoder(
     merged: Path,
     out: Path,
     *,
-    precision: Name,
+    precision: PrecisionName,
     grid: Grid | None,
     quantized: QuantizedFolder | None = None,
     max_length: int | None = None,
@@ -85,7 +86,7 @@ def _graph(
     out: Path,
     places: Mapping[str, Place],
     *,
-    precision: Name,
+    precision: PrecisionName,
     max_length: int | None,
     then: Callable[[Any, Any], None] = lambda *_: None,
 ) -> tuple[Any, Attention]:
@@ -112,7 +113,7 @@ def _graph(
 
 
 def _prepared(
-    merged: Path, out: Path, cache: Path, *, architecture: str, precision: Name
+    merged: Path, out: Path, cache: Path, *, architecture: str, precision: PrecisionName
 ) -> tuple[Any, Any, tuple[Any, ...]]:
     """The builder's class for this model, the model's configuration as that wants it, and its other arguments."""
     builder, builders = _import_builder()

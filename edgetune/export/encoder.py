@@ -22,8 +22,9 @@ from edgetune.errors import HardwareError, ModelError, first_line
 from edgetune.export.operators import ATTENTION, GridEmbedding, GridLinear, register_attention
 from edgetune.export.silence import silenced
 from edgetune.model.classifier import Classifier, float_copy
+from edgetune.precision_names import PrecisionName
 from edgetune.quantize.grid import QuantizedMatrix
-from edgetune.quantize.precisions import PRECISIONS, Name
+from edgetune.quantize.precisions import PRECISIONS
 from edgetune.runtime.bundle import GRAPH
 
 OPSET = 20
@@ -37,7 +38,7 @@ def build_encoder(
     classifier: Classifier,
     out: Path,
     *,
-    precision: Name,
+    precision: PrecisionName,
     matrices: Mapping[str, QuantizedMatrix],
     accuracy_level: int = 0,
     max_length: int,
@@ -108,7 +109,7 @@ class _CosineHead(nn.Module):
 
 
 def _exportable(
-    classifier: Classifier, precision: Name, matrices: Mapping[str, QuantizedMatrix], accuracy_level: int
+    classifier: Classifier, precision: PrecisionName, matrices: Mapping[str, QuantizedMatrix], accuracy_level: int
 ) -> Classifier:
     """A copy with the modules that the graph computes with, and attention as one operator where there is a choice."""
     copied = float_copy(classifier, torch.float16 if PRECISIONS[precision].floats == "fp16" else torch.float32)

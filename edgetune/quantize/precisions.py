@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from edgetune.precision_names import BlockSize, PrecisionName
 from edgetune.recipe import INT2_BLOCK_SIZES, ExportTable
 from edgetune.runtime.bundle import Grid
 
-Name = Literal["int4", "int2", "int8", "fp16", "fp32"]
-BLOCK_SIZES = (16, 32, 64, 128, 256)
+BLOCK_SIZES: tuple[int, ...] = get_args(BlockSize)
 
 
 @dataclass(frozen=True)
 class Precision:
     """How a bundle holds its matrices, and what that means elsewhere."""
 
-    name: Name
+    name: PrecisionName
     bits: int | None
     """Of a weight's code on the grid; None where matrices are floats."""
     floats: Literal["fp16", "fp32"] = "fp32"
     """The type of states, and of all weights that are not on the grid, in the word of onnxruntime-genai's builder."""
-    wider: Name | None = None
+    wider: PrecisionName | None = None
     """What to try where it loses too much."""
     block_sizes: tuple[int, ...] = BLOCK_SIZES
     """Those for which onnxruntime's kernels are fast."""

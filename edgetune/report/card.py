@@ -70,17 +70,17 @@ def header(subject: Subject) -> str:
     """
     from huggingface_hub import ModelCardData
 
-    is_adapter, is_classifier = subject.kind == "adapter", subject.task == "classification"
+    is_adapter, words = subject.kind == "adapter", subject.words
     results = _results(subject)
     tags = ["edgetune", "lora"] if is_adapter else ["edgetune", "onnx"]
     if subject.bundle is not None:
-        tags += [subject.bundle.precision, *([] if is_classifier else ["onnxruntime-genai"])]
+        tags += [subject.bundle.precision, *words.OPENED_BY]
     data: dict[str, Any] = {
         "base_model": subject.base if subject.base_is_on_hub else None,
         "base_model_relation": ("adapter" if is_adapter else "quantized") if subject.base_is_on_hub else None,
         "library_name": "peft" if is_adapter else "onnx",
         "license": subject.base_licence,
-        "pipeline_tag": "text-classification" if is_classifier else "text-generation",
+        "pipeline_tag": words.HUB_TASK,
         "tags": tags,
         "datasets": sorted({name for name in subject.data.values() if _is_hub_name(name)}) or None,
         "metrics": sorted({result.metric_type for result in results}) or None,
@@ -119,7 +119,7 @@ def _results(subject: Subject) -> list[Any]:
     where = subject.scored_on or "the user's own rows"
     return [
         EvalResult(
-            task_type="text-classification" if subject.task == "classification" else "text-generation",
+            task_type=subject.words.HUB_TASK,
             dataset_type=where,
             dataset_name=where,
             metric_type=HUB_METRICS.get(item.key.rpartition(".")[2], item.key.rpartition(".")[2]),
@@ -143,7 +143,7 @@ def _what(subject: Subject) -> Iterator[str]:
     yield f"# {as_plain(subject.name)}"
     yield ""
     base = f"`{subject.base}`" if subject.base else "a base that is not recorded"
-    kind = "classifier" if subject.task == "classification" else "decoder"
+    kind = subject.words.KIND
     if subject.bundle is None:
         held = " in 4 bits" if subject.record.get("quantization") == "nf4" else ""
         yield f"A LoRA adapter for {base}, a {kind}, trained with EdgeTune on the base{held}."
@@ -152,51 +152,38 @@ def _what(subject: Subject) -> Iterator[str]:
         yield f"{base} as an {subject.bundle.precision} ONNX bundle for the device, with adapters beside it: {names}."
     else:
         yield f"A fine-tune of {base}, a {kind}, as an {subject.bundle.precision} ONNX bundle that runs without torch."
-    if subject.bundle is not None and subject.bundle.classifier is not None:
-        labels = subject.bundle.classifier.labels
-        shown = ", ".join(as_plain(label) for label in labels[:20])
-        yield ""
-        yield f"{len(labels)} labels: {shown}{', ...' if len(labels) > 20 else ''}."
+    if subject.bundle is not None and (abilities := subject.words.abilities(subject.bundle)):
+        yield from ("", as_plain(abilities))
 
 
 def _use(subject: Subject) -> Iterator[str]:
+    words = subject.words
     yield from ("", "## Use", "")
     if subject.bundle is None:
-        auto = "AutoModel" if subject.task == "classification" else "AutoModelForCausalLM"
-        base = (
-            'resolve_base("edgetune:nano")'
-            if not subject.base_is_on_hub and ":" in subject.base
-            else f'"{subject.base}"'
-        )
-        yield "```python"
-        yield from (["from edgetune.model.base import resolve_base"] if base.startswith("resolve") else [])
-        yield "from peft import PeftModel"
-        yield f"from transformers import {auto}"
-        yield ""
-        yield f'model = PeftModel.from_pretrained({auto}.from_pretrained({base}), "path/to/this/folder")'
-        yield "```"
-        yield ""
-        yield "`edgetune merge` folds it into its base" + (
-            ", with the head that labels." if subject.task == "classification" else "."
-        )
+        yield from _fenced("python", *_loading(subject, words.AUTO_CLASS))
+        yield from ("", words.FOLDED)
         return
-    verb, module, name = (
-        ("classify", "classifier", "Classifier") if subject.bundle.classifier else ("generate", "decoder", "Decoder")
-    )
-    call = 'classify(["a text"])' if verb == "classify" else 'generate("a prompt").text'
-    yield "```sh"
-    yield "pip install edgetune"
-    yield f'edgetune {verb} path/to/this/folder "a text"'
-    yield "```"
+    yield from _fenced("sh", "pip install edgetune", words.COMMAND)
     yield ""
-    yield "```python"
-    yield f"from edgetune.runtime.{module} import {name}"
+    yield from _fenced("python", *words.PYTHON)
+    for library in words.OPENED_BY:
+        yield from ("", f"It is a folder that plain {library} opens, too.")
+
+
+def _loading(subject: Subject, auto: str) -> Iterator[str]:
+    """How an adapter is put on its base in Python."""
+    base = f'"{subject.base}"'
+    if not subject.base_is_on_hub and ":" in subject.base:
+        base = 'resolve_base("edgetune:nano")'
+        yield "from edgetune.model.base import resolve_base"
+    yield "from peft import PeftModel"
+    yield f"from transformers import {auto}"
     yield ""
-    yield f'print({name}("path/to/this/folder").{call})'
-    yield "```"
-    if not subject.bundle.classifier:
-        yield ""
-        yield "It is a folder that plain onnxruntime-genai opens, too."
+    yield f'model = PeftModel.from_pretrained({auto}.from_pretrained({base}), "path/to/this/folder")'
+
+
+def _fenced(language: str, *lines: str) -> Iterator[str]:
+    yield from (f"```{language}", *lines, "```")
 
 
 def _scores(subject: Subject) -> Iterator[str]:
@@ -249,29 +236,20 @@ def _training(subject: Subject) -> Iterator[str]:
     if subject.base:
         yield f"- base: {as_plain(subject.base)}" + ("" if subject.base_is_on_hub else ", not from the hub")
     if subject.recipe:
-        yield from (
-            "",
-            "<details><summary>Recipe</summary>",
-            "",
-            "```toml",
-            subject.recipe.strip(),
-            "```",
-            "",
-            "</details>",
-        )
+        recipe = _fenced("toml", subject.recipe.strip())
+        yield from ("", "<details><summary>Recipe</summary>", "", *recipe, "", "</details>")
 
 
 def _limits(subject: Subject) -> Iterator[str]:
     yield from ("", "## Limits", "")
-    bundle = subject.bundle
+    bundle, words = subject.bundle, subject.words
     if bundle is not None:
-        end = "longer texts are cut" if bundle.classifier else "prompt and answer together"
-        yield f"- At most {bundle.context_length:,} tokens, {end}."
+        yield f"- At most {bundle.context_length:,} tokens, {words.LENGTH}."
         passed = bundle.verified.get("passed")
         if passed is not True:
             yield f"- {'It failed' if passed is False else 'It has not passed'} EdgeTune's verification."
-        if bundle.classifier is not None and bundle.classifier.threshold is not None:
-            yield f'- It answers "unknown" below a probability of {bundle.classifier.threshold:.3f}.'
+        if refusals := words.refusals(bundle):
+            yield f"- {refusals}"
     yield "- The scores hold for rows like those above; on other texts, languages and tasks nothing was measured."
     yield "- Neither safety nor bias was measured. It inherits both from its base and its data."
     yield "- Memory and speed are those of the machine below."

@@ -14,6 +14,7 @@ from edgetune.files import read_json
 from edgetune.hashes import CARD
 from edgetune.report.facts import Model, Problems
 from edgetune.report.run_folder import read_models
+from edgetune.report.task import Task, task_named, task_of
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle, open_bundle
 
@@ -37,6 +38,7 @@ class Subject:
     base_is_on_hub: bool
     base_licence: str | None
     task: str
+    """As a recipe names it."""
     metric: str | None
     data: Mapping[str, str]
     """train, eval and test: hub ids, embedded names, last parts of paths."""
@@ -52,6 +54,11 @@ class Subject:
     recipe: str | None
     """TOML, without the paths of the machine."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def words(self) -> Task:
+        """What is said of models of its task."""
+        return task_named(self.task)
 
 
 def adapter_subject(run_dir: RunDir) -> Subject:
@@ -100,7 +107,7 @@ def _subject(
     train = _json(run_dir.results / "train.json") if run_dir else {}
     rows = _json(results / "rows.json") if results else {}
     source = rows.get("source")
-    task = model.get("task") or ("classification" if bundle and bundle.classifier else "generation")
+    task = task_of(bundle) if bundle else str(model.get("task", ""))
     return Subject(
         kind=kind,
         folder=folder,
@@ -108,7 +115,7 @@ def _subject(
         base=public(base),
         base_is_on_hub=is_on_hub(base),
         base_licence=_licence(base),
-        task=str(task),
+        task=task,
         metric=recipe.get("evaluate", {}).get("metric"),
         data={name: public(str(data[name])) for name in ("train", "eval", "test") if data.get(name)},
         counts=train.get("data") or {},

@@ -1,22 +1,14 @@
-"""The pictures of the page as Vega-Lite specifications, data inside, colours by the names of page.js. Pure functions.
-
-Source: Vega-Lite 6, vega.github.io/vega-lite/docs.
-"""
+"""The pictures of the page as Vega-Lite specifications, data inside, colours by the names of page.js. All pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from edgetune.report.columns import MIB, column, columns, default_axes
 from edgetune.report.facts import Confusion, Model, Report, Run
+from edgetune.report.spec import Spec, spec
+from edgetune.report.training_charts import losses, planner
 
-Spec = dict[str, Any]
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-MOST_STEPS = 400
-"""Training losses of a run that are drawn."""
-MOST_SHAPES = 6
-"""Sources that can be told by shape."""
 STAGE_TITLES = {
     "base": "base",
     "tuned": "fine-tuned",
@@ -25,7 +17,6 @@ STAGE_TITLES = {
     "onnx-exact": "exact activations",
     "bundle": "bundle",
 }
-WIDE = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
 
 
 def frontier(models: Sequence[Model]) -> Spec | None:
@@ -55,78 +46,6 @@ def frontier(models: Sequence[Model]) -> Spec | None:
         )
     titles = [{"key": item.key, "title": item.title, "axis": item.axis, "better": item.better} for item in shown]
     return {"points": points, "columns": titles, "x": axes[0], "y": axes[1]}
-
-
-def losses(runs: Sequence[Run]) -> Spec | None:
-    """Training loss, averaged over neighbours, and eval loss of all runs over the steps."""
-    values = [item for run in runs for item in _losses(run)]
-    if not values:
-        return None
-    is_one = len({item["run"] for item in values}) == 1
-    least, most = (pick(item["loss"] for item in values) for pick in (min, max))
-    y = {"field": "loss", "type": "quantitative", "title": "loss (nats)", "scale": {"zero": False}}
-    if least > 0 and most > 8 * least:
-        y["scale"] = {"type": "log", "nice": False}
-    colour = {
-        "field": "kind" if is_one else "run",
-        "type": "nominal",
-        "title": None,
-        "sort": None,
-        "legend": {"columns": 0 if is_one else 5},
-    }
-    tooltip = [
-        {"field": "run", "title": "run"},
-        {"field": "kind", "title": "loss of"},
-        {"field": "step", "title": "step"},
-        {"field": "loss", "title": "nats", "format": ".4f"},
-    ]
-    x = {
-        "field": "step",
-        "type": "quantitative",
-        "title": "optimizer step",
-        "axis": {"format": "d", "tickMinStep": 1, "tickCount": 8},
-    }
-    half = min(8, max(1, max(len(run.curve.training) for run in runs if run.curve) // 40))
-    dim = {"condition": {"param": "picked", "value": 1}, "value": 0.12}
-    return {
-        "$schema": SCHEMA,
-        **WIDE,
-        "height": 300,
-        "data": {"values": values},
-        "encoding": {"x": x, "y": y, "color": colour},
-        "layer": [
-            {
-                "transform": [
-                    {"filter": "datum.kind === 'training'"},
-                    {
-                        "window": [{"op": "mean", "field": "loss", "as": "mean"}],
-                        "frame": [-half, half],
-                        "groupby": ["run"],
-                        "sort": [{"field": "step"}],
-                    },
-                ],
-                "layer": [
-                    {"mark": {"type": "line", "strokeWidth": 1, "opacity": 0.25}},
-                    {
-                        "params": [
-                            {
-                                "name": "picked",
-                                "select": {"type": "point", "fields": [colour["field"]]},
-                                "bind": "legend",
-                            }
-                        ],
-                        "mark": {"type": "line", "strokeWidth": 1.5},
-                        "encoding": {"y": {**y, "field": "mean"}, "opacity": dim},
-                    },
-                ],
-            },
-            {
-                "transform": [{"filter": "datum.kind === 'evaluation'"}],
-                "mark": {"type": "line", "strokeWidth": 2.5, "point": {"size": 55, "filled": True}},
-                "encoding": {"opacity": dim, "tooltip": tooltip, "detail": {"field": "run"}},
-            },
-        ],
-    }
 
 
 def ledger(run: Run) -> Spec | None:
@@ -160,13 +79,11 @@ def ledger(run: Run) -> Spec | None:
     y = {"field": "step", "type": "nominal", "sort": names, "title": None, "axis": {"ticks": False}}
     x = {"type": "quantitative", "title": shown.axis, "scale": {"zero": False}, "axis": {"tickCount": 6}}
     colour = {"field": "stage", "type": "nominal", "legend": None}
-    return {
-        "$schema": SCHEMA,
-        **WIDE,
-        "height": 34 * len(values),
-        "data": {"values": values},
-        "encoding": {"y": y, "color": colour, "tooltip": tooltip},
-        "layer": [
+    return spec(
+        34 * len(values),
+        data={"values": values},
+        encoding={"y": y, "color": colour, "tooltip": tooltip},
+        layer=[
             {
                 "mark": {"type": "rule", "strokeWidth": 6, "opacity": 0.25, "strokeCap": "round"},
                 "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}},
@@ -176,65 +93,7 @@ def ledger(run: Run) -> Spec | None:
                 "encoding": {"x": {**x, "field": "value"}},
             },
         ],
-    }
-
-
-def planner(runs: Sequence[Run]) -> Spec | None:
-    """Parts of the memory that was expected of training, and a mark where it was measured."""
-    parts, measured = [], []
-    for run in runs:
-        if run.planned is None:
-            continue
-        for place, (part, size) in enumerate(run.planned.parts.items()):
-            if size:
-                parts.append({"run": run.name, "part": part, "mib": size / MIB, "place": place})
-        if run.planned.measured_bytes is not None:
-            measured.append({"run": run.name, "mib": run.planned.measured_bytes / MIB})
-    if not parts:
-        return None
-    y = {"field": "run", "type": "nominal", "sort": None, "title": None, "axis": {"ticks": False}}
-    names = list(dict.fromkeys(item["part"] for item in parts))
-    runs_shown = list(dict.fromkeys(item["run"] for item in parts))
-    band = 44 if len(runs_shown) <= 6 else 24
-    tooltip = [{"field": "run"}, {"field": "part"}, {"field": "mib", "title": "MiB", "format": ",.1f"}]
-    return {
-        "$schema": SCHEMA,
-        **WIDE,
-        "height": band * len(runs_shown),
-        "layer": [
-            {
-                "data": {"values": parts},
-                "mark": {"type": "bar", "height": {"band": 0.62}},
-                "encoding": {
-                    "y": y,
-                    "x": {
-                        "field": "mib",
-                        "type": "quantitative",
-                        "title": "memory of training (MiB)",
-                        "axis": {"tickCount": 6},
-                    },
-                    "color": {
-                        "field": "part",
-                        "type": "nominal",
-                        "sort": names,
-                        "title": None,
-                        "legend": {"orient": "bottom", "columns": 4, "labelLimit": 170},
-                    },
-                    "order": {"field": "place"},
-                    "tooltip": tooltip,
-                },
-            },
-            {
-                "data": {"values": measured},
-                "mark": {"type": "tick", "thickness": 4, "size": band - 4},
-                "encoding": {
-                    "y": y,
-                    "x": {"field": "mib", "type": "quantitative"},
-                    "tooltip": [{"field": "run"}, {"field": "mib", "title": "measured, MiB", "format": ",.1f"}],
-                },
-            },
-        ],
-    }
+    )
 
 
 def search(run: Run) -> Spec | None:
@@ -262,16 +121,14 @@ def search(run: Run) -> Spec | None:
         {"field": "score"},
         {"field": "tokens", "title": "tokens/s"},
     ]
-    return {
-        "$schema": SCHEMA,
-        **WIDE,
-        "height": 280,
-        "data": {"values": values},
-        "encoding": {
+    return spec(
+        280,
+        data={"values": values},
+        encoding={
             "x": {"field": "mib", "type": "quantitative", "title": "weights (MiB)", "scale": {"zero": False}},
             "y": {"field": "loss", "type": "quantitative", "title": "eval loss before repair (nats)", "scale": scale},
         },
-        "layer": [
+        layer=[
             {
                 "transform": [{"filter": "datum.is !== 'candidate'"}],
                 "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 1.5, "opacity": 0.6},
@@ -297,7 +154,7 @@ def search(run: Run) -> Spec | None:
                 },
             },
         ],
-    }
+    )
 
 
 def confusion(found: Confusion) -> Spec:
@@ -312,14 +169,11 @@ def confusion(found: Confusion) -> Spec:
     axis = {"labelFontSize": 8, "labelLimit": 120, "ticks": False, "grid": False, "labelOverlap": True}
     side = max(360, 9 * len(found.labels))
     labels = list(found.labels)
-    return {
-        "$schema": SCHEMA,
-        "width": "container",
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "height": min(side, 760),
-        "data": {"values": values},
-        "mark": {"type": "rect"},
-        "encoding": {
+    return spec(
+        min(side, 760),
+        data={"values": values},
+        mark={"type": "rect"},
+        encoding={
             "x": {"field": "answer", "type": "nominal", "sort": labels, "scale": {"domain": labels}, "axis": axis},
             "y": {"field": "truth", "type": "nominal", "sort": labels, "scale": {"domain": labels}, "axis": axis},
             "color": {"field": "is", "type": "nominal", "title": None, "scale": {"domain": ["right", "wrong"]}},
@@ -336,7 +190,7 @@ def confusion(found: Confusion) -> Spec:
                 {"field": "share", "format": ".1%"},
             ],
         },
-    }
+    )
 
 
 def charts(report: Report) -> dict[str, Spec]:
@@ -351,13 +205,4 @@ def charts(report: Report) -> dict[str, Spec]:
         found[f"search-{number}"] = search(run)
         if run.confusion is not None:
             found[f"confusion-{number}"] = confusion(run.confusion)
-    return {name: spec for name, spec in found.items() if spec is not None}
-
-
-def _losses(run: Run) -> Iterator[dict[str, Any]]:
-    if run.curve is None:
-        return
-    every = max(1, -(-len(run.curve.training) // MOST_STEPS))
-    for kind, curve in (("training", run.curve.training[::every]), ("evaluation", run.curve.evaluation)):
-        for step, loss in curve:
-            yield {"run": run.name, "kind": kind, "step": step, "loss": float(f"{loss:.5g}")}
+    return {name: drawn for name, drawn in found.items() if drawn is not None}

@@ -1,4 +1,4 @@
-"""The confusion matrix of a classifier as a picture: counts -> PNG."""
+"""A confusion matrix as a picture: counts -> PNG."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from edgetune.report.columns import Column, column, columns, is_first
 from edgetune.report.facts import Measurement, Number, Report, Run, Study
 from edgetune.report.measured import titled
 from edgetune.report.run_folder import STEP_NUMBERS
+from edgetune.report.task import TASKS, task_named
 
 PAGE = Path(__file__).parent / "page"
 VEGA_VERSION = "6.2"
@@ -65,6 +66,7 @@ def render(report: Report) -> str:
         ],
         models_caption=rows_said(report),
         absent=absent(report),
+        loss_unit=loss_unit,
         most_cells=MOST_CELLS,
         column=column,
         share=column("score"),
@@ -89,12 +91,11 @@ def lead(report: Report) -> str:
     runs, models = len(report.runs), len(report.models)
     if runs == 1 and not report.measurements:
         run = report.runs[0]
-        what = "A classifier" if run.task == "classification" else "A fine-tune"
         base, end = (
             f" of {run.base}" if run.base else "",
             f" to {precision(run)} on the device" if precision(run) else "",
         )
-        return f"{what}{base}, carried{end}: {models} models measured on the same rows."
+        return f"{task_named(run.task).RESULT}{base}, carried{end}: {models} models measured on the same rows."
     parts = [f"{runs} fine-tune{'s' if runs > 1 else ''} carried to the device"] if runs else []
     if count := len(report.measurements):
         parts.append(f"{count} measurement{'s' if count > 1 else ''}")
@@ -153,6 +154,13 @@ def rows_said(report: Report) -> str:
     if len(counts) > 1 or len(sources) > 1:
         return "Not all were scored on the same rows: scores of different rows cannot be compared."
     return "Intervals below the numbers where they were measured."
+
+
+def loss_unit(report: Report) -> str:
+    """What the losses of its runs are means over, one of them."""
+    found = [task_named(run.task) for run in report.runs]
+    first, *others = [task for task in TASKS.values() if task in found]
+    return "".join([first.UNIT, *(f", of {task.KIND}s per {task.UNIT}" for task in others)])
 
 
 def absent(report: Report) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune.metric_names import CLASSIFIER_METRICS, METRIC_NAMES
+from edgetune.metric_names import METRIC_NAMES
 
 MIB = 1024**2
 SCORE_NAMES = {**METRIC_NAMES, "loss": "score"}
@@ -30,7 +30,7 @@ class TableRow:
 
 def plain(rows: Sequence[TableRow], *, metric: str) -> str:
     """The table as aligned text, for a terminal."""
-    lines = [_header(metric), *(_cells(row, metric) for row in rows)]
+    lines = _lines(rows, metric)
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
@@ -40,8 +40,8 @@ def plain(rows: Sequence[TableRow], *, metric: str) -> str:
 
 def markdown(rows: Sequence[TableRow], *, metric: str) -> str:
     """The table as GitHub Markdown, for a README."""
-    header = _header(metric)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *(_cells(row, metric) for row in rows)]
+    header, *cells = _lines(rows, metric)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *cells]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
@@ -50,12 +50,15 @@ def values(rows: Sequence[TableRow]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(row) for row in rows]
 
 
-def _header(metric: str) -> list[str]:
-    speed = "one text" if metric in CLASSIFIER_METRICS else "tokens/s"
-    return ["model", SCORE_NAMES[metric], "interval", "loss", "on disk", "peak memory", speed]
+def _lines(rows: Sequence[TableRow], metric: str) -> list[list[str]]:
+    """Header and cells; how fast a model is in the time of a text where that was measured, else in tokens/s."""
+    is_timed = any(row.latency_s is not None for row in rows)
+    speed = "one text" if is_timed else "tokens/s"
+    header = ["model", SCORE_NAMES[metric], "interval", "loss", "on disk", "peak memory", speed]
+    return [header, *([*_cells(row), _latency(row) if is_timed else _speed(row)] for row in rows)]
 
 
-def _cells(row: TableRow, metric: str) -> list[str]:
+def _cells(row: TableRow) -> list[str]:
     low, high = row.interval or (0.0, 0.0)
     return [
         row.name,
@@ -64,13 +67,14 @@ def _cells(row: TableRow, metric: str) -> list[str]:
         f"{row.loss:.4f}",
         _mib(row.disk_bytes),
         _mib(row.peak_bytes),
-        _speed(row, metric),
     ]
 
 
-def _speed(row: TableRow, metric: str) -> str:
-    if metric in CLASSIFIER_METRICS:
-        return "-" if row.latency_s is None else f"{row.latency_s * 1000:.1f} ms"
+def _latency(row: TableRow) -> str:
+    return "-" if row.latency_s is None else f"{row.latency_s * 1000:.1f} ms"
+
+
+def _speed(row: TableRow) -> str:
     return "-" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}"
 
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from edgetune.bundle import export as stage
-from edgetune.bundle.export import export, export_classifier
+from edgetune.bundle import classification, generation
+from edgetune.bundle.export import export
 from edgetune.bundle.generation import prompts_of
 from edgetune.data.formats import Example, Message
 from edgetune.errors import CheckError, ModelError, RunError
@@ -96,7 +96,7 @@ def test_a_classifier_whose_answers_turn_unknown_on_the_grid_is_refused(
     classifier.encoder.save_pretrained(merged)
     tokenizer.save_pretrained(merged)
     save_head(classifier, merged)
-    asked = texts * (stage.MOST_PROMPTS // len(texts))  # as many as are verified on, so that each is drawn
+    asked = texts * (classification.MOST_TEXTS // len(texts))  # as many as are verified on, so that each is drawn
     rows = [{"text": text, "label": f"label {number % 5}"} for number, text in enumerate(asked)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = parse_recipe(
@@ -104,10 +104,12 @@ def test_a_classifier_whose_answers_turn_unknown_on_the_grid_is_refused(
         '[export]\nprecision = "int8"\n',
         source="recipe.toml",
     )
-    monkeypatch.setattr(stage, "calibrated", lambda bundle, _: flipping(bundle, classifier, tokenizer, texts)[0])
+    monkeypatch.setattr(
+        classification, "calibrated", lambda bundle, _: flipping(bundle, classifier, tokenizer, texts)[0]
+    )
     monkeypatch.setattr("edgetune.verify.classification.CHANGED_SHARE", 1 / len(asked))  # one text is there five times
     with pytest.raises(CheckError, match="changed answers") as caught:
-        export_classifier(merged, tmp_path / "bundle", recipe)
+        classification.export(merged, tmp_path / "bundle", recipe, cache=tmp_path / "cache")
     assert "rounded activations" not in caught.value.message
     assert not (tmp_path / "bundle").exists()
     failed = open_bundle(tmp_path / "bundle.failed")
@@ -141,7 +143,7 @@ def test_an_interrupted_export_leaves_nothing_behind(run, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "verify", interrupt)
+    monkeypatch.setattr(generation, "verify", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export(recipe, run_dir)
     assert {item.name for item in run_dir.path.iterdir()} <= {"merged", "cache"}

@@ -135,8 +135,7 @@ def test_plain_onnxruntime_genai_loads_and_switches_the_adapter(bundle):
 
 def test_the_base_without_an_adapter_is_the_bundle_of_the_base(bundle, the_recipe, tiny_base, tmp_path):
     """The same weights, merged with nothing: an adapter whose B is zero."""
-    from edgetune.bundle.export import training_rows
-    from edgetune.bundle.generation import build_bundle
+    from edgetune.bundle.generation import build_bundle, training_rows
     from edgetune.quantize.decoder import quantize_decoder
     from edgetune.quantize.precisions import grid_of
 

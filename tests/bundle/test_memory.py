@@ -18,7 +18,7 @@ import json
 import sys
 from pathlib import Path
 
-from edgetune.bundle.export import build_any
+from edgetune.bundle.generation import build_bundle
 from edgetune.lora.merge import merge
 from edgetune.process_memory import peak_resident_bytes, reset_peak_resident, resident_bytes
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe
@@ -32,7 +32,7 @@ for size in ("warm", "large"):
     found["merge"], before, _ = peak_resident_bytes() - before, resident_bytes(), reset_peak_resident()
     (base / "bundle").mkdir()
     recipe = Recipe(ModelTable(str(base)), DataTable("x"), export=table)
-    build_any(base / "merged", base / "bundle", recipe, is_chat=True)
+    build_bundle(base / "merged", base / "bundle", recipe, is_chat=True)
     found["export"] = peak_resident_bytes() - before
 print(json.dumps(found))
 """

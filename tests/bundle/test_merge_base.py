@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from edgetune.bundle import merge_base
+from edgetune.bundle import generation
 from edgetune.bundle.merge_base import choose_merge_base
 from edgetune.errors import EdgeTuneError
 from edgetune.pipeline import merge_base_of
@@ -65,13 +65,13 @@ def test_what_is_measured_is_the_rounded_model(trained, tiny_base):
 )
 def test_a_tie_goes_to_the_base_that_was_trained(trained, tiny_base, monkeypatch, losses, expected):
     found = iter(losses)
-    monkeypatch.setattr(merge_base, "_loss", lambda *_: next(found))
+    monkeypatch.setattr(generation, "loss_on_grid", lambda *_, **__: next(found))
     assert choose_merge_base(*trained, tiny_base).merge_base == expected
 
 
 def test_the_run_keeps_what_was_measured(trained, tiny_base, monkeypatch):
     found, told = iter((0.5, 0.4)), []
-    monkeypatch.setattr(merge_base, "_loss", lambda *_: next(found))
+    monkeypatch.setattr(generation, "loss_on_grid", lambda *_, **__: next(found))
     recipe, run_dir = trained
     assert merge_base_of(recipe, run_dir, tiny_base, progress=told.append) == "original"
     kept = json.loads((run_dir.results / "merge.json").read_text())
@@ -80,12 +80,12 @@ def test_the_run_keeps_what_was_measured(trained, tiny_base, monkeypatch):
 
 
 def test_a_fault_leaves_no_second_model_behind(trained, tiny_base, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise EdgeTuneError("no")
 
     recipe, run_dir = trained
     before = sorted(run_dir.path.iterdir())
-    monkeypatch.setattr(merge_base, "_loss", fail)
+    monkeypatch.setattr(generation, "loss_on_grid", fail)
     with pytest.raises(EdgeTuneError):
         choose_merge_base(recipe, run_dir, tiny_base)
     assert sorted(run_dir.path.iterdir()) == before

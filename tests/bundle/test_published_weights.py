@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgetune.bundle.export import export_folder
+from edgetune.bundle.generation import export_folder
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe
 from edgetune.runtime.decoder import Decoder
 from edgetune.runtime.logits import Logits

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgetune.bundle.export import training_rows
-from edgetune.bundle.generation import build_bundle
+from edgetune.bundle.generation import build_bundle, training_rows
 from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
 from edgetune.quantize.load import load_on_grid

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from edgetune.bundle import variants
-from edgetune.bundle.export import build_any
+from edgetune.bundle.generation import build_bundle
 from edgetune.bundle.variants import exact
 from edgetune.runtime.bundle import GRAPH
 from edgetune.runtime.logits import Logits
@@ -22,7 +22,7 @@ def bundle(a_decoder, tmp_path_factory):
 
     table = ExportTable(calibration_rows=0, repair_steps=0, head_bits=8)
     recipe = Recipe(ModelTable("tiny"), DataTable("x"), export=table)
-    return build_any(a_decoder(), tmp_path_factory.mktemp("bundle"), recipe, is_chat=True)
+    return build_bundle(a_decoder(), tmp_path_factory.mktemp("bundle"), recipe, is_chat=True)[0]
 
 
 def products(bundle, kind):

@@ -10,8 +10,8 @@ from typing import get_args
 import pytest
 from click.testing import CliRunner, Result
 
-from edgetune.bundle.export import training_rows
-from edgetune.bundle.survival import layer_changes
+from edgetune.bundle.generation import training_rows
+from edgetune.bundle.layer_changes import layers_changed
 from edgetune.cli import main
 from edgetune.export.graph import Weights
 from edgetune.export.read_graph import GraphWeights, same_bytes
@@ -88,7 +88,7 @@ def test_scaled_channels_are_repaired_and_verified_like_others(run_dir: RunDir) 
     assert "ok   logits against torch" in result.stdout
     bundle = open_bundle(run_dir.bundle)
     assert bundle.provenance["repair"]["best_step"] >= 0
-    assert list(layer_changes(bundle, run_dir.merged, {})) == [], "its channels are not the base's"
+    assert list(layers_changed(bundle, run_dir.merged, {})) == [], "its channels are not the base's"
 
 
 def test_each_check_is_a_line_and_another_folder_can_be_named(run_dir: RunDir, tmp_path: Path) -> None:

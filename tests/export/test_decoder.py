@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx.external_data_helper import ExternalDataInfo
 
-from edgetune.bundle.export import export_folder
+from edgetune.bundle.generation import export_folder
 from edgetune.errors import ModelError
 from edgetune.export.architecture import BUILDERS, check_architecture
 from edgetune.export.decoder import build_decoder

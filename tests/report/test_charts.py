@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from made_run import make_label_run, make_run
 
-from edgetune.report.charts import MOST_STEPS, charts, confusion, frontier, losses
+from edgetune.report.charts import charts, confusion, frontier
 from edgetune.report.columns import column, default_axes
 from edgetune.report.facts import Confusion, Curve, Model, Number, Run
 from edgetune.report.read import read_report
+from edgetune.report.training_charts import MOST_STEPS, losses
 
 
 def run_of(*points, name="run", evaluation=()):

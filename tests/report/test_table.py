@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from edgetune.report.table import TableRow, markdown, plain, values
 
 ROWS = [
@@ -35,3 +37,11 @@ def test_markdown_has_a_cell_for_each_column():
 
 def test_values_name_their_units():
     assert values(ROWS)[1]["peak_bytes"] == 90_000_000
+
+
+def test_models_whose_time_for_a_text_was_measured_have_that_in_place_of_their_speed():
+    timed = TableRow("int4 bundle", 0.9, (0.85, 0.95), 0.3, 1, 1, None, latency_s=0.00123)
+    header, base, bundle = plain([dataclasses.replace(timed, latency_s=None), timed], metric="accuracy").splitlines()
+    assert header.endswith("one text")
+    assert base.endswith(" -")
+    assert bundle.endswith("1.2 ms")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_models import THETA, WINDOW, WINDOWED, graph_of
 
-from edgetune.bundle.export import export_folder
+from edgetune.bundle.generation import export_folder
 from edgetune.errors import ModelError
 from edgetune.verify.lengths import attention_checks, check_computable
 
