@@ -133,7 +133,7 @@ def _trainer(recipe: Recipe, name: str, work: Path) -> dict[str, Any]:
         learning_rate=PEER_LEARNING_RATE,
         lr_scheduler_type=recipe.train.schedule,
         warmup_steps=recipe.train.warmup_ratio,
-        label_smoothing_factor=recipe.classification.label_smoothing,
+        label_smoothing_factor=recipe.classify.label_smoothing,
         train_sampling_strategy="group_by_length" if name.endswith("grouped") else "random",
         seed=recipe.train.seed,
         use_cpu=not torch.cuda.is_available(),

@@ -17,4 +17,4 @@ METRIC_NAMES = {
     "f1": "F1",
 }
 """Metrics as people read them."""
-CLASSIFIER_METRICS = ("accuracy", "macro_f1", "f1")
+LABEL_METRICS = ("accuracy", "macro_f1", "f1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgetune.metric_names import CLASSIFIER_METRICS
+from edgetune.metric_names import LABEL_METRICS
 from edgetune.recipe.values import at, filled
 
 if TYPE_CHECKING:
@@ -82,9 +82,7 @@ def problem_with_classifier(recipe: Recipe) -> str | None:
         ),
         "data.swapped_copies: is for answers in JSON; leave it out of a classifier": recipe.data.swapped_copies > 0,
         "lora.train_embeddings: a classifier's embedding stays as it is; leave it out": recipe.lora.train_embeddings,
-        f'evaluate.metric = "{metric}": a classifier has {", ".join(CLASSIFIER_METRICS)}': (
-            metric not in CLASSIFIER_METRICS
-        ),
+        f'evaluate.metric = "{metric}": a classifier has {", ".join(LABEL_METRICS)}': (metric not in LABEL_METRICS),
         'evaluate.metric = "f1": name the label in classify.positive_label': (
             metric == "f1" and recipe.classify.positive_label is None
         ),

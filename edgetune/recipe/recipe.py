@@ -38,11 +38,6 @@ class Recipe:
     name: str = "run"
 
     @property
-    def is_classifier(self) -> bool:
-        """Whether the recipe trains a classifier."""
-        return self.model.task == "classification"
-
-    @property
     def of_task(self) -> Task:
         """What its task means for it."""
         return TASKS[self.model.task]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgetune.metric_names import CLASSIFIER_METRICS, TEXT_METRICS
+from edgetune.metric_names import LABEL_METRICS, TEXT_METRICS
 from edgetune.recipe.classification import CLASSIFIER_DEFAULTS, DECODER_KEYS, ClassifyTable, problem_with_classifier
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Task:
 TASKS: dict[TaskName, Task] = {
     "generation": Task(TEXT_METRICS, "trained token", writes_tokens=True),
     "classification": Task(
-        CLASSIFIER_METRICS,
+        LABEL_METRICS,
         "text",
         writes_tokens=False,
         tables={"classify": ClassifyTable},

@@ -10,7 +10,7 @@ import pytest
 from edgetune.errors import MissingExtraError
 from edgetune.evaluate import text_metrics
 from edgetune.evaluate.text_metrics import ROW_SCORES, chrf, final_number, is_same_number, require, rouge_l, token_f1
-from edgetune.metric_names import CLASSIFIER_METRICS, METRIC_NAMES, TEXT_METRICS
+from edgetune.metric_names import LABEL_METRICS, METRIC_NAMES, TEXT_METRICS
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_every_score_is_1_for_the_reference_itself_and_0_for_nothing(name: str) 
 
 def test_every_metric_of_a_recipe_is_known_here_and_has_a_name() -> None:
     assert {*ROW_SCORES, "check", "loss"} == set(TEXT_METRICS)
-    assert set(METRIC_NAMES) == {*TEXT_METRICS, *CLASSIFIER_METRICS}
+    assert set(METRIC_NAMES) == {*TEXT_METRICS, *LABEL_METRICS}
 
 
 @pytest.mark.parametrize(
