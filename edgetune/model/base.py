@@ -23,7 +23,7 @@ from edgetune.model.device import device as default_device
 from edgetune.model.embedding import fill_ends, with_quantized_ends
 from edgetune.model.heap import give_back_freed
 from edgetune.model.nf4 import hold_layout
-from edgetune.model.quiet import quiet, silence_bitsandbytes
+from edgetune.model.quiet import load_bitsandbytes, quiet
 from edgetune.model.weights import GGUF_CURE, Place, find_tensors, hash_files, name_folder
 from edgetune.recipe import MOST, ExportTable, ModelTable
 
@@ -197,7 +197,7 @@ def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:
     dtype = compute_dtype(table.compute_dtype, device)
     options: dict[str, Any] = {}
     if table.quantization == "nf4":
-        silence_bitsandbytes()
+        load_bitsandbytes()
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
