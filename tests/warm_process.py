@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -41,6 +42,16 @@ def warm_ask(arguments: Sequence[str], request: Mapping[str, Any], **options: An
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(child_process, "start", Warm)
         return fresh_ask(arguments, request, **options)
+
+
+def run_script(script: Path, *arguments: object, out: Path) -> int:
+    """`python script arguments` in a warm process; its exit code. What it says goes to out/stdout and out/stderr."""
+    command = [str(script), *map(str, arguments)]
+    process = SERVER.Process(target=_run_script, args=(command, out, child_process.environment(), str(Path.cwd())))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 class Warm:
@@ -81,9 +92,28 @@ def _serve(module: str, ends: Sequence[Connection], environment: Mapping[str, st
     for number, end in enumerate(ends):
         os.dup2(end.fileno(), number)
         end.close()
+    _stand_in(environment, folder)
+    sys.exit(importlib.import_module(module).main())
+
+
+def _run_script(command: Sequence[str], out: Path, environment: Mapping[str, str], folder: str) -> None:
+    """In the warm process: run a script as `python` does."""
+    for number, name in enumerate(("stdout", "stderr"), start=1):
+        with (out / name).open("wb") as file:
+            os.dup2(file.fileno(), number)
+    _stand_in(environment, folder)
+    sys.argv[:] = command
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _stand_in(environment: Mapping[str, str], folder: str) -> None:
+    """Stand where a fresh process would: its variables, its folder, and streams on its first three files."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-    sys.exit(importlib.import_module(module).main())

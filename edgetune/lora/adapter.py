@@ -22,7 +22,7 @@ from edgetune.model.base import ENCODERS, empty_model, hash_base, resolve_base, 
 from edgetune.model.device import compute_dtype
 from edgetune.model.embedding import end_modules
 from edgetune.model.memory import is_target
-from edgetune.model.quiet import quiet
+from edgetune.model.quiet import load_bitsandbytes, quiet
 from edgetune.recipe import LoraTable, ModelTable, Recipe
 
 
@@ -182,6 +182,7 @@ def _attach_new(model: Any, table: LoraTable) -> Any:
         _refuse_quantized_ends(model, wanted, "lora.target_modules")
         _matched(model, targets)
     with quiet():
+        load_bitsandbytes()
         from peft import LoraConfig, TaskType, get_peft_model
 
         config = LoraConfig(
@@ -209,6 +210,7 @@ def _load(model: Any, folder: Path, *, is_trainable: bool) -> Any:
         refuse_tied(adapter, model)
     _refuse_quantized_ends(model, _changed_ends(model, adapter), str(folder))
     with quiet(), warnings.catch_warnings():
+        load_bitsandbytes()
         from peft import PeftModel
 
         warnings.simplefilter("ignore")  # of keys that other PEFT versions write and read

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgetune.errors import CheckError, ModelError, first_line
 from edgetune.lora.read import AGAIN, Adapter, Pair
 from edgetune.model.base import empty_model
-from edgetune.model.quiet import quiet
+from edgetune.model.quiet import load_bitsandbytes, quiet
 
 NAME = "default"
 """What PEFT calls an adapter that has no name."""
@@ -30,6 +30,7 @@ class PeftLayers:
         self._adapter = adapter
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            load_bitsandbytes()
             from peft import LoraConfig, inject_adapter_in_model
 
             model = empty_model(base)

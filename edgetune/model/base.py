@@ -23,7 +23,7 @@ from edgetune.model.encoder import KINDS as ENCODERS
 from edgetune.model.heap import give_back_freed
 from edgetune.model.hub import fetch
 from edgetune.model.nf4 import hold_layout
-from edgetune.model.quiet import quiet, silence_bitsandbytes
+from edgetune.model.quiet import load_bitsandbytes, quiet
 from edgetune.model.task import TASKS, check_kind, task_of
 from edgetune.model.weights import GGUF_CURE, Place, find_tensors, hash_files
 from edgetune.recipe import ExportTable, ModelTable
@@ -176,7 +176,7 @@ def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:
     dtype = compute_dtype(table.compute_dtype, device)
     options: dict[str, Any] = {}
     if table.quantization == "nf4":
-        silence_bitsandbytes()
+        load_bitsandbytes()
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(

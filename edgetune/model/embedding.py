@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgetune.errors import ModelError
 from edgetune.model.nf4 import BLOCK_SIZE
-from edgetune.model.quiet import silence_bitsandbytes
+from edgetune.model.quiet import load_bitsandbytes
 from edgetune.model.weights import Place, read_rows
 
 Kind = Literal["int8", "nf4"]
@@ -51,7 +51,7 @@ def _decode_int8(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _encode_nf4(values: Tensor) -> tuple[Tensor, Tensor]:
-    silence_bitsandbytes()
+    load_bitsandbytes()
     import bitsandbytes  # noqa: F401  registers the operators
 
     codes, scales = torch.ops.bitsandbytes.quantize_4bit(values.contiguous(), BLOCK_SIZE, "nf4", torch.uint8)

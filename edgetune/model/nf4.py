@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgetune.model.quiet import silence_bitsandbytes
+from edgetune.model.quiet import load_bitsandbytes
 
 BLOCK_SIZE = 64
 MOST_UNPACKED_BYTES = 1 << 30
@@ -26,7 +26,7 @@ def as_trained(weight: Tensor, *, double_quantization: bool, dtype: torch.dtype,
     weight (out, in), any float type -> (out, in) in `dtype`, on the CPU. Equal, bit for bit, to what the layer
     loaded by `load_base` on the same kind of device dequantises to.
     """
-    silence_bitsandbytes()
+    load_bitsandbytes()
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     codes, state = quantize_4bit(

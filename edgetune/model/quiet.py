@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import logging
+import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from unittest.mock import patch
 
 
-def silence_bitsandbytes() -> None:
-    """Call before the first import of bitsandbytes (peft imports it): it logs that optional `kernels` are not there.
+def load_bitsandbytes() -> None:
+    """Import bitsandbytes, if it is installed, silently and without torch's compiler. Call before peft is imported,
+    which imports it.
 
-    The logger keeps its level: the line says nothing a user could act on.
+    It logs that optional `kernels` are not there, which no user could act on: the logger keeps its level. And it hands
+    functions to torch.compile, which loads the compiler for as long as all the rest of bitsandbytes takes, though few
+    machines ever call one: here the first call does that.
     """
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    if "bitsandbytes" not in sys.modules:
+        with suppress(ModuleNotFoundError), patch("torch.compile", _compiled_when_called):
+            importlib.import_module("bitsandbytes")
+
+
+def _compiled_when_called(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+    """What torch.compile gives, which is asked for by the first call."""
+    if function is None:
+        return functools.partial(_compiled_when_called, **options)
+
+    @functools.cache
+    def compiled() -> Callable[..., Any]:
+        import torch
+
+        return torch.compile(function, **options)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        return compiled()(*arguments, **named)
+
+    return call
 
 
 @contextmanager
@@ -24,7 +53,6 @@ def quiet() -> Iterator[None]:
     """
     from transformers.utils import logging as transformers_logging
 
-    silence_bitsandbytes()
     verbosity = transformers_logging.get_verbosity()
     had_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

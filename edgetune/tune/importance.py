@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import optuna
-from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from edgetune.tune.findings import values_in
@@ -44,7 +42,9 @@ def importances(study: Any, space: Space, *, seed: int) -> dict[str, float] | No
     """Share of the variance of the first objective that each key explains alone, greatest first; None of few trials."""
     if len(_measured(study)) < LEAST_TRIALS:
         return None
-    found = optuna.importance.get_param_importances(
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # with scikit-learn: a second
+
+    found = get_param_importances(
         study,
         evaluator=FanovaImportanceEvaluator(seed=seed),
         params=list(space),

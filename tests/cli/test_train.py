@@ -15,6 +15,7 @@ from edgetune.errors import RecipeError, RunError
 RECIPE = """
 [model]
 base = "{base}"
+compute_dtype = "float32"
 [data]
 train = "{rows}"
 eval_fraction = 0.2
@@ -22,6 +23,8 @@ max_seq_len = 128
 [lora]
 r = 4
 [train]
+batch_size = 2
+gradient_accumulation_steps = 1
 max_steps = 2
 """
 

@@ -14,6 +14,7 @@ from edgetune.recipe import load_recipe
 RECIPE = """
 [model]
 base = "{base}"
+compute_dtype = "float32"
 [data]
 train = "{rows}"
 eval_fraction = 0.2
@@ -21,6 +22,8 @@ max_seq_len = 128
 [lora]
 r = 4
 [train]
+batch_size = 2
+gradient_accumulation_steps = 1
 max_steps = 1
 [evaluate]
 metric = "loss"

@@ -316,11 +316,12 @@ def test_a_base_too_large_to_unpack_stays_packed(tiny_base: Path) -> None:
 
 
 def test_loading_is_silent_in_a_fresh_process(tiny_base: Path) -> None:
-    """bitsandbytes logs at its first import, which a process does once."""
+    """bitsandbytes logs at its first import, which a process does once; and it would load torch's compiler."""
     code = (
         "from edgetune.model.base import load_base, load_tokenizer; from edgetune.recipe import ModelTable;"
         "from edgetune.lora.adapter import attach; from edgetune.recipe import LoraTable;"
-        f"base = {str(tiny_base)!r}; attach(load_base(ModelTable(base)), LoraTable()); load_tokenizer(base)"
+        f"base = {str(tiny_base)!r}; attach(load_base(ModelTable(base)), LoraTable()); load_tokenizer(base);"
+        "import sys; assert 'torch._inductor.compile_fx' not in sys.modules, 'the compiler takes a second'"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

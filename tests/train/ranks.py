@@ -1,4 +1,4 @@
-"""`python ranks.py COUNT OUT STOP edgetune's words`: processes of one training, forked after the imports that are dear.
+"""`ranks.py COUNT OUT STOP edgetune's words`, in a warm process: processes of one training, each of one thread.
 
 In place of torchrun, which would import torch once for itself and once for each. Process 1 gets SIGTERM in step STOP;
 each notes the rows that it collates in OUT/seen-RANK.jsonl. Prints exit codes to OUT/codes.json.
@@ -13,14 +13,13 @@ import socket
 import sys
 from pathlib import Path
 
-import bitsandbytes  # noqa: F401
-import peft  # noqa: F401
-import transformers.models.llama.modeling_llama  # noqa: F401
+import torch
 
 from edgetune.cli import main
 from edgetune.train import fit, task
 
 count, out, stop = int(sys.argv.pop(1)), Path(sys.argv.pop(1)), int(sys.argv.pop(1))
+torch.set_num_threads(1)
 collate, make_step, steps = task.Generation.collate, fit.make_step, []
 
 

@@ -344,7 +344,7 @@ def test_max_steps_hold_whatever_epochs_say(make_recipe, tiny_rows, tmp_path, mo
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(tiny_rows.read_text().splitlines(keepends=True)[:5]))
     keys = (f"train.max_steps={steps}", f"train.epochs={epochs}", "train.eval_steps=auto")
-    recipe = make_recipe(f'data.train="{rows}"', f'data.eval="{tiny_rows}"', "data.packing=false", *keys)
+    recipe = make_recipe(f'data.train="{rows}"', f'data.eval="{rows}"', "data.packing=false", *keys)
     orders, plain = [], task.Generation.epoch
 
     def epoch(self, number):

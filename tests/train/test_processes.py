@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from patience import LONG_S
 from safetensors.torch import load_file
+from warm_process import run_script
 
 from edgetune.launch import Launch, launched
 from edgetune.run_dir import RunDir
@@ -39,13 +36,11 @@ def launch(tmp_path: Path) -> Callable[..., Ended]:
     """`launch("train", recipe, ..., count=3, stop=2)`: edgetune in three processes; the second stops in step 2."""
 
     def start(*words: str | Path, count: int = 2, stop: int = 0) -> Ended:
-        command = [sys.executable, Path(__file__).with_name("ranks.py"), count, tmp_path, stop, *words]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*map(str, command)], env=environment, capture_output=True, text=True, check=False, timeout=LONG_S
-        )
-        assert done.returncode == 0, done.stderr
-        return Ended(json.loads((tmp_path / "codes.json").read_text()), done.stdout, done.stderr)
+        script = Path(__file__).with_name("ranks.py")
+        code = run_script(script, count, tmp_path, stop, *words, out=tmp_path)
+        stdout, stderr = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
+        assert code == 0, stderr
+        return Ended(json.loads((tmp_path / "codes.json").read_text()), stdout, stderr)
 
     return start
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from patience import LONG_S
+from warm_process import run_script
 
 from edgetune.errors import RunError, Stopped
 from edgetune.run_dir import RunDir
@@ -232,9 +233,10 @@ from edgetune.cli import main
 main(sys.argv[1:])
 """
     whole, broken = RunDir(tmp_path / "whole"), RunDir(tmp_path / "broken")
-    command = [sys.executable, "-c", die_in_second_checkpoint, str(torch.get_num_threads())]
-    command += ["train", str(recipe), "-o", str(broken.path)]
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    script = tmp_path / "die.py"
+    script.write_text(die_in_second_checkpoint)
+    words = (torch.get_num_threads(), "train", recipe, "-o", broken.path)
+    assert run_script(script, *words, out=tmp_path) == -signal.SIGKILL
     assert [folder.name for folder in checkpoint.find(broken)] == ["step-00000002"]
     seen = []
     train(make_recipe(), broken, progress=seen.append)

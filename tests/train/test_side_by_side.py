@@ -38,7 +38,7 @@ def close(alone, beside):
 
 @pytest.mark.parametrize("packing", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_each_adapter_is_that_of_a_training_alone_dropout_included(make_recipe, tmp_path, packing):
-    more = (f"data.packing={packing}", "train.batch_size=3")
+    more = (f"data.packing={packing}", "train.batch_size=3", "train.max_steps=4")
     variants = {name: make_recipe(*keys, *more) for name, keys in SETTINGS.items()}
     found = train_side_by_side(variants, tmp_path / "side", rows_in_flight=100)
     for name, recipe in variants.items():
@@ -54,7 +54,7 @@ def test_each_adapter_is_that_of_a_training_alone_dropout_included(make_recipe, 
 
 def test_cutting_micro_batches_changes_nothing_without_dropout(make_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(side_by_side, "LEAST_TOKENS", 1)
-    keys = ("lora.dropout=0.0", "train.batch_size=4", "data.packing=false")
+    keys = ("lora.dropout=0.0", "train.batch_size=4", "data.packing=false", "train.max_steps=2")
     variants = {str(rate): make_recipe(*keys, f"train.learning_rate={rate}") for rate in (0.001, 0.01, 0.02, 0.03)}
     whole = train_side_by_side(variants, tmp_path / "whole", rows_in_flight=100)
     for share in (1, 0.5):  # a row of all four adapters at once; of two
@@ -67,7 +67,7 @@ def test_cutting_micro_batches_changes_nothing_without_dropout(make_recipe, tmp_
 
 def test_adapters_that_pass_in_groups_draw_the_dropout_of_trainings_alone(make_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(side_by_side, "LEAST_TOKENS", 1)
-    more = ("train.batch_size=1", "data.packing=false")
+    more = ("train.batch_size=1", "data.packing=false", "train.max_steps=3", "train.eval_steps=3")
     variants = {name: make_recipe(*keys, *more) for name, keys in SETTINGS.items()}
     found = train_side_by_side(variants, tmp_path / "side", rows_in_flight=2)
     for name, recipe in variants.items():

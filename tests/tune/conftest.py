@@ -73,3 +73,10 @@ def paper_bench(monkeypatch: pytest.MonkeyPatch) -> PaperBench:
     bench = PaperBench()
     monkeypatch.setattr("edgetune.tune.study.Workbench", lambda *_: bench)
     return bench
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies end without their pictures, which take longer than all else; test_pictures.py looks at them."""
+    monkeypatch.setattr("edgetune.tune.search._draw", lambda *_: None)
+    monkeypatch.setattr("edgetune.tune.sensitivity.draw_sensitivity", lambda *_: None)

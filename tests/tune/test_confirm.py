@@ -12,6 +12,7 @@ from edgetune.tune.effects import noise, paired_effect
 from edgetune.tune.search import search
 from edgetune.tune.study import StudyDir
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 LR = "train.learning_rate"
 TEXT = """# About this recipe.
 [model]

@@ -16,6 +16,7 @@ from edgetune.tune import storage
 from edgetune.tune.search import search
 from edgetune.tune.study import StudyDir
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 LR = "train.learning_rate"
 RANGE = {LR: {"low": 1e-4, "high": 1.0, "log": True}, "lora.dropout": {"low": 0.0, "high": 0.5}}
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import optuna
 import pytest
 from tune_bench import PaperBench
 
 from edgetune.errors import DivergedError, RunError, Stopped
 from edgetune.files import read_json
+from edgetune.tune.importance import importances, interactions
+from edgetune.tune.sampling import suggest
 from edgetune.tune.search import search
 from edgetune.tune.sensitivity import one_at_a_time, steps
 from edgetune.tune.space import Choices, Range
+from edgetune.tune.storage import quiet_optuna
 from edgetune.tune.study import StudyDir
 
 LR = "train.learning_rate"
@@ -59,6 +63,7 @@ def test_each_key_is_varied_alone_with_every_seed_and_ranked(make_recipe, bench,
     assert (tmp_path / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_sensitivity_goes_on_after_a_stop_and_more_seeds_add_to_it(make_recipe, bench, tmp_path):
     def stop(_):
         if len(bench.seen) == 4:
@@ -74,6 +79,7 @@ def test_a_sensitivity_goes_on_after_a_stop_and_more_seeds_add_to_it(make_recipe
     assert len(found.document["as_it_is"]) == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_value_that_diverges_is_named_and_one_seed_has_no_error(make_recipe, bench, tmp_path):
     def fail(recipe):
         if recipe.train.learning_rate == 0.1:
@@ -87,12 +93,14 @@ def test_a_value_that_diverges_is_named_and_one_seed_has_no_error(make_recipe, b
     assert found.document["noise"] is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_recipe_that_itself_cannot_be_trained_is_an_error(make_recipe, bench, tmp_path):
     bench.room = 5 * 1024**3
     with pytest.raises(RunError, match="the recipe itself was not measured: cannot fit"):
         one_at_a_time(make_recipe("lora.r=8", "tune.seeds=1", space={LR: [0.01, 0.1]}), StudyDir(tmp_path))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_budget_ends_a_sensitivity_too(make_recipe, bench, tmp_path):
     found = one_at_a_time(make_recipe("tune.seeds=1", "tune.tokens=250", space=SPACE), StudyDir(tmp_path))
     assert len(bench.seen) == 3
@@ -120,19 +128,21 @@ def test_after_a_search_what_mattered_is_told_and_drawn(make_recipe, tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_two_keys_that_only_matter_together_show_as_a_pair(make_recipe, monkeypatch, tmp_path):
-    class Together(PaperBench):
-        def measure(self, recipe, folder, *, progress):
-            measured = super().measure(recipe, folder, progress=progress)
-            return dataclasses.replace(measured, loss=float((recipe.batch_size == 8) != (recipe.train.epochs == 2)))
+def test_two_keys_that_only_matter_together_show_as_a_pair():
+    space = {"train.batch_size": Choices((2, 8)), "train.epochs": Choices((1, 2)), "lora.dropout": Range(0.0, 0.5)}
 
-    monkeypatch.setattr("edgetune.tune.study.Workbench", lambda *_: Together())
-    space = {"train.batch_size": [2, 8], "train.epochs": [1, 2], "lora.dropout": {"low": 0.0, "high": 0.5}}
-    recipe = make_recipe("tune.trials=60", "tune.pruner=none", "tune.sampler=random", space=space)
-    found = search(recipe, StudyDir(tmp_path)).document
-    pair = next(item for item in found["interactions"] if item["keys"] == ["train.batch_size", "train.epochs"])
-    assert pair["share"] > 0.7
-    assert all(share < 0.4 for share in found["importances"].values())
+    def loss(trial):
+        values = suggest(trial, space)
+        return float((values["train.batch_size"] == 8) != (values["train.epochs"] == 2))
+
+    with quiet_optuna():
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        study.optimize(loss, n_trials=60)
+        alone = importances(study, space, seed=0)
+    pair = interactions(study, space, alone, seed=0)[0]
+    assert pair.keys == ("train.batch_size", "train.epochs")
+    assert pair.share > 0.7
+    assert all(share < 0.4 for share in alone.values())
 
 
 def test_of_few_trials_nothing_is_said_about_what_matters(make_recipe, bench, tmp_path):
