@@ -17,15 +17,15 @@ from edgetune.model.heap import lean_heap
 from edgetune.process_memory import resident_bytes
 
 MIB = 1024**2
-is_lean = os.fork() == 0  # a process for each way, of one import
+is_lean = os.fork() == 0  # a process for each way, of one import, one after the other
+if not is_lean:
+    os.wait()
 del [torch.ones(31 * MIB, dtype=torch.uint8)][0]  # glibc's threshold grows to it
 with lean_heap(is_lean):
     blocks = [torch.ones(2 * MIB, dtype=torch.uint8) for _ in range(60)]
     before = resident_bytes()
     del blocks[::2]
     print(is_lean, round((before - resident_bytes()) / MIB), flush=True)
-if not is_lean:
-    os.wait()
 """
 
 

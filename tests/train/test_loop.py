@@ -19,7 +19,7 @@ from edgetune.lora.merge import merge
 from edgetune.model.base import load_base, load_merged, load_tokenizer, resolve_base
 from edgetune.recipe import LoraTable, ModelTable, TrainTable, load_recipe
 from edgetune.run_dir import RunDir
-from edgetune.train import fit, loop, task
+from edgetune.train import fit, generation, loop
 from edgetune.train.events import read_events
 from edgetune.train.fit import Position, Training
 from edgetune.train.fused import fuse
@@ -53,7 +53,7 @@ def training_for(base, tokens):
         model=model,
         trained=trained,
         optimizer=NoOptimizer(),
-        data=task.Generation(recipe, SimpleNamespace(train=tokens), pad_id=0),
+        data=generation.Generation(recipe, SimpleNamespace(train=tokens), pad_id=0),
         steps=1,
         batch_size=1,
         accumulation=4,
@@ -136,7 +136,7 @@ def test_the_adapter_kept_is_the_best_one_by_eval_loss(make_recipe, tmp_path, mo
         kept.append(hash_tree(run_dir.adapter) if run_dir.adapter.exists() else None)
         return next(losses) * 10, 10
 
-    monkeypatch.setattr(task, "evaluate_loss", evaluate)
+    monkeypatch.setattr(generation, "evaluate_loss", evaluate)
     result = train(make_recipe(), run_dir)
     assert (result.eval_loss, result.best_step, result.steps) == (1.0, 4, 6)
     assert hash_tree(run_dir.adapter) == kept[2] != kept[1]
@@ -144,7 +144,7 @@ def test_the_adapter_kept_is_the_best_one_by_eval_loss(make_recipe, tmp_path, mo
 
 def test_early_stopping_ends_a_run_after_its_patience(make_recipe, tmp_path, monkeypatch):
     losses = iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr(task, "evaluate_loss", lambda *_, **__: (next(losses), 1))
+    monkeypatch.setattr(generation, "evaluate_loss", lambda *_, **__: (next(losses), 1))
     result = train(make_recipe("train.early_stopping_patience=1", "train.max_steps=20"), RunDir(tmp_path / "r"))
     assert (result.steps, result.best_step, result.stopped_early) == (4, 2, True)
 
@@ -249,7 +249,7 @@ def test_memory_that_runs_out_is_named_with_a_cure(make_recipe, tmp_path, monkey
     def fail(*_, **__):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(task, "loss_sum", fail)
+    monkeypatch.setattr(generation, "loss_sum", fail)
     with pytest.raises(OutOfMemoryError, match=r"edgetune plan RECIPE --fit .*lower data\.max_seq_len"):
         train(make_recipe(), RunDir(tmp_path / "r"))
 
@@ -259,7 +259,7 @@ def test_a_run_that_runs_out_of_memory_goes_on_in_smaller_pieces_with_the_same_l
 ):
     recipe = make_recipe("train.batch_size=4", "train.max_steps=6", "lora.dropout=0.0", "train.eval_steps=6")
     whole = train(recipe, RunDir(tmp_path / "whole"))
-    sizes, plain = [], task.loss_sum
+    sizes, plain = [], generation.loss_sum
 
     def fail_of_large_ones(model, batch, **options):
         if len(batch.input_ids) > 1 and len(sizes) >= 2:  # not before the third micro-batch
@@ -267,7 +267,7 @@ def test_a_run_that_runs_out_of_memory_goes_on_in_smaller_pieces_with_the_same_l
         sizes.append(len(batch.input_ids))
         return plain(model, batch, **options)
 
-    monkeypatch.setattr(task, "loss_sum", fail_of_large_ones)
+    monkeypatch.setattr(generation, "loss_sum", fail_of_large_ones)
     run_dir, told = RunDir(tmp_path / "pieces"), []
     result = train(recipe, run_dir, progress=told.append)
     assert max(sizes[:2]) > 1
@@ -294,7 +294,7 @@ def test_a_failure_that_is_not_of_memory_is_not_tried_again(make_recipe, tmp_pat
         calls.append(1)
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(task, "loss_sum", fail)
+    monkeypatch.setattr(generation, "loss_sum", fail)
     with pytest.raises(RuntimeError, match="shapes"):
         train(make_recipe("train.batch_size=4"), RunDir(tmp_path / "r"))
     assert len(calls) == 1
@@ -345,13 +345,13 @@ def test_max_steps_hold_whatever_epochs_say(make_recipe, tiny_rows, tmp_path, mo
     rows.write_text("".join(tiny_rows.read_text().splitlines(keepends=True)[:5]))
     keys = (f"train.max_steps={steps}", f"train.epochs={epochs}", "train.eval_steps=auto")
     recipe = make_recipe(f'data.train="{rows}"', f'data.eval="{rows}"', "data.packing=false", *keys)
-    orders, plain = [], task.Generation.epoch
+    orders, plain = [], generation.Generation.epoch
 
     def epoch(self, number):
         orders.append((number, plain(self, number)))
         return orders[-1][1]
 
-    monkeypatch.setattr(task.Generation, "epoch", epoch)
+    monkeypatch.setattr(generation.Generation, "epoch", epoch)
     run_dir = RunDir(tmp_path / "r")
     assert train(recipe, run_dir).steps == steps
     events = read_events(run_dir.events)

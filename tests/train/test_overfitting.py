@@ -8,7 +8,7 @@ import pytest
 
 from edgetune.errors import RecipeError
 from edgetune.run_dir import RunDir
-from edgetune.train import fit, task
+from edgetune.train import fit, generation
 from edgetune.train.events import read_events
 from edgetune.train.fused import dropout_of
 from edgetune.train.loop import train
@@ -70,7 +70,7 @@ KEYS = ("train.max_steps=12", "train.schedule=constant", "train.warmup_ratio=0",
 
 def overfit(monkeypatch):
     """The eval loss rises from the second evaluation on, whatever is trained."""
-    monkeypatch.setattr(task, "evaluate_loss", lambda *_, **__: (next(losses), 1))
+    monkeypatch.setattr(generation, "evaluate_loss", lambda *_, **__: (next(losses), 1))
     losses = itertools.count(1.0, 0.2)
     return losses
 
@@ -137,7 +137,7 @@ def test_a_run_that_dies_after_something_was_raised_ends_with_the_same_bytes(
 ):
     recipe, plain, runs = (
         make_recipe(*KEYS, "lora.dropout=0.0", f"train.on_overfitting={action}"),
-        task.evaluate_loss,
+        generation.evaluate_loss,
         {},
     )
 
@@ -146,7 +146,7 @@ def test_a_run_that_dies_after_something_was_raised_ends_with_the_same_bytes(
         total, count = plain(model, *args, **options)
         return total * next(factors), count
 
-    monkeypatch.setattr(task, "evaluate_loss", worse)
+    monkeypatch.setattr(generation, "evaluate_loss", worse)
     for name in ("whole", "broken"):
         factors, run_dir = itertools.count(1, 3), RunDir(tmp_path / name)
         if name == "broken":

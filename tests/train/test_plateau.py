@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from edgetune.run_dir import RunDir
-from edgetune.train import fit, task
+from edgetune.train import fit, generation
 from edgetune.train.events import read_events
 from edgetune.train.loop import train
 from edgetune.train.plateau import Plateau, after_evaluation
@@ -45,7 +45,7 @@ KEYS = ("train.schedule=plateau", "train.max_steps=12", "train.warmup_ratio=0", 
 
 def test_a_run_is_trained_on_with_the_lowered_rate_and_says_so(make_recipe, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.5, 2.5, 1.0])
-    monkeypatch.setattr(task, "evaluate_loss", lambda *_, **__: (next(losses), 1))
+    monkeypatch.setattr(generation, "evaluate_loss", lambda *_, **__: (next(losses), 1))
     run_dir, told = RunDir(tmp_path / "r"), []
     result = train(make_recipe(*KEYS), run_dir, progress=told.append)
     events = read_events(run_dir.events)
@@ -63,14 +63,14 @@ def test_a_run_is_trained_on_with_the_lowered_rate_and_says_so(make_recipe, tmp_
 @pytest.mark.parametrize("killed_in", [8, pytest.param(11, marks=pytest.mark.slow)])
 def test_a_run_that_dies_after_a_cut_ends_with_the_same_bytes(make_recipe, tmp_path, monkeypatch, killed_in):
     recipe = make_recipe(*KEYS, "train.checkpoint_steps=3")
-    plain, runs = task.evaluate_loss, {}
+    plain, runs = generation.evaluate_loss, {}
 
     def worse(model, *args, **options):
         """The true loss, and from the second on as if it never fell: every other one is higher."""
         total, count = plain(model, *args, **options)
         return (total * (10 if next(calls) % 2 else 1), count)
 
-    monkeypatch.setattr(task, "evaluate_loss", worse)
+    monkeypatch.setattr(generation, "evaluate_loss", worse)
     for name in ("whole", "broken"):
         calls, run_dir = itertools.count(), RunDir(tmp_path / name)
         if name == "broken":
