@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-TEXT_METRICS = ("exact_match", "json", "final_number", "token_f1", "rouge_l", "chrf", "check", "loss")
+from typing import Literal, get_args
+
+TextMetric = Literal["exact_match", "json", "final_number", "token_f1", "rouge_l", "chrf", "check", "loss"]
+LabelMetric = Literal["accuracy", "macro_f1", "f1"]
+MetricName = Literal[TextMetric, LabelMetric]
+TEXT_METRICS: tuple[str, ...] = get_args(TextMetric)
+LABEL_METRICS: tuple[str, ...] = get_args(LabelMetric)
 METRIC_NAMES = {
     "exact_match": "exact match",
     "json": "same JSON",
@@ -17,4 +23,3 @@ METRIC_NAMES = {
     "f1": "F1",
 }
 """Metrics as people read them."""
-LABEL_METRICS = ("accuracy", "macro_f1", "f1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from benchmarks.readme import PAGES, PARTS, RESULTS, fill
@@ -17,3 +19,12 @@ def test_every_result_is_shown_on_some_page():
     shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert [path.stem for path in RESULTS.glob("*.json") if f"<!-- begin {path.stem} -->" not in shown] == []
     assert {path.stem for path in RESULTS.glob("*.json")} <= set(PARTS)
+
+
+def test_the_architecture_names_modules_that_exist():
+    root = PAGES[0].parent
+    text = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.(?:py|md))`", text))
+    assert len(named) > 15
+    assert [name for name in named if not ((root / "edgetune" / name).exists() or (root / name).exists())] == []
+    assert len(text.splitlines()) <= 80

@@ -20,12 +20,11 @@ from edgetune.evaluate.metrics import Interval, count_fields
 from edgetune.evaluate.paired import Counted, bootstrap_difference, mcnemar
 from edgetune.evaluate.resample import Bootstrap
 from edgetune.evaluate.text_metrics import ROW_SCORES
-from edgetune.metric_names import METRIC_NAMES, TEXT_METRICS
+from edgetune.metric_names import LABEL_METRICS, TEXT_METRICS
 
 Row = Mapping[str, Any]
 Pairs = Sequence[tuple[Row, Row]]
 SAMPLES = 10_000
-LABEL_METRICS = tuple(name for name in METRIC_NAMES if name not in TEXT_METRICS)
 LOWER_IS_BETTER = ("loss", "loss_sum", "trained_tokens")
 
 

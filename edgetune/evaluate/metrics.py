@@ -9,11 +9,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Metric = Literal["exact_match", "json", "final_number", "token_f1", "rouge_l", "chrf", "check", "loss"]
 Interval = tuple[float, float]
 Leaf = tuple[str, str, Any]
 """(path, kind, value) of one field: ("slots.city", "text", "Rome")."""

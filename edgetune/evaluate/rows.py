@@ -17,10 +17,11 @@ from typing import Any, ClassVar, cast
 
 from edgetune.data.read import Split
 from edgetune.errors import DataError, RunError
-from edgetune.evaluate.metrics import Metric, parse_json
+from edgetune.evaluate.metrics import parse_json
 from edgetune.evaluate.text_metrics import final_number, require
 from edgetune.files import atomic_file, read_json
 from edgetune.hashes import hash_values
+from edgetune.metric_names import TextMetric
 from edgetune.recipe import Recipe
 from edgetune.runtime.task import TaskName
 
@@ -68,7 +69,7 @@ class EvalSet:
 
     task: ClassVar[TaskName] = "generation"
     rows: tuple[EvalRow, ...]
-    metric: Metric
+    metric: TextMetric
     limits: Limits
     bootstrap_samples: int
     confidence: float
@@ -129,7 +130,7 @@ def make_eval_set(
     from edgetune.data.prepare import examples
 
     check_metric(recipe)
-    settings, metric = recipe.evaluate, cast(Metric, recipe.evaluate.metric)
+    settings, metric = recipe.evaluate, cast(TextMetric, recipe.evaluate.metric)
     drawn, count = _draw(recipe, examples(recipe, split))
     rows = [_encode(example, tokenizer, recipe) for example in drawn]
     fitting = [row for row in rows if len(row.input_ids) <= context_length]
@@ -225,10 +226,10 @@ def check_scored_rows(recipe: Recipe, tokenizer: Any, *, context_length: int, mo
     unread = drawn[most:] if most is not None else []
     answers = (example.messages[-1].content if example.messages else None for example in unread)
     told += [(row.messages[:-1], answer, row.place) for row, answer in zip(unread, answers, strict=True)]
-    check_references(told, cast(Metric, recipe.evaluate.metric))
+    check_references(told, cast(TextMetric, recipe.evaluate.metric))
 
 
-def check_references(rows: Iterable[tuple[Sequence[Any], str | None, str]], metric: Metric) -> None:
+def check_references(rows: Iterable[tuple[Sequence[Any], str | None, str]], metric: TextMetric) -> None:
     """Raises DataError if the metric cannot score some of the rows: what is asked, the right answer, the place.
 
     The first of them is named, and how many more there are.
@@ -245,7 +246,7 @@ def check_references(rows: Iterable[tuple[Sequence[Any], str | None, str]], metr
         raise DataError(f"{place}: {what}{others}", cure=cure)
 
 
-def _problem_with(asked: Sequence[Any], reference: str | None, metric: Metric) -> tuple[str, str] | None:
+def _problem_with(asked: Sequence[Any], reference: str | None, metric: TextMetric) -> tuple[str, str] | None:
     """Why the metric cannot score a row, and what to do; None where it can."""
     if metric == "loss":
         return None

@@ -18,7 +18,6 @@ from edgetune.evaluate.check import run_check
 from edgetune.evaluate.metrics import (
     FieldScore,
     Interval,
-    Metric,
     bootstrap_interval,
     count_fields,
     is_exact,
@@ -26,6 +25,7 @@ from edgetune.evaluate.metrics import (
 )
 from edgetune.evaluate.rows import EvalRow, EvalSet, Limits
 from edgetune.evaluate.text_metrics import RIGHT_OR_WRONG, ROW_SCORES
+from edgetune.metric_names import TextMetric
 
 LEAST_PROMPTS = 3
 Progress = Callable[[Mapping[str, Any]], None]
@@ -77,7 +77,7 @@ class Answer:
 class Score:
     """What a target scored. Shares in 0..1, losses in nats per trained token."""
 
-    metric: Metric
+    metric: TextMetric
     rows: int
     score: float | None
     """Mean of the rows' scores, for most metrics the share of rows that are right; None when the metric is the loss."""

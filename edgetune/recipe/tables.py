@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edgetune.metric_names import MetricName
+from edgetune.precision_names import BlockSize, PrecisionName
 from edgetune.recipe.task import OWN_TABLES, TaskName
 from edgetune.recipe.values import at, filled
 
@@ -177,11 +179,11 @@ class TuneTable:
 class ExportTable:
     """[export]: the merge and the bundle."""
 
-    precision: Literal["int4", "int2", "int8", "fp16", "fp32"] = "int4"
+    precision: PrecisionName = "int4"
     """int2 is an experiment: two bits for a decoder's layers, embedding and head as head_bits says."""
     merge_base: Literal["trained", "original", "auto"] = "trained"
     """Merge on the dequantised 4-bit base that was trained, on the 16-bit original, or on which of them loses less."""
-    block_size: Literal[16, 32, 64, 128, 256] = 128
+    block_size: BlockSize = 128
     """Weights that share one scale; of an encoder 32."""
     symmetric: bool = False
     accuracy_level: Literal[0, 1, 2, 3, 4] = 4
@@ -230,19 +232,7 @@ class ExportTable:
 class EvaluateTable:
     """[evaluate]: how answers are scored."""
 
-    metric: Literal[
-        "exact_match",
-        "json",
-        "final_number",
-        "token_f1",
-        "rouge_l",
-        "chrf",
-        "check",
-        "loss",
-        "accuracy",
-        "macro_f1",
-        "f1",
-    ] = "exact_match"
+    metric: MetricName = "exact_match"
     """exact_match: the same text; json: the same JSON value, with fields scored too; final_number: ends with the same
     number, as GSM8K; token_f1, rouge_l, chrf: how much two texts share; check: what your own function says; loss: no
     generation. Of labels: accuracy, macro_f1 (mean over labels), f1 (of the one that counts as positive)."""
