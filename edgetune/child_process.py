@@ -76,10 +76,10 @@ def answer(measure: Answer) -> int:
     except errors.EdgeTuneError as error:
         _send(channel, {"error": type(error).__name__, "message": error.message, "cure": error.cure})
         return error.exit_code
-    except MemoryError:
-        _send(channel, {"error": "OutOfMemoryError", "message": f"{request['name']}: memory ran out", "cure": ""})
-        return 4
-    except Exception:
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+            _send(channel, {"error": "OutOfMemoryError", "message": f"{request['name']}: memory ran out", "cure": ""})
+            return 4
         traceback.print_exc()
         return 1
     return 0

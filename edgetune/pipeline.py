@@ -6,7 +6,7 @@ Each stage hands over by files in the run folder alone; one whose inputs have no
 from __future__ import annotations
 
 import dataclasses
-import gc
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -101,8 +101,12 @@ def _give_back_memory() -> None:
     """What a stage has freed goes to the system: other processes need it next."""
     from edgetune.model.heap import give_back_freed
 
-    gc.collect()  # models hold themselves in circles
-    give_back_freed()
+    if "torch" in sys.modules:  # a GPU's too
+        from edgetune.model.memory import give_back_memory
+
+        give_back_memory()
+    else:
+        give_back_freed()
 
 
 def _cross_validate(state: RunState) -> dict[str, Any] | None:

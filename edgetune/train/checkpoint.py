@@ -52,6 +52,8 @@ class State(Position):
     """Seconds in optimizer steps."""
     wall_s: float = 0.0
     """Seconds in the loop, evaluations and checkpoints included, over all starts."""
+    eval_pieces: int = 1
+    """Into how many a batch of an evaluation is cut, since memory ran out in one."""
     is_over: bool = False
     """Early stopping has ended it."""
     plateau: Plateau = field(default_factory=Plateau)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from edgetune.data.tokens import LabelledTokens
 from edgetune.lora.adapter import save
 from edgetune.model.classifier import Classifier, ClassifierSpec, imprint, load_head, save_head
 from edgetune.recipe import Recipe
+from edgetune.train.batches import cut
 from edgetune.train.loss import autocast, without_dropout
 
 BUCKET_BATCHES = 50
@@ -93,7 +93,9 @@ class Classification:
             load_head(classifier, folder)
         elif self.recipe.classify.head == "cosine" and not self.recipe.classify.multi_label:
             with torch.no_grad(), without_dropout(classifier), autocast(classifier):
-                batches = (batch.to(classifier.device) for batch in self._batches(self.prepared.train))
+                rows = self.prepared.train
+                groups = (collate(rows, numbers, pad_id=self.pad_id) for numbers in _of_like_length(rows))
+                batches = (batch.to(classifier.device) for batch in groups)
                 embedded = ((classifier.embed(b.input_ids, b.attention_mask), b.targets) for b in batches)
                 imprint(classifier, embedded)
         return classifier
@@ -126,12 +128,12 @@ class Classification:
         return (losses if weights is None else weights[batch.targets] * losses).sum(), batch.trained
 
     @torch.no_grad()
-    def evaluate(self, model: Any, part: slice = slice(None)) -> tuple[float, int]:
+    def evaluate(self, model: Any, part: slice = slice(None), pieces: int = 1) -> tuple[float, int]:
         """The training's loss over the eval rows, or `part` of their batches; dropout off."""
-        total, count = 0.0, 0
+        total, count, rows = 0.0, 0, self.prepared.eval
         with without_dropout(model), autocast(model):
-            for batch in islice(self._batches(self.prepared.eval), part.start, part.stop, part.step):
-                summed, texts = self.loss_sum(model, batch.to(model.device))
+            for numbers in cut(_of_like_length(rows)[part], pieces):
+                summed, texts = self.loss_sum(model, collate(rows, numbers, pad_id=self.pad_id).to(model.device))
                 total += float(summed)
                 count += texts
         return total, count
@@ -150,16 +152,16 @@ class Classification:
         shares = (rows - counts) / counts if self.recipe.classify.multi_label else rows / (len(counts) * counts)
         return torch.from_numpy(shares.astype(np.float32))
 
-    def _batches(self, rows: LabelledTokens) -> Iterator[LabelledBatch]:
-        """All rows in batches of like length."""
-        batch: list[int] = []
-        for row in np.argsort(rows.lengths, kind="stable").tolist():
-            if len(batch) == EVAL_ROWS or ((len(batch) + 1) * int(rows.lengths[row]) > EVAL_TOKENS and batch):
-                yield collate(rows, batch, pad_id=self.pad_id)
-                batch = []
-            batch.append(row)
-        if batch:
-            yield collate(rows, batch, pad_id=self.pad_id)
+
+def _of_like_length(rows: LabelledTokens) -> list[list[int]]:
+    """The numbers of all rows, in batches that are passed without gradients."""
+    batches: list[list[int]] = [[]]
+    for row in np.argsort(rows.lengths, kind="stable").tolist():
+        size = len(batches[-1])
+        if size == EVAL_ROWS or (size and (size + 1) * int(rows.lengths[row]) > EVAL_TOKENS):
+            batches.append([])
+        batches[-1].append(row)
+    return [batch for batch in batches if batch]
 
 
 def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Generator) -> list[int]:

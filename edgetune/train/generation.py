@@ -46,7 +46,7 @@ class Generation:
         """Cross entropy at trained positions."""
         return loss_sum(model, batch, is_fused=self.recipe.train.fused_loss)
 
-    def evaluate(self, model: Any, part: slice = slice(None)) -> tuple[float, int]:
+    def evaluate(self, model: Any, part: slice = slice(None), pieces: int = 1) -> tuple[float, int]:
         """The same over the eval rows."""
         return evaluate_loss(
             model,
@@ -55,6 +55,7 @@ class Generation:
             max_seq_len=self.recipe.data.max_seq_len,
             batch_size=self.recipe.batch_size,
             part=part,
+            pieces=pieces,
         )
 
     def save(self, model: Any, folder: Path) -> None:

@@ -45,6 +45,8 @@ from edgetune.train.watch import (
 )
 
 Progress = Callable[[Mapping[str, Any]], None]
+MOST_EVAL_PIECES = 256
+"""More rows than that are in no batch of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ def _rows_at_once(parts: Parts, state: State) -> int:
 def _evaluate(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> None:
     """Eval loss after a step; keeps the adapter if it is the best so far, and counts towards early stopping."""
     train_loss, state.train_loss_tokens = state.train_loss, 0
-    sums = processes.gathered(parts.task.evaluate(parts.model, slice(processes.rank(), None, processes.count())))
+    sums = processes.gathered(_eval_sums(parts, state, notify))
     total, count = (sum(numbers) for numbers in zip(*sums, strict=True))
     if count == 0:
         _keep_adapter(parts, run_dir)
@@ -273,6 +275,22 @@ def _evaluate(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> 
     follow_plateau(parts, run_dir, state, notify)
 
 
+def _eval_sums(parts: Parts, state: State, notify: Progress) -> tuple[float, int]:
+    """Summed loss of this process's part of the eval rows, and what it sums over; in smaller batches where it must."""
+    while True:
+        try:
+            return parts.task.evaluate(
+                parts.model, slice(processes.rank(), None, processes.count()), pieces=state.eval_pieces
+            )
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or state.eval_pieces >= MOST_EVAL_PIECES:
+                raise
+        state.eval_pieces *= 2  # only here, without the exception, what the evaluation held is free
+        give_back_memory()
+        text = f"step {state.step}: out of memory in the evaluation; goes on with smaller batches of it"
+        notify({"stage": events.STAGE, "message": text})
+
+
 def _keep_adapter(parts: Parts, run_dir: RunDir) -> None:
     if parts.is_main:
         parts.task.save(parts.model, run_dir.adapter)
@@ -282,6 +300,7 @@ def _report(parts: Parts, run_dir: RunDir, state: State, event: Mapping[str, Any
     """An event to events.jsonl, to the trackers, and with memory and time left to the progress callback."""
     if not parts.is_main:
         return
+    event = {**event, "memory_bytes": peak_memory_bytes()}
     run_dir.append_event({"stage": events.STAGE, **event})
     if parts.recipe.train.trackers:
         parts.accelerator.log({key: value for key, value in event.items() if key != "step"}, step=state.step)
@@ -294,7 +313,6 @@ def _report(parts: Parts, run_dir: RunDir, state: State, event: Mapping[str, Any
             "loss": state.train_loss,
             "eval_loss": state.eval_loss,
             "tokens": state.tokens,
-            "memory_bytes": peak_memory_bytes(),
             "left_s": spent_s / state.step * steps_left,
             **event,
         }

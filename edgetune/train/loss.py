@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from edgetune.model.device import held_dtype
 from edgetune.train import segments
-from edgetune.train.batches import collate_rows, in_parts, packed_rows
+from edgetune.train.batches import collate_rows, cut, in_parts, packed_rows
 from edgetune.train.head_loss import can_fuse, chunk_tokens, fill_up, fused_cross_entropy, head_weight, logit_map
 
 IGNORED = -100
@@ -84,16 +84,23 @@ def _flatten(batch: Any) -> tuple[Tensor, Tensor, segments.Segments]:
 
 @torch.no_grad()
 def evaluate_loss(
-    model: Any, tokens: Any, *, pad_id: int, max_seq_len: int, batch_size: int = 8, part: slice = slice(None)
+    model: Any,
+    tokens: Any,
+    *,
+    pad_id: int,
+    max_seq_len: int,
+    batch_size: int = 8,
+    part: slice = slice(None),
+    pieces: int = 1,
 ) -> tuple[float, int]:
-    """Summed loss (nats) and number of trained tokens over all rows of `tokens`, or `part` of their micro-batches;
-    dropout off.
+    """Summed loss (nats) and number of trained tokens over all rows of `tokens`, or `part` of their micro-batches, each
+    cut into so many pieces; dropout off.
 
     `tokens` is any sequence of encoded rows (input_ids, labels). The model keeps its mode.
     """
     total, count = 0.0, 0
     with without_dropout(model), autocast(model):
-        for rows in in_parts(packed_rows(tokens, max_seq_len=max_seq_len), batch_size)[part]:
+        for rows in cut(in_parts(packed_rows(tokens, max_seq_len=max_seq_len), batch_size)[part], pieces):
             summed, number = loss_sum(model, collate_rows(tokens, rows, pad_id=pad_id).to(model.device))
             total += float(summed)
             count += number

@@ -8,6 +8,7 @@ is gloo's, apart from that of the gradients, and knows no time limit: the others
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from edgetune.errors import EdgeTuneError, OtherProcessError, RunError
+from edgetune.errors import EdgeTuneError, HardwareError, OtherProcessError, RunError
 from edgetune.launch import launched
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ def together() -> Iterator[None]:
     if _words is not None or launched().count == 1:
         yield
         return
+    _refuse_sharding()
     _start()
     try:
         yield
@@ -74,6 +76,16 @@ def together() -> Iterator[None]:
         raise
     finally:
         _leave()
+
+
+def _refuse_sharding() -> None:
+    """Raises HardwareError where Accelerate's configuration divides the model itself, which would be passed over."""
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
+            raise HardwareError(
+                f"the launcher asks for {name}: EdgeTune holds the whole base, in 4 bits, on each GPU",
+                cure="launch with `accelerate launch --multi_gpu`, or with torchrun",
+            )
 
 
 def wait() -> None:

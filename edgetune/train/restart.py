@@ -52,7 +52,17 @@ def go_back(
     share = state.divergence.share * CUT
     known = dataclasses.replace(sound.divergence, far_evaluations=0, sound_step=sound.step)
     restart = Restart(diverged.step, diverged.reason, sound.step, parts.learning_rate * share)
-    kept = ("tokens", "trained_tokens", "train_s", "wall_s", "pieces", "best_loss", "best_step", "overfitting")
+    kept = (
+        "tokens",
+        "trained_tokens",
+        "train_s",
+        "wall_s",
+        "pieces",
+        "eval_pieces",
+        "best_loss",
+        "best_step",
+        "overfitting",
+    )
     state = dataclasses.replace(
         sound,
         **{name: getattr(state, name) for name in kept},

@@ -78,7 +78,8 @@ def break_at(monkeypatch, step, *, above):
 
 def facts(run_dir):
     events = [
-        {key: value for key, value in event.items() if key != "tokens_per_s"} for event in read_events(run_dir.events)
+        {key: value for key, value in event.items() if key not in ("tokens_per_s", "memory_bytes")}
+        for event in read_events(run_dir.events)
     ]
     return events, (run_dir.adapter / "adapter_model.safetensors").read_bytes()
 

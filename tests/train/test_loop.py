@@ -20,6 +20,7 @@ from edgetune.model.base import load_base, load_merged, load_tokenizer, resolve_
 from edgetune.recipe import LoraTable, ModelTable, TrainTable, load_recipe
 from edgetune.run_dir import RunDir
 from edgetune.train import fit, generation, loop
+from edgetune.train import loss as loss_module
 from edgetune.train.events import read_events
 from edgetune.train.fit import Position, Training
 from edgetune.train.fused import fuse
@@ -90,6 +91,7 @@ def test_a_run_learns_and_leaves_adapter_events_curve_result_and_resolved_recipe
     losses = [event["loss"] for event in events if "loss" in event]
     evaluations = {event["step"]: event["eval_loss"] for event in events if "eval_loss" in event}
     assert [event["step"] for event in events if "loss" in event] == list(range(1, 13))
+    assert all(event["memory_bytes"] > 0 for event in events if event.keys() & {"loss", "eval_loss"})
     assert result.steps == 12
     assert losses[-1] < losses[0] - 0.5
     assert result.eval_loss == min(evaluations.values()) == evaluations[result.best_step]
@@ -287,6 +289,39 @@ def test_a_run_that_runs_out_of_memory_goes_on_in_smaller_pieces_with_the_same_l
     assert json.loads((run_dir.results / "train.json").read_text())["batch_size"] == 1
 
 
+def test_an_evaluation_that_runs_out_of_memory_goes_on_in_smaller_batches_with_the_same_loss(
+    make_recipe, tmp_path, monkeypatch
+):
+    recipe = make_recipe("train.batch_size=4", "train.max_steps=2", "train.eval_steps=1", "data.packing=false")
+    whole = train(recipe, RunDir(tmp_path / "whole"))
+    plain, sizes, told = loss_module.loss_sum, [], []
+
+    def fail_of_large_ones(model, batch, **options):
+        if not torch.is_grad_enabled() and len(batch.input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        sizes.append(len(batch.input_ids))
+        return plain(model, batch, **options)
+
+    monkeypatch.setattr(loss_module, "loss_sum", fail_of_large_ones)
+    result = train(recipe, RunDir(tmp_path / "pieces"), progress=told.append)
+    assert result.eval_loss == pytest.approx(whole.eval_loss, rel=1e-3)
+    assert result.batch_size == 4  # training itself is not slowed
+    assert sizes
+    assert set(sizes) == {1}
+    assert [event["message"] for event in told if "out of memory" in event.get("message", "")] == [
+        "step 1: out of memory in the evaluation; goes on with smaller batches of it"
+    ] * 2  # 4 rows, 2, 1: the second evaluation begins with 1
+
+
+def test_an_evaluation_for_which_no_batch_is_small_enough_is_named(make_recipe, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(generation, "evaluate_loss", fail)
+    with pytest.raises(OutOfMemoryError):
+        train(make_recipe("train.max_steps=1"), RunDir(tmp_path / "r"))
+
+
 def test_a_failure_that_is_not_of_memory_is_not_tried_again(make_recipe, tmp_path, monkeypatch):
     calls = []
 
@@ -313,8 +348,8 @@ def test_trackers_get_every_metric_through_accelerate(make_recipe, tmp_path, mon
     monkeypatch.setattr(Accelerator, "init_trackers", lambda *_, **__: None)
     monkeypatch.setattr(Accelerator, "log", lambda _, values, step: seen.append((step, set(values))))
     train(make_recipe('train.trackers=["tensorboard"]', "train.max_steps=2"), RunDir(tmp_path / "r"))
-    step = {"loss", "learning_rate", "tokens_per_s"}
-    assert seen == [(1, step), (2, step), (2, {"eval_loss", "train_loss"})]
+    step = {"loss", "learning_rate", "tokens_per_s", "memory_bytes"}
+    assert seen == [(1, step), (2, step), (2, {"eval_loss", "train_loss", "memory_bytes"})]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="paged optimizers work with CUDA")

@@ -7,14 +7,17 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from warm_process import run_script
 
+from edgetune.errors import HardwareError
 from edgetune.launch import Launch, launched
 from edgetune.run_dir import RunDir
+from edgetune.train import processes
 from edgetune.train.batches import share
 from edgetune.train.events import read_events
 from edgetune.train.loop import train
@@ -167,3 +170,14 @@ def test_the_shares_of_a_step_have_each_row_once_and_about_equally_many(count, s
     numbers = [len(mine) for mine in shares]
     assert max(numbers) - min(numbers) <= 1
     assert count > 1 or shares == [step]
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_divides_the_model_is_refused(monkeypatch, name):
+    monkeypatch.setattr(processes, "launched", lambda: SimpleNamespace(count=2))
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with (
+        pytest.raises(HardwareError, match=f"the launcher asks for {name}.*accelerate launch --multi_gpu"),
+        processes.together(),
+    ):
+        raise AssertionError("joined")
