@@ -15,6 +15,7 @@ from edgetune.bundle.layer_changes import layers_changed
 from edgetune.bundle.place import ExportResult, put_in_place
 from edgetune.bundle.settings import write_settings
 from edgetune.data.chat import chat_template, end_ids, ensure_chat_template, special_tokens
+from edgetune.data.encode import Encoded, encode_batch
 from edgetune.data.prepare import examples, prepare
 from edgetune.data.read import on_disk
 from edgetune.export.architecture import check_architecture
@@ -35,7 +36,7 @@ from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle, ChatFormat, write_manifest
 from edgetune.verify.checks import Verification
-from edgetune.verify.generation import MOST_PROMPTS, Prompt, verify
+from edgetune.verify.generation import MOST_ANSWERED, MOST_PROMPTS, Prompt, verify
 
 Progress = Callable[[Mapping[str, Any]], None]
 KIND = "decoder"
@@ -55,7 +56,8 @@ def as_trained(recipe: Recipe, merged: Path) -> Recipe:  # noqa: ARG001
 def export(merged: Path, out: Path, recipe: Recipe, *, cache: Path, progress: Progress | None = None) -> ExportResult:
     """The bundle `out` of a merged decoder: rounded and repaired on train rows, verified on prompts of eval rows."""
     rows = training_rows(merged, recipe, cache) if recipe.export.needs_rows else None
-    return export_folder(merged, out, recipe, prompts=verified_prompts(recipe), rows=rows, progress=progress)
+    prompts, answered = verified_prompts(recipe), answered_rows(merged, recipe)
+    return export_folder(merged, out, recipe, prompts=prompts, rows=rows, answered=answered, progress=progress)
 
 
 def export_folder(
@@ -65,9 +67,10 @@ def export_folder(
     *,
     prompts: Sequence[Prompt],
     rows: Rows | None = None,
+    answered: Sequence[Encoded] = (),
     progress: Progress | None = None,
 ) -> ExportResult:
-    """The bundle `out` of any Hugging Face folder, verified on `prompts`; with `rows`, repaired on them.
+    """The bundle `out` of any Hugging Face folder, verified on `prompts` and `answered`; with `rows`, repaired on them.
 
     Raises as `export` does.
     """
@@ -83,7 +86,7 @@ def export_folder(
             tell({"stage": "export", "message": f"building {recipe.export.precision}"})
             bundle, tokenizer = build_bundle(merged, folder, recipe, is_chat=is_chat, quantized=quantized)
             tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
-            return bundle, verify(bundle, merged, prompts, tokenizer=tokenizer, quantized=quantized)
+            return bundle, verify(bundle, merged, prompts, tokenizer=tokenizer, quantized=quantized, answered=answered)
 
     return put_in_place(out, (merged, *on_disk(recipe.data)), make)
 
@@ -118,6 +121,15 @@ def training_rows(merged: Path, recipe: Recipe, cache: Path) -> Rows:
 def verified_prompts(recipe: Recipe) -> list[Prompt]:
     """The prompts that a bundle is verified on: of the eval rows, and of the train rows where those are few."""
     return prompts_of(islice(chain(examples(recipe, "eval"), examples(recipe, "train")), MOST_PROMPTS))
+
+
+def answered_rows(merged: Path, recipe: Recipe) -> list[Encoded]:
+    """Rows with their answers, as the folder's tokenizer has them in training; the answers alone are learned."""
+    tokenizer = load_tokenizer(merged)
+    ensure_chat_template(tokenizer)
+    rows = islice(chain(examples(recipe, "eval"), examples(recipe, "train")), MOST_ANSWERED)
+    found = encode_batch(list(rows), tokenizer, loss_on="completion")
+    return [row for row in found if row.trained_tokens]
 
 
 def are_conversations(prompts: Sequence[Prompt]) -> bool:

@@ -68,6 +68,13 @@ def tail_deviation(reference: Any, bundle: Bundle, ids: Sequence[int], *, tail: 
     return running.deviation()
 
 
+@torch.no_grad()
+def last_logits(reference: Any, ids: Sequence[int]) -> np.ndarray:
+    """The torch model's logits (V,) float32 after a text."""
+    found = reference(input_ids=torch.tensor([list(ids)]), use_cache=False, logits_to_keep=1).logits[0, -1]
+    return np.asarray(found.float().numpy())
+
+
 class _Sums:
     """What a Deviation is made of, token by token."""
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from edgetune.data.chat import end_ids, render_turns
+from edgetune.data.encode import NOT_TRAINED, Encoded
 from edgetune.export.graph import Weights
 from edgetune.export.read_graph import DeviceTensors, GraphWeights, WeightNode, same_bytes
 from edgetune.files import read_json
-from edgetune.model.lazy import lazy_model
+from edgetune.model.lazy import CheckpointTensors, lazy_model
 from edgetune.model.weights import Place, find_tensors
 from edgetune.quantize.folder import QuantizedFolder
 from edgetune.quantize.precisions import PRECISIONS
 from edgetune.runtime.bundle import GENAI_CONFIG, GRAPH, Bundle
 from edgetune.runtime.decoder import Decoder
+from edgetune.runtime.logits import Logits
 from edgetune.runtime.prompt import Prompter
 from edgetune.runtime.session import genai_config, import_genai
 from edgetune.verify.checks import Check, Verification, check, made
-from edgetune.verify.deviation import at_level_0, deviations
+from edgetune.verify.deviation import at_level_0, deviations, last_logits
 from edgetune.verify.lengths import attention_checks, length_checks
 
 Prompt = Mapping[str, Any] | Sequence[Mapping[str, Any]] | str
@@ -33,6 +36,13 @@ KL_LIMIT = 0.1
 """Nats; what int8 activations may cost. Sound models measure below 0.01, a broken kernel or scale whole nats."""
 GENERATED_PROMPTS = 4
 GENERATED_TOKENS = 48
+MOST_ANSWERED = 64
+"""Rows of training whose ends are compared."""
+ANSWERED_ROWS, MOST_ANSWERED_TOKENS = 8, 512
+"""Of these, those after which the models are asked for the end, and their tokens; prompts that are answered are no
+longer either."""
+ENDS_LIMIT = 0.5
+"""Of the share of answers after which torch's unrounded model finds an end likeliest and the bundle does not."""
 
 
 def verify(
@@ -42,10 +52,12 @@ def verify(
     *,
     tokenizer: Any,
     quantized: QuantizedFolder | None = None,
+    answered: Sequence[Encoded] = (),
 ) -> Verification:
     """Compare a bundle with the Hugging Face folder it was made from, on the user's prompts and with its tokenizer.
 
-    `quantized`: the folder's weights on the grid where they were not rounded by the export itself.
+    `quantized`: the folder's weights on the grid where they were not rounded by the export itself. `answered`: rows as
+    they are trained on, of which the answers alone are learned: by them it is seen whether answers end.
 
     A check that cannot even be made counts as failed, with the reason in its detail.
     """
@@ -56,6 +68,7 @@ def verify(
         ("weights", lambda: weight_checks(bundle, source)),
         ("attention", lambda: attention_checks(bundle, merged)),
         ("logits", lambda: _logits(bundle, merged, source.places, token_sequences(prompts, tokenizer, bundle))),
+        ("ends of answers", lambda: _ends(bundle, merged, answered)),
     ):
         checks += made(name, make)
     return Verification((*checks, *text_checks(bundle, merged, prompts, tokenizer)))
@@ -121,6 +134,26 @@ def _logits(
     yield check("rounded activations", rounded.kl, KL_LIMIT, detail)
 
 
+def _ends(bundle: Bundle, merged: Path, answered: Sequence[Encoded]) -> Iterator[Check]:
+    """What training ended answers with ends them on the device, and comes after them as it does in torch."""
+    if not answered:
+        return
+    ends = set(bundle.chat_format.eos_ids)
+    closed = [(row, max(i for i, label in enumerate(row.labels) if label != NOT_TRAINED)) for row in answered]
+    wrong = [f"{row.place} with token {row.input_ids[last]}" for row, last in closed if row.input_ids[last] not in ends]
+    detail = f"{len(closed)} answers of training" + (f", another end: {wrong[0]}" if wrong else "")
+    yield check("ends of answers", len(wrong), 0, detail)
+    most = min(MOST_ANSWERED_TOKENS, bundle.context_length)
+    texts = [list(row.input_ids[:last]) for row, last in closed if 0 < last <= most][:ANSWERED_ROWS]
+    if not texts:
+        return
+    reference, device = lazy_model(merged, CheckpointTensors(find_tensors(merged))), Logits(bundle)
+    found = sum(int(device.logits(ids)[-1].argmax()) in ends for ids in texts)
+    wanted = sum(int(last_logits(reference, ids).argmax()) in ends for ids in texts)
+    detail = f"likeliest after {found} of {len(texts)} answers of training, with torch after {wanted}"
+    yield check("ends that are found", max(0, wanted - found) / len(texts), ENDS_LIMIT, detail)
+
+
 def _prompts(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> Iterator[Check]:
     """The device renders conversations as training did."""
     conversations = [prompt for prompt in prompts if not isinstance(prompt, str)]
@@ -169,14 +202,17 @@ def _generation(bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Any) -> It
     """Answers end at an end-of-turn token, which is not in them, or at the limit."""
     decoder = Decoder(bundle)
     ended = wrong = 0
-    chosen = [ids for ids in token_sequences(prompts, tokenizer, bundle) if len(ids) < bundle.context_length]
-    for ids in chosen[:GENERATED_PROMPTS]:
+    most = min(MOST_ANSWERED_TOKENS, bundle.context_length - 1)
+    whole = (training_ids(prompt, tokenizer, bundle) for prompt in prompts)
+    chosen = list(islice((ids for ids in whole if 0 < len(ids) <= most), GENERATED_PROMPTS))
+    chosen = chosen or [ids[:most] for ids in token_sequences(prompts, tokenizer, bundle)[:GENERATED_PROMPTS]]
+    for ids in chosen:
         answer = decoder.generate(ids, max_new_tokens=GENERATED_TOKENS)
         ended += answer.stop_reason == "end"
         wrong += (
             bool(set(answer.token_ids) & set(bundle.chat_format.eos_ids)) or len(answer.token_ids) > GENERATED_TOKENS
         )
-    detail = f"{ended} of {min(len(chosen), GENERATED_PROMPTS)} answers ended within {GENERATED_TOKENS} tokens"
+    detail = f"{ended} of {len(chosen)} answers ended within {GENERATED_TOKENS} tokens"
     yield check("generation", wrong, 0, detail)
 
 

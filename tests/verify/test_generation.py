@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,12 @@ import onnx
 import pytest
 
 from edgetune.bundle.generation import build_bundle
+from edgetune.data.encode import NOT_TRAINED, Encoded
 from edgetune.export.read_graph import GraphWeights
 from edgetune.model.weights import find_tensors
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe
 from edgetune.runtime.bundle import Bundle
+from edgetune.verify import generation
 from edgetune.verify.generation import Verification, verify
 
 
@@ -39,12 +41,15 @@ def good(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
 def check(good: dict, merged: Path, prompts: list, tmp_path: Path) -> Callable[..., Verification]:
     """Verify a copy of a good bundle after `change(bundle)` has had its way with it."""
 
-    def run(change: Callable[[Bundle], object] = lambda _: None, precision: str = "int4") -> Verification:
+    def run(
+        change: Callable[[Bundle], object] = lambda _: None, precision: str = "int4", answered: Sequence[Encoded] = ()
+    ) -> Verification:
         bundle, tokenizer = good[precision]
         folder = shutil.copytree(bundle.path, tmp_path / "copy")
         bundle = dataclasses.replace(bundle, path=folder)
         changed = change(bundle)
-        return verify(changed if isinstance(changed, Bundle) else bundle, merged, prompts, tokenizer=tokenizer)
+        changed = changed if isinstance(changed, Bundle) else bundle
+        return verify(changed, merged, prompts, tokenizer=tokenizer, answered=answered)
 
     return run
 
@@ -182,3 +187,68 @@ def test_graph_weights_refuse_what_is_no_graph(tmp_path, merged):
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(BundleError, match="cannot be read"):
         GraphWeights(tmp_path / "model.onnx", find_tensors(merged))
+
+
+def answered(bundle: Bundle, *, end: int | None = None, rows: int = 6) -> list[Encoded]:
+    """Rows whose answers end with `end`, or as the device ends them; something that is not learned follows."""
+    end = bundle.chat_format.eos_ids[0] if end is None else end
+    ids = [9, 10, 11, end, 12]
+    labels = [NOT_TRAINED, NOT_TRAINED, 11, end, NOT_TRAINED]
+    return [Encoded(ids, labels, f"rows.jsonl:{number}") for number in range(1, rows + 1)]
+
+
+def detail(verification: Verification, name: str) -> str:
+    (found,) = (check.detail for check in verification.checks if check.name == name)
+    return found
+
+
+def test_answers_that_end_as_trained_pass(check, good):
+    verification = check(answered=answered(good["int4"][0]))
+    assert verification.passed
+    assert detail(verification, "ends of answers") == "6 answers of training"
+    assert "of 6 answers of training, with torch after" in detail(verification, "ends that are found")
+
+
+def test_an_end_that_training_had_and_the_device_does_not_know_is_found_though_all_settings_agree(check, good):
+    verification = check(answered=answered(good["int4"][0], end=7))
+    assert failures(verification) == {"ends of answers"}
+    assert detail(verification, "ends of answers").endswith("another end: rows.jsonl:1 with token 7")
+
+
+@pytest.mark.parametrize(("found_in_torch", "is_wrong"), [(6, True), (4, True), (3, False), (0, False)])
+def test_an_end_that_only_torch_finds_is_one_that_was_lost(check, good, monkeypatch, found_in_torch, is_wrong):
+    bundle = good["int4"][0]
+    end, calls = bundle.chat_format.eos_ids[0], iter(range(6))
+
+    def torch_s(*_):
+        logits = np.zeros(512, dtype=np.float32)
+        logits[end if next(calls) < found_in_torch else end + 1] = 1.0
+        return logits
+
+    class Device:
+        def __init__(self, _):
+            pass
+
+        def logits(self, ids):
+            return np.eye(512, dtype=np.float32)[[end + 1] * len(ids)]
+
+    monkeypatch.setattr(generation, "last_logits", torch_s)
+    monkeypatch.setattr(generation, "Logits", Device)
+    verification = check(answered=answered(bundle))
+    assert ({failed.name for failed in verification.failures} == {"ends that are found"}) == is_wrong
+    assert detail(verification, "ends that are found") == (
+        f"likeliest after 0 of 6 answers of training, with torch after {found_in_torch}"
+    )
+
+
+def test_prompts_are_answered_whole(check, monkeypatch):
+    lengths, plain = [], generation.Decoder.generate
+
+    def look(self, ids, **settings):
+        lengths.append(len(ids))
+        return plain(self, ids, **settings)
+
+    monkeypatch.setattr(generation.Decoder, "generate", look)
+    monkeypatch.setattr(generation, "MOST_TOKENS", 3)
+    assert check().passed
+    assert min(lengths) > 3
