@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Turn = Mapping[str, Any]
 """{"role", "content"} and what else a template may read of a message: tool_calls, reasoning_content, name, ..."""
 SYSTEM_ROLES = ("system", "developer")
-_MARK = "zxqj"
+_MARK, _OTHER = "zxqj", "wkvy"
 CALL_ID = "zxqjzxqj1"  # nine letters or digits, as Mistral's templates ask for
 _TOOL = {
     "type": "function",
@@ -49,6 +49,19 @@ def _tried(template: ChatTemplate, *messages: Turn, tools: Sequence[Mapping[str,
         return template.render(messages, tools=tools)
     except PromptError:
         return None
+
+
+def _follows(
+    template: ChatTemplate,
+    conversation: Callable[[str], Sequence[Turn]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> bool | None:
+    """Whether what is written changes with a word of a conversation, be it in capitals or replaced in part.
+
+    None where the template refuses the conversation.
+    """
+    one, other = (_tried(template, *conversation(word), tools=tools) for word in (_MARK, _OTHER))
+    return None if one is None else one != other
 
 
 def _known_call(*, as_text: bool = False, null_as_empty: bool = False) -> Turn:
@@ -131,24 +144,21 @@ def writes_tools(template: ChatTemplate) -> bool:
 @functools.lru_cache(maxsize=32)
 def writes_reasoning(template: ChatTemplate, key: str) -> bool:
     """Whether the reasoning of the last answer is written, if a message has it under this key."""
-    text = _tried(template, _ASKED, {"role": "assistant", "content": "a", key: f"{_MARK}why"})
-    return text is not None and f"{_MARK}why" in text
+    return bool(_follows(template, lambda why: (_ASKED, {**_ANSWERED, key: why})))
 
 
 @functools.lru_cache(maxsize=32)
 def forgets_reasoning(template: ChatTemplate, key: str) -> bool:
     """Whether reasoning that is written while its answer is the last is left out once another question follows."""
-    last = {"role": "assistant", "content": "a"}
-    text = _tried(template, _ASKED, {**last, key: f"{_MARK}why"}, _ASKED, last)
-    return writes_reasoning(template, key) and text is not None and f"{_MARK}why" not in text
+    is_written = _follows(template, lambda why: (_ASKED, {**_ANSWERED, key: why}, _ASKED, _ANSWERED))
+    return writes_reasoning(template, key) and is_written is False
 
 
 @functools.lru_cache(maxsize=32)
 def writes_both(template: ChatTemplate) -> bool:
     """Whether the content of a message is written that holds calls too."""
     call = _known_call(as_text=habits(template).arguments_as_text)
-    text = _tried(template, _ASKED, {**call, "content": f"{_MARK}said"}, tools=[_TOOL])
-    return text is not None and f"{_MARK}said" in text
+    return bool(_follows(template, lambda said: (_ASKED, {**call, "content": said}), [_TOOL]))
 
 
 @functools.lru_cache(maxsize=32)
@@ -156,8 +166,7 @@ def writes_results(template: ChatTemplate) -> bool:
     """Whether what a tool gave back is written; True where the template refuses it, which it says itself."""
     form = habits(template)
     call = _known_call(as_text=form.arguments_as_text, null_as_empty=form.null_as_empty)
-    text = _tried(template, _ASKED, call, _RESULT)
-    return text is None or f"{_MARK}result" in text
+    return _follows(template, lambda result: (_ASKED, call, {**_RESULT, "content": result})) is not False
 
 
 @functools.lru_cache(maxsize=256)
@@ -190,12 +199,11 @@ def writes_system(template: ChatTemplate, role: str, is_first: bool, is_asked: b
     role = role if role == "system" or writes_developer(template) else "system"
     before = () if is_first else (_ASKED, _ANSWERED)
     after = (_ASKED,) if is_asked else (_ASKED, _ANSWERED)
-    said = {"role": role, "content": f"{_MARK}said"}
-    text = _tried(template, *before, said, *after, tools=[_TOOL] if has_tools else None)
-    return text is None or f"{_MARK}said" in text
+    tools = [_TOOL] if has_tools else None
+    return _follows(template, lambda said: (*before, {"role": role, "content": said}, *after), tools) is not False
 
 
 @functools.lru_cache(maxsize=32)
 def writes_developer(template: ChatTemplate) -> bool:
-    text = _tried(template, {"role": "developer", "content": f"{_MARK}said"}, _ASKED)
-    return text is not None and f"{_MARK}said" in text
+    """Whether a developer's message is written as such."""
+    return bool(_follows(template, lambda said: ({"role": "developer", "content": said}, _ASKED)))

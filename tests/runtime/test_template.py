@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgetune.errors import PromptError
-from edgetune.runtime.habits import forgets_reasoning, habits, writes_reasoning, writes_tools
+from edgetune.runtime.habits import forgets_reasoning, habits, writes_reasoning, writes_system, writes_tools
 from edgetune.runtime.template import ChatTemplate
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
@@ -416,6 +416,19 @@ def test_a_system_message_that_is_written_or_says_nothing_or_that_the_template_r
     ChatTemplate(NO_SYSTEM).refuse_unwritten([{"role": "system", "content": " "}, USER], None)
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + NO_SYSTEM
     ChatTemplate(refusing).refuse_unwritten([SYSTEM, USER], None)
+
+
+@pytest.mark.parametrize(
+    "form", ["m.content | upper", "m.content | replace('a', 'b') | replace('z', '')", "m.content[::-1]"]
+)
+def test_what_a_template_writes_in_another_form_is_written(form: str) -> None:
+    """Capitals, and letters that are replaced: no word of the message stands in the text as it was."""
+    source = f"{{% for m in messages %}}<{{{{ m.role }}}}>{{{{ {form} }}}}{{{{ m.thinking | upper }}}}{{% endfor %}}"
+    template = ChatTemplate(source)
+    template.refuse_unwritten([SYSTEM, USER, {**ANSWER, "thinking": "so"}, USER], None)
+    assert writes_system(template, "developer", is_first=True, is_asked=True, has_tools=False)
+    assert writes_reasoning(template, "thinking")
+    assert not writes_reasoning(template, "thoughts")
 
 
 def test_what_a_template_does_with_tools_and_reasoning_is_found() -> None:
