@@ -345,6 +345,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "quickstart": run_table,
     "nano-snips": run_table,
     "train_throughput": train_table,
+    "busy": busy_table,
     "decode": decode_table,
     "decode_nano": decode_table,
     "keep_adapter": keep_adapter_table,
