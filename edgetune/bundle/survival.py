@@ -30,7 +30,7 @@ def judge(recipe: Recipe, run_dir: RunDir, base: Path, results: Path, *, is_acce
     bundle = open_bundle(run_dir.bundle)
     table = recipe.evaluate
     before = "base" if (results / "base.json").is_file() else None
-    draws = {"confidence": table.confidence, "samples": table.bootstrap_samples}
+    draws: dict[str, Any] = {"confidence": table.confidence, "samples": table.bootstrap_samples}
     kept, close = gains(before, "bundle", results, **draws), closeness("bundle", results, **draws)
     export = recipe.export
     kept_enough = kept.holds(export.min_gain_kept, export.max_gain_kept)
