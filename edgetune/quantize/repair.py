@@ -1,8 +1,8 @@
 """Repair of a rounded model on the user's rows: short training of scales, norms and biases, the integers frozen.
 
 In the flow: merged model's matrices on the grid -> this loop -> the same integers with better scales, as they are
-shipped. Kept is what has the least eval loss among what is no further from the merged model than rounding alone has
-gone, which is itself among the choices: repair wins back what rounding lost, and does not train on.
+shipped. Kept is what has the least eval loss among what is near the merged model, or no further from it than rounding
+alone has gone, which is itself among the choices: repair wins back what rounding lost, and does not train on.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ from edgetune.train.schedule import learning_rate_share
 Progress = Callable[[Mapping[str, Any]], None]
 Kept = TypeVar("Kept")
 EVALUATIONS = 4
+NEAR = 0.005
+"""Nats a token: what is nearer than that to the merged model is near, by which even the best rounding to 4 bits misses
+it (benchmarks/README.md, "Does the fine-tune survive?")."""
 UNCONVERGED = 0.2
 """Share by which scales alone lower the merged model's eval loss where its weights had much left to learn."""
 WARMUP_RATIO, LEAST_SHARE = 0.05, 0.05
@@ -56,8 +59,10 @@ class Look:
 
 
 def best_of(curve: Sequence[Look]) -> Look:
-    """The look with the least loss among those no further from the merged model than the first; the earliest such."""
-    near = [look for look in curve if look.kl <= curve[0].kl]
+    """The look with the least loss among those NEAR the merged model, or no further from it than the first; of equal
+    ones the earliest.
+    """
+    near = [look for look in curve if look.kl <= max(curve[0].kl, NEAR)]
     return min(near, key=lambda look: (look.loss, look.step))
 
 

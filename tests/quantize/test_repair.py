@@ -17,7 +17,7 @@ from edgetune.quantize.folder import QuantizedFolder
 from edgetune.quantize.grid import dequantize
 from edgetune.quantize.matrices import round_all
 from edgetune.quantize.moments import Rows
-from edgetune.quantize.repair import Look, RepairData, best_of, eval_loss, load_for_loss, longer, repair
+from edgetune.quantize.repair import NEAR, Look, RepairData, best_of, eval_loss, load_for_loss, longer, repair
 from edgetune.quantize.repairable import repaired as take_out
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.bundle import Grid
@@ -99,8 +99,9 @@ def test_what_has_gone_further_from_the_merged_model_than_rounding_is_not_kept(r
     assert [(look.loss, look.kl) for look in done.curve][-1] == (2.0, 0.3)
 
 
-def test_of_equal_looks_the_first_is_kept():
+def test_of_equal_looks_the_first_is_kept_and_of_near_ones_the_best():
     assert best_of([Look(0, 5.0, 0.2), Look(3, 5.0, 0.1)]).step == 0
+    assert best_of([Look(0, 5.0, 0.001), Look(3, 4.0, NEAR), Look(6, 3.0, 2 * NEAR)]).step == 3
 
 
 def test_a_fine_tune_that_scales_alone_still_improve_much_is_told_how_much_longer(recipe, tiny_base, rows, monkeypatch):
