@@ -16,8 +16,8 @@ from edgetune.hashes import hash_tree, hash_values
 from edgetune.launch import launched
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe
-from edgetune.run_dir import RunDir, claim
-from edgetune.run_scores import DISTRIBUTIONS, evaluate_target, evaluate_variants, write_ledger
+from edgetune.run_dir import DISTRIBUTIONS, RunDir, claim
+from edgetune.run_scores import evaluate_target, evaluate_variants, write_ledger
 from edgetune.run_state import Progress, RunState
 from edgetune.run_summary import RunResult, finish
 

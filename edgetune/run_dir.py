@@ -17,6 +17,8 @@ from edgetune.files import open_for_user, read_json, write_error, write_json, wr
 from edgetune.provenance import provenance
 from edgetune.recipe import TABLES
 
+DISTRIBUTIONS = "distributions.npy"
+"""In results/: what the fine-tune finds likely; other targets are compared with it."""
 CLAIMED_TABLES = ("model", "data", "lora", "train")
 """What makes a run folder another run; [export] and [evaluate] may change over the same adapter."""
 

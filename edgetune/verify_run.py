@@ -9,7 +9,7 @@ from typing import Any
 from edgetune.errors import CheckError, RunError
 from edgetune.hashes import hash_tree
 from edgetune.recipe import Recipe
-from edgetune.run_dir import RunDir
+from edgetune.run_dir import DISTRIBUTIONS, RunDir
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -17,7 +17,7 @@ Progress = Callable[[Mapping[str, Any]], None]
 def verify(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progress | None = None) -> dict[str, Any]:
     """Measure a run's base, fine-tune and bundle anew, and judge what the bundle kept; all in results/verify.
 
-    Returns and writes survival.json; `force` accepts a bundle that lost too much, which is recorded. Raises BundleError
+    Returns and writes survival.json; `force` accepts a bundle that is refused, which is recorded. Raises BundleError
     for files that are not what was exported, CheckError for a bundle that is refused, RunError where one is missing.
     """
     from edgetune.bundle.survival import judge
@@ -39,9 +39,9 @@ def verify(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Pr
     prepare_eval_set(recipe, next(iter(targets.values())), out)
     for name in ("tuned", "base", "bundle"):
         if name in targets:
-            evaluate(targets[name], out / EVAL_SET_FILE, out, progress=progress)
+            evaluate(targets[name], out / EVAL_SET_FILE, out, distributions=out / DISTRIBUTIONS, progress=progress)
     survival = judge(recipe, run_dir, base, out, is_accepted=force or accepted(run_dir))
-    if force and not survival["kept_enough"]:
+    if survival["accepted"]:
         run_dir.update({"accepted": bundle_hash(run_dir.bundle)})
     write_cards(run_dir, progress=progress)
     refuse_lost_gain(run_dir, survival)
@@ -49,7 +49,7 @@ def verify(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Pr
 
 
 def refuse_lost_gain(run_dir: RunDir, survival: Mapping[str, Any]) -> None:
-    """Raises CheckError for a bundle that kept less of the gain than [export] min_gain_kept, unless it was accepted."""
+    """Raises CheckError for a bundle that is not the fine-tune, by the limits of [export], unless it was accepted."""
     if not survival["passed"]:
         raise CheckError(
             f"{run_dir.bundle}: {survival['verdict']}",

@@ -5,10 +5,10 @@
 | 0 words | errors, recipe, metric_names, files, hashes, ... provenance, child_process, threads | none | layer 0 |
 | 1 device | runtime | jinja2, numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quantize, assets | and torch, transformers, peft, safetensors | 0 to 2 |
-| 2 parts, too | evaluate.{metrics, text_metrics, resample, gain, calibration, ...} | the same | same |
+| 2 parts, too | evaluate.{metrics, text_metrics, resample, gain, closeness, ...} | the same | same |
 | 3 graphs | export | and onnx, onnx_ir | 0 to 3 |
 | 4 proof | verify | the same | 0 to 4 |
-| 5 stages | quantize.{decoder, repair}, train, tune, bundle, ... | and accelerate, optuna | 0 to 5; public parts |
+| 5 stages | quantize.{decoder, repair, truth}, train, bundle, ... | and accelerate, optuna | 0 to 5; public parts |
 | 6 shell | pipeline, plan, plan_checks, planning, ..._run, cli | click | 0 at module top, the rest inside a function |
 """
 
@@ -52,6 +52,7 @@ LAYERS = {
         "evaluate.text_metrics",
         "evaluate.resample",
         "evaluate.gain",
+        "evaluate.closeness",
         "evaluate.calibration",
         "evaluate.label_metrics",
         "evaluate.rejection",
@@ -61,6 +62,7 @@ LAYERS = {
     5: (
         "quantize.decoder",
         "quantize.repair",
+        "quantize.truth",
         "train",
         "tune",
         "bundle",

@@ -31,7 +31,7 @@ from edgetune.quantize.layer_change import LayerChange
 from edgetune.quantize.matrices import round_all
 from edgetune.quantize.moments import Rows
 from edgetune.quantize.precisions import grid_of
-from edgetune.quantize.repair import eval_loss, load_for_loss
+from edgetune.quantize.repair import eval_loss, load_for_loss, longer
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle, ChatFormat, write_manifest
@@ -83,12 +83,26 @@ def export_folder(
             if grid is not None:
                 tell({"stage": "export", "message": f"putting the weights on the {recipe.export.precision} grid"})
                 quantized = quantize_decoder(merged, Path(kept) / "grid", recipe, grid, rows=rows, progress=progress)
+                if found := unconverged(quantized.record.get("repair"), recipe.train.epochs):
+                    tell({"stage": "export", "message": found})
             tell({"stage": "export", "message": f"building {recipe.export.precision}"})
             bundle, tokenizer = build_bundle(merged, folder, recipe, is_chat=is_chat, quantized=quantized)
             tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
             return bundle, verify(bundle, merged, prompts, tokenizer=tokenizer, quantized=quantized, answered=answered)
 
     return put_in_place(out, (merged, *on_disk(recipe.data)), make)
+
+
+def unconverged(repair: Mapping[str, Any] | None, epochs: float) -> str | None:
+    """What to tell of a fine-tune that had not converged, by what repair found; None of one that had."""
+    if repair is None or not repair["epochs_more"]:
+        return None
+    step, loss, _ = min(repair["curve"], key=lambda look: look[1])
+    return (
+        f"the fine-tune had not converged: {step} steps of repair alone bring its eval loss from "
+        f"{repair['loss_merged']:.4f} to {loss:.4f}. The bundle is what was measured, and no more; train longer: "
+        f"--set train.epochs={longer(epochs, repair['epochs_more']):g}"
+    )
 
 
 def build_again(bundle: Bundle, merged: Path, folder: Path, recipe: Recipe) -> Bundle:

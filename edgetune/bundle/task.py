@@ -11,7 +11,7 @@ from edgetune.bundle import classification, generation
 from edgetune.bundle.place import ExportResult
 from edgetune.model.classifier import SPEC
 from edgetune.quantize.layer_change import LayerChange
-from edgetune.recipe import Recipe
+from edgetune.recipe import ExportTable, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle
 
@@ -60,5 +60,6 @@ def task_of(merged: Path) -> str:
 
 def decisive_tables(recipe: Recipe) -> tuple[Any, ...]:
     """The tables of a recipe that decide what its merged model becomes, whichever its task."""
-    export = dataclasses.replace(recipe.export, min_gain_kept=0.0)  # that judges a bundle, and makes none
+    judging = ("min_gain_kept", "max_gain_kept", "max_kl", "max_changed_rows")  # these make no bundle
+    export = dataclasses.replace(recipe.export, **{name: getattr(ExportTable, name) for name in judging})
     return export, recipe.data, recipe.classify

@@ -16,10 +16,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from edgetune.evaluate.closeness import Closeness, measure_closeness
 from edgetune.evaluate.evaluate import Result
 from edgetune.evaluate.gain import Gain, gain_kept
 from edgetune.evaluate.resample import Bootstrap
 from edgetune.evaluate.rows import even_places
+from edgetune.files import read_json
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ class Kept:
     loss: Gain | None
     """None where answers have no losses: labels."""
 
-    def holds(self, floor: float) -> bool:
+    def holds(self, floor: float, most: float = math.inf) -> bool:
         """Whether a bundle may pass with both."""
-        return all(gain.holds(floor) for gain in (self.score, self.loss) if gain is not None)
+        return all(gain.holds(floor, most) for gain in (self.score, self.loss) if gain is not None)
 
 
 def gains(base: str | None, stage: str, results: Path, *, confidence: float, samples: int) -> Kept:
@@ -88,6 +90,15 @@ def _points(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Each row's score, 0..1: of labels whether they are right; None where nothing was generated."""
     found = [row["score"] if "score" in row else row["correct"] for row in rows]
     return [None if value is None else float(value) for value in found]
+
+
+def closeness(stage: str, results: Path, *, confidence: float, samples: int) -> Closeness:
+    """How close a stage is to the fine-tune, from what `evaluate` left in the results folder."""
+    shipped = _answers(results, stage)
+    tuned = _of_rows(_answers(results, "tuned"), shipped)
+    distance = read_json(results / f"{stage}.json").get("distance")
+    pairs = list(zip(_points(tuned), _points(shipped), strict=True)) if _points(tuned)[0] is not None else []
+    return measure_closeness(distance and distance["kl"], pairs, Bootstrap(samples, confidence))
 
 
 def make_entries(

@@ -201,6 +201,12 @@ class ExportTable:
     """Training rows that gptq and awq round for."""
     min_gain_kept: float = at(0.97, least=0.0, most=1.0)
     """Least share of what fine-tuning gained, in score and in loss, that a bundle must keep; below it is refused."""
+    max_gain_kept: float = at(1.25, least=1.0)
+    """More, where the rows show it, was learned after the fine-tune was measured: refused as well."""
+    max_kl: float = at(0.1, least=0.0)
+    """Farthest, in nats a token, that a bundle's next-token probabilities may be from the fine-tune's."""
+    max_changed_rows: float = at(0.1, least=0.0, most=1.0)
+    """Most rows, as a share, that may be right with one of the two and wrong with the other, where the rows show it."""
     on_grid_steps: int = at(0, least=0)
     """Steps in which the merged weights are trained on, rounded in every forward pass, before they are rounded for good
     (straight-through; LR-QAT, arXiv:2406.06385). Holds the weights in float32; 0: none."""

@@ -202,6 +202,11 @@ def _scores(subject: Subject) -> Iterator[str]:
         found = gain.get(name) or {}
         if isinstance(found.get("kept"), float):
             yield f"Of the fine-tune's gain in {name} {found['kept']:.1%} came through to this bundle."
+    close = gain.get("closeness") or {}
+    if isinstance(close.get("kl"), float):
+        yield f"Its next-token probabilities are {close['kl']:.4f} nats a token from the fine-tune's."
+    if isinstance(close.get("changed_rows"), float):
+        yield f"Of the rows {close['changed_rows']:.1%} are right with one of the two and wrong with the other."
 
 
 def _sizes(subject: Subject) -> Iterator[str]:

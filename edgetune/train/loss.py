@@ -107,6 +107,25 @@ def evaluate_loss(
     return total, count
 
 
+@torch.no_grad()
+def trained_log_probabilities(
+    model: Any, tokens: Any, *, pad_id: int, max_seq_len: int, batch_size: int
+) -> Iterator[Tensor]:
+    """Log-probabilities (n, vocabulary) float32 at the trained positions of all rows, a part of them at a time.
+
+    Dropout is off; the model's attention must be that of `use_segments`.
+    """
+    with without_dropout(model), autocast(model):
+        for rows in in_parts(packed_rows(tokens, max_seq_len=max_seq_len), batch_size):
+            batch = collate_rows(tokens, rows, pad_id=pad_id).to(model.device)
+            states, targets = trained_states(model, batch)
+            left = len(targets)
+            for some, _ in chunks(model, states, targets):  # the last is filled up
+                count = min(left, len(some))
+                left -= count
+                yield head_logits(model, some)[:count].log_softmax(-1)
+
+
 def find_base(model: Any) -> Any:
     """The transformers model under what is put around it, an adapter or a head over labels, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

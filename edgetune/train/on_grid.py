@@ -19,7 +19,7 @@ from edgetune.data.prepare import Prepared
 from edgetune.model.base import load_merged
 from edgetune.quantize.grid import QuantizedMatrix, dequantize, quantize
 from edgetune.quantize.quantization_aware import on_grid_matrices, put_linears_on_grid
-from edgetune.quantize.repair import Progress, Schedule, train_best
+from edgetune.quantize.repair import Look, Progress, RepairData, Schedule, Target, train_best
 from edgetune.quantize.repairable import round_inputs_of
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import Grid
@@ -31,13 +31,12 @@ class OnGrid:
     """Matrices as they were trained, rounded to the nearest by their extremes; losses in nats per trained token."""
 
     matrices: Mapping[str, QuantizedMatrix]
-    curve: tuple[tuple[int, float], ...]
-    """(step, eval loss)."""
+    curve: tuple[Look, ...]
     wall_s: float
 
     def to_json(self) -> dict[str, Any]:
         """The numbers, for quantized.json."""
-        return {"curve": self.curve, "wall_s": self.wall_s}
+        return {"curve": [(look.step, look.loss, look.kl) for look in self.curve], "wall_s": self.wall_s}
 
 
 def train_on_grid(
@@ -56,6 +55,7 @@ def train_on_grid(
     """
     started = time.monotonic()
     torch.manual_seed(recipe.train.seed)
+    target = Target.of(merged, rows, recipe, pad_id)
     model = load_merged(merged)
     head = model.get_output_embeddings()
     for module in (model.get_input_embeddings(), head):
@@ -76,11 +76,9 @@ def train_on_grid(
     matrices, curve = train_best(
         model.to(model.device),
         lambda: on_grid_matrices(model),
-        merged,
-        rows,
-        recipe,
+        RepairData(recipe, rows, pad_id, target.teacher),
+        target.truth,
         schedule=schedule,
-        pad_id=pad_id,
         progress=progress,
     )
     return OnGrid(matrices, curve, time.monotonic() - started)

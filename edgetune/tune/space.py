@@ -34,6 +34,9 @@ FIXED_KEYS = {
     "data.columns": "all trials learn from the same rows",
     **task.FIXED_KEYS,
     "export.min_gain_kept": "it changes no model",
+    "export.max_gain_kept": "it changes no model",
+    "export.max_kl": "it changes no model",
+    "export.max_changed_rows": "it changes no model",
     "train.trackers": "it changes no model",
     "train.checkpoint_steps": "it changes no model",
 }

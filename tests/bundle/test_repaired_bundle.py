@@ -28,6 +28,7 @@ def torch_logits(merged: Path, folder: QuantizedFolder, level: int) -> np.ndarra
         return model(input_ids=torch.tensor([IDS])).logits[0].numpy()
 
 
+@pytest.mark.usefixtures("labels_alone")
 @pytest.mark.parametrize("level", [4, 0])
 @pytest.mark.parametrize("stage", ["repair", "on_grid"])
 def test_bundle_and_torch_agree_after_repair(tiny_base, tiny_rows, tmp_path, level, stage):
