@@ -1,6 +1,6 @@
 """A .gguf file as a base: dequantised once into a model folder, which then serves as any other.
 
-Architecture, tokenizer and chat template are the file's own. In the flow: `base = "model.gguf"` -> resolve_base -> here.
+Architecture, tokenizer and chat template are the file's own. `base = "model.gguf"` -> resolve_base -> here.
 Reading is transformers' own; what it cannot read is named before any weight is touched.
 """
 
