@@ -20,12 +20,13 @@ from edgetune.model.device import compute_dtype
 from edgetune.model.device import device as default_device
 from edgetune.model.embedding import fill_ends, with_quantized_ends
 from edgetune.model.encoder import KINDS as ENCODERS
+from edgetune.model.gguf import is_gguf
 from edgetune.model.heap import give_back_freed
 from edgetune.model.hub import fetch
 from edgetune.model.nf4 import hold_layout
 from edgetune.model.quiet import load_bitsandbytes, quiet
 from edgetune.model.task import TASKS, check_kind, task_of
-from edgetune.model.weights import GGUF_CURE, Place, find_tensors, hash_files
+from edgetune.model.weights import Place, find_tensors, hash_files
 from edgetune.recipe import ExportTable, ModelTable
 from edgetune.recipe.task import TaskName as Task
 
@@ -35,7 +36,8 @@ OPTIONAL = ("pooler.",)
 
 
 def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
-    """The local folder of a base: `edgetune:nano`, a folder, or a hub id (fetched into the hub's own cache).
+    """The local folder of a base: `edgetune:nano`, a folder, a .gguf file (dequantised into EdgeTune's cache), or a hub
+    id (fetched into the hub's own cache).
 
     Of a hub model only safetensors, JSON, tokenizer and template files are fetched; Python only if trusted.
     Raises ModelError if there is no such base or the hub cannot be reached.
@@ -46,8 +48,10 @@ def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: b
     if folder.is_dir():
         return folder
     if folder.exists():
-        if folder.suffix == ".gguf":
-            raise ModelError(f"{base}: is a GGUF file", cure=GGUF_CURE)
+        if is_gguf(folder):
+            from edgetune.model.gguf_folder import gguf_folder
+
+            return gguf_folder(folder)
         raise ModelError(f"{base}: is a file", cure="give the folder that holds the model's config.json")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base) or base.startswith("edgetune:"):
         raise ModelError(f"{base}: no such folder", cure=f"give a model folder, a hub id like org/name, or {NANO}")

@@ -27,7 +27,7 @@ class ModelTable:
     """[model]: the base that is fine-tuned and how it is held in memory."""
 
     base: str = filled()
-    """Local folder, hub id, or `edgetune:nano`."""
+    """Local folder, hub id, .gguf file, or `edgetune:nano`."""
     task: TaskName = "generation"
     """A decoder that answers, or an encoder with a head that labels texts, for which there is a table of its own."""
     revision: str | None = None
