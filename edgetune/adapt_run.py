@@ -18,11 +18,11 @@ from edgetune.errors import CheckError, RecipeError, RunError
 from edgetune.files import atomic_folder, read_json, write_json
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.lock import only_process
+from edgetune.progress import Progress
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe
 from edgetune.run_dir import RunDir, claim
 
-Progress = Callable[[Mapping[str, Any]], None]
 NEW_EVAL_FRACTION = 0.2
 """Of the new rows that are set apart to score on, unless the recipe sets more apart or eval rows are given."""
 COMPARED_ROWS = 5_000

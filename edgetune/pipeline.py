@@ -14,11 +14,12 @@ from typing import Any, Literal
 from edgetune.files import write_json, write_text
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.launch import launched
+from edgetune.progress import Progress
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe
 from edgetune.run_dir import RunDir, claim
 from edgetune.run_scores import DISTRIBUTIONS, evaluate_target, evaluate_variants, write_ledger
-from edgetune.run_state import Progress, RunState
+from edgetune.run_state import RunState
 from edgetune.run_summary import RunResult, finish
 
 

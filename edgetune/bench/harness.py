@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from edgetune.bench import readers
-from edgetune.child_process import Progress
 from edgetune.errors import DataError, MissingExtraError
+from edgetune.progress import Progress
 
 BOOTSTRAPS = 1000
 NORMAL_95 = 1.959963984540054

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from edgetune.export.encoder import build_encoder
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import load_merged, load_tokenizer, padding_id
 from edgetune.model.classifier import load_classifier, read_spec
+from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
 from edgetune.quantize.classification import as_deployed, put_on_grid
 from edgetune.quantize.layer_change import LayerChange
@@ -36,7 +37,6 @@ from edgetune.train.classification import Classification
 from edgetune.verify.checks import Verification
 from edgetune.verify.classification import MOST_TEXTS, Built, verify_encoder
 
-Progress = Callable[[Mapping[str, Any]], None]
 KIND = "classifier"
 IS_DECODER = False
 BATCH_TEXTS = 32
@@ -67,7 +67,7 @@ def export(
     calibrated on the eval rows. Then it is verified, with the threshold that may make answers "unknown", on texts drawn
     from the eval rows, and from the train rows where those are few.
     """
-    tell = progress or (lambda _: None)
+    tell = progress or silent
 
     def make(folder: Path) -> tuple[Bundle, Verification]:
         tell({"stage": "export", "message": f"building {recipe.export.precision}"})

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ import click
 from edgetune.errors import EdgeTuneError
 from edgetune.launch import launched
 
-Progress = Callable[[Mapping[str, Any]], None]
-"""What stages call to report: a flat mapping with at least "stage"; see `ProgressLine`."""
 RUN = "run"
 """Key of click's context object under which a verb's run folder stands."""
 

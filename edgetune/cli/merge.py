@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import click
 
 from edgetune.cli import console
 from edgetune.cli.options import force_option, json_option
+from edgetune.progress import Progress
 
 MERGE_BASES = ("trained", "original", "auto")
 
@@ -68,7 +69,7 @@ def command(target: Path, out: Path | None, asked: str | None, force: bool, as_j
     )
 
 
-def _choose(target: Path, base: Path, merge_base: str, progress: Any) -> Literal["trained", "original"]:
+def _choose(target: Path, base: Path, merge_base: str, progress: Progress) -> Literal["trained", "original"]:
     """The base to merge on; of a run "auto" is measured."""
     from edgetune.errors import RecipeError
     from edgetune.pipeline import merge_base_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,12 @@ from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
 from edgetune.files import write_json
 from edgetune.model.base import resolve_base
 from edgetune.model.gguf import is_gguf
+from edgetune.progress import Progress
 from edgetune.provenance import provenance
 from edgetune.recipe import ModelTable, Recipe, load_recipe, parse_recipe
 from edgetune.report.table import plain, values
 from edgetune.run_dir import RunDir, find_run
 from edgetune.runtime.bundle import open_bundle
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 HOW_HELD = ("quantization", "double_quantization", "embedding_quantization", "compute_dtype", "trust_remote_code")

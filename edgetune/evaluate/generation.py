@@ -14,7 +14,8 @@ from edgetune.evaluate.distance import Distance, measure_distance, write_distrib
 from edgetune.evaluate.metrics import FieldScore
 from edgetune.evaluate.rows import EvalSet, make_eval_set, read_eval_set
 from edgetune.evaluate.score import Answer, Answerer, Score, Speed, measure_speed, score
-from edgetune.evaluate.target import Loaded, Progress, Target
+from edgetune.evaluate.target import Loaded, Target
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import open_bundle
 

@@ -11,7 +11,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,10 +22,10 @@ from edgetune.evaluate import rejection as rejecting
 from edgetune.evaluate.label_rows import LabelRow, LabelSet, make_calibration_set, targets_of
 from edgetune.evaluate.metrics import Interval
 from edgetune.evaluate.resample import Bootstrap
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.runtime.probabilities import confidences, probabilities
 
-Progress = Callable[[Mapping[str, Any]], None]
 LATENCY_TEXTS = 50
 BATCH_TEXTS = 256
 """Texts between two reports of progress."""

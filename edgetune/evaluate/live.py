@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetune.evaluate.target import Progress
 from edgetune.evaluate.task import TASKS, Score
 from edgetune.evaluate.task import Rows as Rows
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 
 

@@ -26,9 +26,9 @@ from edgetune.evaluate.metrics import (
 from edgetune.evaluate.rows import EvalRow, EvalSet, Limits
 from edgetune.evaluate.text_metrics import RIGHT_OR_WRONG, ROW_SCORES
 from edgetune.metric_names import TextMetric
+from edgetune.progress import Progress
 
 LEAST_PROMPTS = 3
-Progress = Callable[[Mapping[str, Any]], None]
 OnDone = Callable[[int], object]
 """Hears how many rows are finished."""
 

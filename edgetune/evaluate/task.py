@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from edgetune.data.read import Split
 from edgetune.evaluate import classification, generation
 from edgetune.evaluate.metrics import Interval
-from edgetune.evaluate.target import Loaded, Progress, Target
+from edgetune.evaluate.target import Loaded, Target
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.runtime.task import TaskName
 

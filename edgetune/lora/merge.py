@@ -9,7 +9,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,9 +27,9 @@ from edgetune.lora.task import TASKS, task_of
 from edgetune.model.base import check_base, empty_model, hash_base, model_tensors, read_config, tied_weights
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.model.weights import INDEX, SINGLE, Place, Writer, hash_files, read_tensor
+from edgetune.progress import Progress
 from edgetune.run_dir import RunDir
 
-Progress = Callable[[Mapping[str, Any]], None]
 MergeBase = Literal["trained", "original"]
 SHARD_BYTES = 4 * 1024**3
 FLOAT32_PARAMETERS = 2**29

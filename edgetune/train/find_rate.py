@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,13 @@ import numpy as np
 from edgetune.errors import RecipeError
 from edgetune.files import atomic_file
 from edgetune.model.memory import give_back_memory
+from edgetune.progress import Progress, silent
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.divergence import Diverged
 from edgetune.train.fit import Position, fit
 from edgetune.train.setup import set_up
 
-Progress = Callable[[Mapping[str, Any]], None]
 LEAST, MOST = 1e-6, 1.0
 """Learning rates of the first and the last step."""
 STEPS = 100
@@ -69,7 +69,7 @@ def find_rate(
     set_up raises. Source: Smith 2015, Cyclical Learning Rates for Training Neural Networks, arXiv:1506.01186, section
     3.3; the loss smoothed and its steepest fall taken as in fastai.
     """
-    notify = progress or _say_nothing
+    notify = progress or silent
     table = dataclasses.replace(recipe.train, max_steps=steps, trackers=(), divergence_restarts=0)
     run_dir.create()
     parts = set_up(dataclasses.replace(recipe, train=table), run_dir, "", _without_steps(notify), base=base)
@@ -160,10 +160,6 @@ def _is_far(smoothed: Sequence[float]) -> bool:
     """Whether the loss has risen far above its lowest."""
     fallen = smoothed[0] - min(smoothed)
     return smoothed[-1] > min(smoothed) + max(FAR * fallen, 0.5 * smoothed[0])
-
-
-def _say_nothing(event: Mapping[str, Any]) -> None:
-    """Progress of a process that nobody watches."""
 
 
 def _without_steps(notify: Progress) -> Progress:

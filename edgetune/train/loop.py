@@ -10,7 +10,7 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import hash_base, resolve_base
 from edgetune.model.heap import lean_heap
 from edgetune.model.memory import give_back_memory, is_out_of_memory, peak_memory_bytes, reset_peak
+from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir, claim
@@ -44,7 +45,6 @@ from edgetune.train.watch import (
     watch_for_overfitting,
 )
 
-Progress = Callable[[Mapping[str, Any]], None]
 MOST_EVAL_PIECES = 256
 """More rows than that are in no batch of an evaluation."""
 
@@ -95,7 +95,7 @@ def train(
     disk, DataError for data without a trainable token, HardwareError for an optimizer this machine cannot run.
     """
     with processes.together():
-        notify = progress if progress and processes.is_main() else _say_nothing
+        notify = progress if progress and processes.is_main() else silent
         asked = processes.main_does(lambda: _claim(recipe, run_dir, force=force))
         inputs = _hash_inputs(recipe, asked)
         processes.same_everywhere(
@@ -231,10 +231,6 @@ def _run_steps(parts: Parts, run_dir: RunDir, state: State, notify: Progress, re
                 signal_number=signal_number,
                 cure="the same command goes on from there",
             )
-
-
-def _say_nothing(event: Mapping[str, Any]) -> None:
-    """Progress of a process that nobody watches."""
 
 
 def _report_smaller(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base, load_tokenizer, padding_id, read_config, resolve_base
 from edgetune.model.device import held_dtype
 from edgetune.model.memory import limit_gpu_memory
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train import processes
@@ -85,7 +86,7 @@ class Parts:
 
 
 def set_up(
-    recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mapping[str, Any]], None], *, base: Any = None
+    recipe: Recipe, run_dir: RunDir, inputs: str, notify: Progress, *, base: Any = None
 ) -> Parts:
     """Parts of the recipe's training; the same recipe and seed give the same parts. `inputs` is the hash of its files.
 

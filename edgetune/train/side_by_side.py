@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -26,6 +26,7 @@ from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base
 from edgetune.model.lend import lent
 from edgetune.model.memory import is_out_of_memory, peak_memory_bytes, reset_peak
+from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe
 from edgetune.run_dir import RunDir, claim
@@ -40,7 +41,6 @@ from edgetune.train.loss import autocast, trained_states
 from edgetune.train.setup import Parts, set_up
 from edgetune.train.side_linear import Sharing, SideBranch, SideLinear
 
-Progress = Callable[[Mapping[str, Any]], None]
 VARIED = (
     "train.learning_rate",
     "train.weight_decay",
@@ -118,7 +118,7 @@ def train_side_by_side(
     drawn for each piece; where that is not enough, adapters pass in groups.
     Raises RecipeError for recipes that cannot go side by side, OutOfMemoryError.
     """
-    started, notify = time.perf_counter(), progress or (lambda _: None)
+    started, notify = time.perf_counter(), progress or silent
     first = next(iter(variants.values()))
     _check(first)
     reset_peak()

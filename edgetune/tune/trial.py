@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,13 @@ from edgetune.model.device import device
 from edgetune.model.lend import lent
 from edgetune.model.memory import estimate, give_back_memory, room_bytes
 from edgetune.model.on_device import expect_on_device
+from edgetune.progress import Progress
 from edgetune.quantize import task as deployed
 from edgetune.recipe import ModelTable, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.loop import train
 from edgetune.train.schedule import auto_learning_rate
 
-Progress = Callable[[Mapping[str, Any]], None]
 DEVICE_BYTES_PER_S = 8e9
 """How fast a device reads its memory, for the objective "tokens_per_s": that of a phone, the same on every worker."""
 
