@@ -39,6 +39,7 @@ LAYERS = {
         "launch",
         "metric_names",
         "progress",
+        "text_table",
         "precision_names",
         "__init__",
     ),

@@ -20,6 +20,7 @@ from edgetune.evaluate.evaluate import Result
 from edgetune.evaluate.gain import Gain, gain_kept
 from edgetune.evaluate.resample import Bootstrap
 from edgetune.evaluate.rows import even_places
+from edgetune.text_table import aligned
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,7 @@ def plain(entries: Sequence[Entry]) -> str:
                 f"{entry.disk_bytes / 1024**2:,.1f} MiB",
             ]
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def _answers(folder: Path, stage: str) -> list[dict[str, Any]]:
