@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgetune.errors import RecipeError
-from edgetune.files import atomic_file
+from edgetune.figure import figure
 from edgetune.model.memory import give_back_memory
 from edgetune.progress import Progress, silent
 from edgetune.recipe import Recipe
@@ -134,26 +134,20 @@ def smooth(losses: Sequence[float]) -> list[float]:
 
 def draw_rates(found: RateRange, out: Path, *, title: str, per: str) -> None:
     """Loss, in nats per `per`, over learning rate as a PNG, with what is suggested. Raises RunError."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.0, 4.0), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(found.rates, found.losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-    axes.plot(found.rates, found.smoothed, color="tab:blue", label="training loss (moving average)")
-    for rate, name, color in (
-        (found.suggested, "suggested", "tab:green"),
-        (found.recipe_rate, "the recipe's", "tab:gray"),
-        (found.lowest, "lowest loss", "tab:orange"),
-    ):
-        axes.axvline(rate, color=color, linestyle="--", linewidth=1.0, label=f"{name}: {rate:.2e}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel=f"loss (nats per {per})", title=title)
-    axes.set_ylim(top=1.1 * max(found.losses[: found.rates.index(found.lowest) + 1]))
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    with atomic_file(out) as temporary:
-        figure.savefig(temporary, format="png")
+    with figure(out, (7.0, 4.0)) as drawn:
+        axes = drawn.add_subplot()
+        axes.plot(found.rates, found.losses, color="tab:blue", alpha=0.25, linewidth=0.8)
+        axes.plot(found.rates, found.smoothed, color="tab:blue", label="training loss (moving average)")
+        for rate, name, color in (
+            (found.suggested, "suggested", "tab:green"),
+            (found.recipe_rate, "the recipe's", "tab:gray"),
+            (found.lowest, "lowest loss", "tab:orange"),
+        ):
+            axes.axvline(rate, color=color, linestyle="--", linewidth=1.0, label=f"{name}: {rate:.2e}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel=f"loss (nats per {per})", title=title)
+        axes.set_ylim(top=1.1 * max(found.losses[: found.rates.index(found.lowest) + 1]))
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
 
 
 def _is_far(smoothed: Sequence[float]) -> bool:
