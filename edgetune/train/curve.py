@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgetune.figure import figure
@@ -38,7 +39,8 @@ def draw_curve(events: Path, out: Path, *, title: str, per: str) -> None:
         if training:
             steps, losses = zip(*training, strict=True)
             axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-            axes.plot(steps, _smooth(losses), color="tab:blue", label="training (moving average)")
+            averages = moving_average(losses, kept=1 - min(0.6, max(SMOOTHING, SMOOTHED_STEPS / len(losses))))
+            axes.plot(steps, averages, color="tab:blue", label="training (moving average)")
         if evaluation:
             steps, losses = zip(*evaluation, strict=True)
             best = min(range(len(losses)), key=losses.__getitem__)
@@ -53,11 +55,13 @@ def draw_curve(events: Path, out: Path, *, title: str, per: str) -> None:
             axes.legend(frameon=False)
 
 
-def _smooth(values: tuple[float, ...]) -> list[float]:
-    """Exponential moving average without the pull of its start (Adam's correction, arXiv:1412.6980, section 3)."""
-    weight = min(0.6, max(SMOOTHING, SMOOTHED_STEPS / len(values)))
-    smoothed, average = [], 0.0
+def moving_average(values: Sequence[float], *, kept: float) -> list[float]:
+    """The exponential moving average after each value; a new value leaves the share `kept`, in 0..1, of the old ones.
+
+    The start does not pull it (Adam's correction, arXiv:1412.6980, section 3): the first average is the first value.
+    """
+    averages, average = [], 0.0
     for number, value in enumerate(values, 1):
-        average += weight * (value - average)
-        smoothed.append(average / (1.0 - (1.0 - weight) ** number))
-    return smoothed
+        average = kept * average + (1 - kept) * value
+        averages.append(average / (1 - kept**number))
+    return averages

@@ -22,6 +22,7 @@ from edgetune.model.memory import give_back_memory
 from edgetune.progress import Progress, silent
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
+from edgetune.train.curve import moving_average
 from edgetune.train.divergence import Diverged
 from edgetune.train.fit import Position, fit
 from edgetune.train.setup import set_up
@@ -83,7 +84,7 @@ def find_rate(
             losses.append(step.loss)
             event = {"step": step.number, "steps": steps, "loss": step.loss, "learning_rate": step.learning_rate}
             notify({"stage": "find-lr", **event})
-            if _is_far(smooth(losses)):
+            if _is_far(moving_average(losses, kept=SMOOTHING)):
                 diverged = step.learning_rate
                 break
     except Diverged as error:
@@ -100,7 +101,7 @@ def suggest(
     rates: Sequence[float], losses: Sequence[float], *, diverged: float | None, recipe_rate: float, name: str = "recipe"
 ) -> RateRange:
     """What losses at rising rates say. Raises RecipeError if they never fall."""
-    smoothed = smooth(losses)
+    smoothed = moving_average(losses, kept=SMOOTHING)
     lowest = int(np.argmin(smoothed)) if smoothed else 0
     if lowest < 2 or smoothed[lowest] > (1 - LEAST_FALL) * smoothed[0]:
         raise RecipeError(
@@ -121,15 +122,6 @@ def suggest(
         losses=tuple(losses),
         smoothed=tuple(smoothed),
     )
-
-
-def smooth(losses: Sequence[float]) -> list[float]:
-    """Exponential moving average without the pull of its start (Adam's correction, arXiv:1412.6980, section 3)."""
-    found, average = [], 0.0
-    for number, loss in enumerate(losses, 1):
-        average = SMOOTHING * average + (1 - SMOOTHING) * loss
-        found.append(average / (1 - SMOOTHING**number))
-    return found
 
 
 def draw_rates(found: RateRange, out: Path, *, title: str, per: str) -> None:
