@@ -31,6 +31,7 @@ from edgetune.quantize.layer_change import LayerChange
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import CALIBRATED, Recipe
 from edgetune.run_dir import RunDir
+from edgetune.runtime.batches import by_length
 from edgetune.runtime.bundle import TOKENIZER, Bundle, ClassifierFormat, write_manifest
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
 from edgetune.train.classification import Classification
@@ -157,11 +158,10 @@ def save_tokenizer(tokenizer: Any, path: Path, *, max_length: int) -> None:
 
 def token_batches(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> list[tuple[Tensor, Tensor]]:
     """Ids and mask, int64 (B, T) each, of texts in batches of like length."""
-    in_order = sorted(texts, key=len)
     batches = []
-    for start in range(0, len(in_order), BATCH_TEXTS):
+    for places in by_length(map(len, texts), most_rows=BATCH_TEXTS):
         batch = tokenizer(
-            in_order[start : start + BATCH_TEXTS],
+            [texts[place] for place in places],
             truncation=True,
             max_length=max_length,
             padding=True,

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgetune.errors import BundleError, PromptError
 from edgetune.files import read_json
+from edgetune.runtime.batches import padded
 from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, Bundle
 from edgetune.runtime.session import (
     as_bundle,
@@ -57,17 +58,12 @@ class Logits:
         """B sequences of any lengths in one run -> B arrays (T_b, V) float32. Raises PromptError."""
         for ids in batch:
             self._check(ids)
-        lengths = [len(ids) for ids in batch]
-        input_ids = np.zeros((len(batch), max(lengths, default=0)), np.int64)
-        mask = np.zeros_like(input_ids)
-        for row, ids in enumerate(batch):
-            input_ids[row, : len(ids)] = ids
-            mask[row, : len(ids)] = 1
         if not batch:
             return []
+        input_ids, mask = padded(batch)
         feeds = {"input_ids": input_ids, "attention_mask": mask, **self._empty_cache(len(batch))}
         logits = self._run(["logits"], feeds)[0].astype(np.float32, copy=False)
-        return [logits[row, :length] for row, length in enumerate(lengths)]
+        return [logits[row, : len(ids)] for row, ids in enumerate(batch)]
 
     def token_losses(self, ids: Sequence[int]) -> np.ndarray:
         """ids (T,) -> (T - 1,) float32: nats of token t + 1 given all before it.

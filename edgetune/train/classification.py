@@ -19,6 +19,7 @@ from edgetune.data.tokens import LabelledTokens
 from edgetune.lora.adapter import save
 from edgetune.model.classifier import Classifier, ClassifierSpec, imprint, load_head, save_head
 from edgetune.recipe import Recipe
+from edgetune.runtime.batches import by_length, padded
 from edgetune.train.batches import cut
 from edgetune.train.loss import autocast, without_dropout
 
@@ -155,13 +156,7 @@ class Classification:
 
 def _of_like_length(rows: LabelledTokens) -> list[list[int]]:
     """The numbers of all rows, in batches that are passed without gradients."""
-    batches: list[list[int]] = [[]]
-    for row in np.argsort(rows.lengths, kind="stable").tolist():
-        size = len(batches[-1])
-        if size == EVAL_ROWS or (size and (size + 1) * int(rows.lengths[row]) > EVAL_TOKENS):
-            batches.append([])
-        batches[-1].append(row)
-    return [batch for batch in batches if batch]
+    return by_length(rows.lengths, most_rows=EVAL_ROWS, most_tokens=EVAL_TOKENS)
 
 
 def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Generator) -> list[int]:
@@ -174,8 +169,7 @@ def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Gener
     stretch = batch_size * BUCKET_BATCHES
     for start in range(0, len(order), stretch):
         part = order[start : start + stretch]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[at : at + batch_size].tolist() for at in range(0, len(part), batch_size)]
+        batches += [part[places].tolist() for places in by_length(lengths[part], most_rows=batch_size)]
     order_of_batches = generator.permutation(len(batches)).tolist()
     order_of_batches.sort(key=lambda place: len(batches[place]) < batch_size)  # stable: only one that is not full moves
     return [row for place in order_of_batches for row in batches[place]]
@@ -183,11 +177,5 @@ def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Gener
 
 def collate(rows: LabelledTokens, numbers: Sequence[int], *, pad_id: int) -> LabelledBatch:
     """Texts as one batch, padded on the right to the longest of them."""
-    texts = [rows.tokens[number].input_ids for number in numbers]
-    longest = max(map(len, texts))
-    ids = torch.full((len(texts), longest), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text)
-        mask[row, : len(text)] = 1
-    return LabelledBatch(ids, mask, rows.target(numbers))
+    ids, mask = padded([rows.tokens[number].input_ids for number in numbers], pad_id=pad_id)
+    return LabelledBatch(torch.from_numpy(ids), torch.from_numpy(mask), rows.target(numbers))

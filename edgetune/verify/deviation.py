@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import torch
 
+from edgetune.runtime.batches import by_length, padded
 from edgetune.runtime.bundle import GRAPH, MANIFEST, Bundle
 from edgetune.runtime.logits import Logits
 
@@ -131,22 +132,14 @@ def _batches(sequences: Sequence[Sequence[int]], vocabulary: int, affordable: in
     for sequence in sequences:
         if not chosen or sum(map(len, chosen)) + len(sequence) <= affordable:
             chosen.append(sequence)
-    batch: list[Sequence[int]] = []
-    for sequence in sorted(chosen, key=len):
-        if batch and (len(batch) + 1) * len(sequence) > most_tokens:
-            yield batch
-            batch = []
-        batch.append(sequence)
-    if batch:
-        yield batch
+    for places in by_length(map(len, chosen), most_tokens=most_tokens):
+        yield [chosen[place] for place in places]
 
 
 @torch.no_grad()
 def _torch_logits(model: Any, batch: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """B sequences -> B arrays (T_b, V) float32. Padding stands at the end, where a causal model does not look."""
-    ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.long)
-    for row, sequence in enumerate(batch):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
+    ids = torch.from_numpy(padded(batch)[0])
     logits = model(input_ids=ids, use_cache=False).logits.float().numpy()
     return [logits[row, : len(sequence)] for row, sequence in enumerate(batch)]
 
