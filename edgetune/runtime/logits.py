@@ -12,6 +12,7 @@ from edgetune.errors import BundleError, PromptError
 from edgetune.files import read_json
 from edgetune.runtime.batches import padded
 from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, Bundle
+from edgetune.runtime.probabilities import log_sum_exp
 from edgetune.runtime.session import (
     as_bundle,
     check_tokens,
@@ -122,7 +123,5 @@ class Logits:
 
 def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """logits (T, V) float32, targets (T,) -> (T,) float32 nats: logsumexp(logits) - logits[target]."""
-    highest = logits.max(axis=-1, keepdims=True)
-    sums = np.exp(logits - highest).sum(axis=-1, dtype=np.float64)
     chosen = np.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return (np.log(sums) + highest[:, 0] - chosen).astype(np.float32)
+    return (log_sum_exp(logits) - chosen).astype(np.float32)

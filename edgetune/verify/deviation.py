@@ -19,6 +19,7 @@ import torch
 from edgetune.runtime.batches import by_length, padded
 from edgetune.runtime.bundle import GRAPH, MANIFEST, Bundle
 from edgetune.runtime.logits import Logits
+from edgetune.runtime.probabilities import log_softmax
 
 BATCH_LOGITS = 1 << 22
 """Logits compared at a time: 16 MiB in float32, a few copies of which are alive."""
@@ -87,7 +88,7 @@ class _Sums:
         """Two arrays (T, V) float32 for the same tokens."""
         self.largest = max(self.largest, float(np.nan_to_num(np.abs(found - truth), nan=np.inf).max()))
         self.agreed += float((found.argmax(-1) == truth.argmax(-1)).sum())
-        log_truth, log_found = _log_softmax(truth), _log_softmax(found)
+        log_truth, log_found = log_softmax(truth), log_softmax(found)
         self.divergence += float((np.exp(log_truth) * (log_truth - log_found)).sum())
         self.total += float(truth.sum(dtype=np.float64))
         self.squares += float(np.square(truth).sum(dtype=np.float64))
@@ -142,8 +143,3 @@ def _torch_logits(model: Any, batch: Sequence[Sequence[int]]) -> list[np.ndarray
     ids = torch.from_numpy(padded(batch)[0])
     logits = model(input_ids=ids, use_cache=False).logits.float().numpy()
     return [logits[row, : len(sequence)] for row, sequence in enumerate(batch)]
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
