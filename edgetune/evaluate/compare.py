@@ -16,9 +16,9 @@ import numpy as np
 
 from edgetune.errors import RunError
 from edgetune.evaluate.answers import Answers, answer, paired, question, read_answers, wanted
-from edgetune.evaluate.metrics import Interval, count_fields
+from edgetune.evaluate.metrics import count_fields
 from edgetune.evaluate.paired import Counted, bootstrap_difference, mcnemar
-from edgetune.evaluate.resample import Bootstrap
+from edgetune.evaluate.resample import Bootstrap, Interval
 from edgetune.evaluate.text_metrics import ROW_SCORES
 from edgetune.metric_names import LABEL_METRICS, TEXT_METRICS
 

@@ -20,8 +20,7 @@ import numpy as np
 from edgetune.evaluate import calibration, label_metrics
 from edgetune.evaluate import rejection as rejecting
 from edgetune.evaluate.label_rows import LabelRow, LabelSet, make_calibration_set, targets_of
-from edgetune.evaluate.metrics import Interval
-from edgetune.evaluate.resample import Bootstrap
+from edgetune.evaluate.resample import Bootstrap, Interval
 from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.runtime.probabilities import confidences, probabilities

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgetune.evaluate.metrics import Interval
-from edgetune.evaluate.resample import Bootstrap
+from edgetune.evaluate.resample import Bootstrap, Interval
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from edgetune.data.read import Split
 from edgetune.evaluate import classification, generation
-from edgetune.evaluate.metrics import Interval
+from edgetune.evaluate.resample import Interval
 from edgetune.evaluate.target import Loaded, Target
 from edgetune.progress import Progress
 from edgetune.recipe import Recipe
