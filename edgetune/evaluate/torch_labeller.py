@@ -12,7 +12,7 @@ import torch
 from edgetune.lora import adapter
 from edgetune.model import base
 from edgetune.model.classifier import Classifier, drop_unused_pooler, load_classifier, read_spec
-from edgetune.model.device import compute_dtype, device
+from edgetune.model.device import autocast, compute_dtype, device
 from edgetune.recipe import ModelTable
 from edgetune.runtime.batches import by_length, padded
 
@@ -58,6 +58,5 @@ class TorchLabeller:
     def _run(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         on = self.classifier.device
         tokens, mask = (torch.from_numpy(part).to(on) for part in padded(ids, pad_id=base.padding_id(self.tokenizer)))
-        dtype = self.classifier.encoder.get_input_embeddings().weight.dtype
-        with torch.autocast(on.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
+        with autocast(self.classifier):
             return np.asarray(self.classifier(tokens, mask).float().cpu().numpy())

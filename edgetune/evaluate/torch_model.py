@@ -15,7 +15,7 @@ from torch import Tensor
 from edgetune.evaluate.rows import EvalRow, Limits
 from edgetune.lora import adapter
 from edgetune.model import base
-from edgetune.model.device import compute_dtype, device, held_dtype
+from edgetune.model.device import autocast, compute_dtype, device
 from edgetune.model.nf4 import hold_unpacked
 from edgetune.recipe import ModelTable
 from edgetune.runtime.batches import by_length, padded
@@ -88,7 +88,7 @@ class TorchAnswerer:
         for row in rows:
             ids = torch.tensor([row.input_ids], device=self.model.device)
             kept = torch.tensor([index - 1 for index in row.trained], device=self.model.device, dtype=torch.long)
-            with _autocast(self.model):
+            with autocast(self.model):
                 logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
             yield logits[0].float().cpu().numpy()
 
@@ -131,7 +131,7 @@ def greedy(
     cache, cache_name = None, _cache_name(model)
     for _ in range(max(rooms)):
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with _autocast(model):
+        with autocast(model):
             output = model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -178,15 +178,9 @@ def _batch_losses(model: Any, rows: Sequence[EvalRow]) -> tuple[Tensor, Tensor]:
     targets = targets[:, kept].to(device)
     if not len(kept):
         return torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.long)
-    with _autocast(model):
+    with autocast(model):
         logits = model(input_ids=ids.to(device), use_cache=False, logits_to_keep=kept.to(device)).logits
     nats = torch.nn.functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
     ).view_as(targets)
     return nats.double().sum(dim=1), (targets != -100).sum(dim=1)
-
-
-def _autocast(model: Any) -> Any:
-    """The type that training multiplied in: that of the frozen parts; none where it is float32."""
-    dtype = held_dtype(model)
-    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))

@@ -18,10 +18,11 @@ from edgetune.data.prepare import Prepared
 from edgetune.data.tokens import LabelledTokens
 from edgetune.lora.adapter import save
 from edgetune.model.classifier import Classifier, ClassifierSpec, imprint, load_head, save_head
+from edgetune.model.device import autocast
 from edgetune.recipe import Recipe
 from edgetune.runtime.batches import by_length, padded
 from edgetune.train.batches import cut
-from edgetune.train.loss import autocast, without_dropout
+from edgetune.train.loss import without_dropout
 
 BUCKET_BATCHES = 50
 """Batches whose texts are sorted by length together: little padding, and still another mix in every epoch."""

@@ -17,7 +17,7 @@ from edgetune.hashes import hash_values
 from edgetune.lora import task as adapters
 from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base, load_tokenizer, padding_id, read_config, resolve_base
-from edgetune.model.device import held_dtype
+from edgetune.model.device import autocast, find_base, held_dtype
 from edgetune.model.memory import limit_gpu_memory
 from edgetune.progress import Progress
 from edgetune.recipe import Recipe
@@ -27,7 +27,6 @@ from edgetune.train.auto import settled
 from edgetune.train.fit import Training
 from edgetune.train.fused import fuse
 from edgetune.train.liger import check_liger
-from edgetune.train.loss import autocast, find_base
 from edgetune.train.offload import offload_checkpoints
 from edgetune.train.optimizer import make_optimizer
 from edgetune.train.schedule import auto_learning_rate, optimizer_steps, scheduled_rate
@@ -111,7 +110,7 @@ def set_up(
     for message in _messages(task, counts["steps"], learning_rate):
         notify({"stage": "train", "message": message})
     inputs = hash_values(inputs, rows.train.fingerprint, rows.eval.fingerprint)
-    dtype = str(held_dtype(find_base(model))).removeprefix("torch.")
+    dtype = str(held_dtype(model)).removeprefix("torch.")
     processes.same_everywhere(inputs, what="rows are tokenised otherwise", cure="give every machine the same versions")
     processes.same_everywhere(dtype, what="computes in another type", cure="set model.compute_dtype")
     return Parts(

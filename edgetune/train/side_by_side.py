@@ -24,6 +24,7 @@ from edgetune.errors import DivergedError, OutOfMemoryError, RecipeError
 from edgetune.files import write_json, write_text
 from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base
+from edgetune.model.device import autocast
 from edgetune.model.lend import lent
 from edgetune.model.memory import is_out_of_memory, peak_memory_bytes, reset_peak
 from edgetune.progress import Progress, silent
@@ -37,7 +38,7 @@ from edgetune.train.fused import fuse
 from edgetune.train.generation import Generation
 from edgetune.train.head_loss import can_fuse, fused_cross_entropy, head_weight, logit_map
 from edgetune.train.loop import TrainResult, find_inputs
-from edgetune.train.loss import autocast, trained_states
+from edgetune.train.loss import trained_states
 from edgetune.train.setup import Parts, set_up
 from edgetune.train.side_linear import Sharing, SideBranch, SideLinear
 
