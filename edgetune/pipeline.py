@@ -61,7 +61,7 @@ def _carry_to_device(state: RunState, estimate: Any, trained: Any) -> RunResult:
     from edgetune.bundle.task import decisive_tables
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import prepare_eval_set
-    from edgetune.model.base import hash_base, resolve_base
+    from edgetune.model.base import base_folder, hash_base
     from edgetune.quantize.precisions import grid_of
     from edgetune.verify_run import accepted
 
@@ -70,7 +70,7 @@ def _carry_to_device(state: RunState, estimate: Any, trained: Any) -> RunResult:
     _give_back_memory()
     validated = _cross_validate(state)
     recipe = state.recipe = _write_recipe(state)
-    base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    base = base_folder(recipe.model)
     targets = run_targets(recipe, run_dir, base)
     eval_set = prepare_eval_set(recipe, next(iter(targets.values())), run_dir.results)
     if eval_set.left_out:

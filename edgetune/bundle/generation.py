@@ -23,7 +23,8 @@ from edgetune.export.decoder import build_decoder
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.lora.merge import BaseTensors
 from edgetune.lora.read import read_record
-from edgetune.model.base import context_length, load_merged, load_tokenizer, padding_id
+from edgetune.model.base import load_merged, load_tokenizer, padding_id
+from edgetune.model.config import context_length
 from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
 from edgetune.quantize.decoder import quantize_decoder

@@ -8,7 +8,8 @@ from typing import Any
 
 from edgetune.data.chat import end_ids, ensure_chat_template
 from edgetune.evaluate.target import Target
-from edgetune.model.base import context_length, load_tokenizer, read_config
+from edgetune.model.base import load_tokenizer
+from edgetune.model.config import context_length, read_config
 from edgetune.model.gguf_tokenizer import GgufTokenizer
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import open_bundle

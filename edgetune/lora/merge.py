@@ -24,7 +24,8 @@ from edgetune.lora.held import Held, as_held, held_in_training
 from edgetune.lora.peft_layers import PeftLayers
 from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record, refuse_tied
 from edgetune.lora.task import TASKS, task_of
-from edgetune.model.base import check_base, empty_model, hash_base, model_tensors, read_config, tied_weights
+from edgetune.model.base import check_base, empty_model, hash_base, model_tensors, tied_weights
+from edgetune.model.config import read_config
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.model.weights import INDEX, SINGLE, Place, Writer, hash_files, read_tensor
 from edgetune.progress import Progress

@@ -68,7 +68,7 @@ def check_use(
     from edgetune.data.generation import left_out
     from edgetune.data.prepare import require_usable
     from edgetune.evaluate.rows import check_scored_rows
-    from edgetune.model.base import context_length, read_config
+    from edgetune.model.config import context_length, read_config
 
     found.attempt(lambda: found.notes.extend(_look_at_chat(recipe, base, tokenizer)))
     if columns := found.attempt(lambda: left_out(recipe)):

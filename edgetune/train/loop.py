@@ -21,7 +21,7 @@ from edgetune.data.read import content_hashes, is_hub_id, splits
 from edgetune.errors import OutOfMemoryError, Stopped
 from edgetune.files import read_json, write_json, write_text
 from edgetune.hashes import hash_tree, hash_values
-from edgetune.model.base import hash_base, resolve_base
+from edgetune.model.base import base_folder, hash_base
 from edgetune.model.heap import lean_heap
 from edgetune.model.memory import give_back_memory, is_out_of_memory, peak_memory_bytes, reset_peak
 from edgetune.progress import Progress, silent
@@ -134,7 +134,7 @@ def _claim(recipe: Recipe, run_dir: RunDir, *, force: bool) -> dict[str, Any]:
 
 
 def _hash_inputs(recipe: Recipe, asked: Mapping[str, Any]) -> str:
-    base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    base = base_folder(recipe.model)
     local = [name for name in (recipe.data.train, recipe.data.eval) if name and not is_hub_id(name)]
     contents = [content_hashes(name, split) for name in local for split in splits(name) or (None,)]
     adapter = Path(recipe.lora.init_from).expanduser() if recipe.lora.init_from else None

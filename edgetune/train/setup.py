@@ -16,7 +16,8 @@ from edgetune.data.prepare import longest_row, prepare
 from edgetune.hashes import hash_values
 from edgetune.lora import task as adapters
 from edgetune.lora.adapter import attach
-from edgetune.model.base import load_base, load_tokenizer, padding_id, read_config, resolve_base
+from edgetune.model.base import base_folder, load_base, load_tokenizer, padding_id
+from edgetune.model.config import read_config
 from edgetune.model.device import autocast, find_base, held_dtype
 from edgetune.model.memory import limit_gpu_memory
 from edgetune.progress import Progress
@@ -92,7 +93,7 @@ def set_up(
     `base`: the recipe's base, where it is loaded already. Raises what data, model and lora raise.
     """
     check_trackers(recipe.train.trackers)
-    path = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    path = base_folder(recipe.model)
     check_liger(recipe.train.use_liger_kernel, read_config(path)["model_type"])
     adapters.TASKS[recipe.model.task].check_base(path, recipe)
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from edgetune.data.prepare import longest_row, prepare
 from edgetune.evaluate.live import Rows, eval_rows, score_live, with_adapter
 from edgetune.lora.merge import MergeBase, merge
-from edgetune.model.base import empty_model, hash_base, load_base, load_tokenizer, resolve_base
+from edgetune.model.base import base_folder, empty_model, hash_base, load_base, load_tokenizer
 from edgetune.model.device import device
 from edgetune.model.lend import lent
 from edgetune.model.memory import estimate, give_back_memory, room_bytes
@@ -104,7 +104,7 @@ class Workbench:
         """Reads the data into folder/cache and finds the base. Raises DataError, ModelError."""
         table = recipe.model
         self.recipe, self.cache = recipe, folder / "cache"
-        self.base = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+        self.base = base_folder(table)
         self.tokenizer = load_tokenizer(self.base, trust_remote_code=table.trust_remote_code)
         self.base_sha256 = hash_base(self.base)
         longest = longest_row(recipe, self.base, self.tokenizer)
