@@ -153,7 +153,8 @@ def _train_variants(
     from edgetune.files import read_json, refuse_to_replace, write_json
     from edgetune.lock import only_process
     from edgetune.run_dir import RunDir
-    from edgetune.train.side_by_side import read_variants, refuse_if_all_diverged, train_side_by_side
+    from edgetune.train.side_by_side import refuse_if_all_diverged, train_side_by_side
+    from edgetune.train.variants import read_variants
 
     variants = read_variants(recipe, overrides, varied)
     folder = out or Path("runs") / f"{recipe.stem}-side"
