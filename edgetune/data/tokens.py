@@ -114,7 +114,7 @@ def open_tokens(path: Path, key: str) -> Tokens:
 
 
 def write_labelled(batches: Iterable[tuple[Sequence[Encoded], np.ndarray]], path: Path) -> int:
-    """The same, and <path>-targets.npy; how many rows came.
+    """Write the files of `write_tokens` and <path>-targets.npy; how many rows came.
 
     Batches of rows and their targets come one after another: int64 (rows,), or bool (rows, labels).
     """

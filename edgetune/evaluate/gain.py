@@ -34,7 +34,7 @@ class Gain:
         return not self.is_worse if self.kept is None else self.kept >= floor
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON-able values."""
+        """The gain as JSON-able values."""
         return asdict(self)
 
 

@@ -53,7 +53,7 @@ def rows_of_base(base: Path, _: Sequence[str], recipe: Recipe, split: Split) -> 
 
 
 def load(request: Mapping[str, Any]) -> Loaded:
-    """Of the rows as many are scored as the request says; distances are those of all."""
+    """The target of a request, which scores as many of the rows as that says; distances are those of all rows."""
     whole, target = read_eval_set(Path(request["eval_set"])), _answerer(request)
     eval_set = whole.evenly(request["most_rows"])
 

@@ -177,7 +177,7 @@ def _temperature(label_set: LabelSet, logits: np.ndarray, targets: np.ndarray) -
 
 
 def calibrate_for(recipe: Recipe, target: Labeller, labels: Sequence[str]) -> tuple[float, float | None]:
-    """The same on a recipe's eval rows: what export writes into a bundle."""
+    """Temperature and threshold by a target's logits on a recipe's eval rows: what export writes into a bundle."""
     return calibrate(target, make_calibration_set(recipe, labels))
 
 

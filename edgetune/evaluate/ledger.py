@@ -156,7 +156,7 @@ def _answers(folder: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def _of_rows(answers: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of a target's answers those to the rows of `others`, who answered all rows or some at even distances."""
+    """The answers of a target to the rows of `others`, who answered all rows or some at even distances."""
     return [answers[index] for index in even_places(len(answers), len(others))]
 
 

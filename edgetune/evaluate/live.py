@@ -36,7 +36,7 @@ def score_live(model: Any, tokenizer: Any, rows: Rows, *, progress: Progress | N
 def answer_live(
     model: Any, tokenizer: Any, rows: Rows, *, progress: Progress | None = None
 ) -> tuple[Score, Sequence[Any]]:
-    """The same with the answer to each row, a frozen dataclass."""
+    """Scores of a model as `score_live` gives them, and the answer to each row, a frozen dataclass."""
     return TASKS[rows.task].score_live(model, tokenizer, rows, progress=progress)
 
 

@@ -44,7 +44,7 @@ def format_of_folder(folder: Path, recipe: Recipe) -> TextFormat:
 
 
 def _of_bundle(path: Path) -> TextFormat:
-    """From the bundle's own files alone: its tokenizer.json, template and end tokens."""
+    """A bundle's format, from its own files alone: its tokenizer.json, template and end tokens."""
     from transformers import PreTrainedTokenizerFast
 
     bundle = open_bundle(path)
@@ -59,7 +59,7 @@ def _of_bundle(path: Path) -> TextFormat:
 
 
 def _of_gguf(path: Path) -> TextFormat:
-    """From the file's own vocabulary, template and end tokens."""
+    """A .gguf file's format, from its own vocabulary, template and end tokens."""
     tokenizer = GgufTokenizer(path)
     ensure_chat_template(tokenizer)
     return TextFormat(tokenizer, tokenizer.end_ids, tokenizer.context_length)

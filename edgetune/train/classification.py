@@ -131,7 +131,7 @@ class Classification:
 
     @torch.no_grad()
     def evaluate(self, model: Any, part: slice = slice(None), pieces: int = 1) -> tuple[float, int]:
-        """The training's loss over the eval rows, or `part` of their batches; dropout off."""
+        """Summed loss and its texts over the eval rows, or `part` of their batches, each cut into so many pieces."""
         total, count, rows = 0.0, 0, self.prepared.eval
         with without_dropout(model), autocast(model):
             for numbers in cut(_of_like_length(rows)[part], pieces):
@@ -141,7 +141,7 @@ class Classification:
         return total, count
 
     def save(self, model: Classifier, folder: Path) -> None:
-        """The adapter in PEFT's format, the head beside it."""
+        """Write the adapter in PEFT's format, the head beside it."""
         save(model.encoder, folder, self.recipe.model, beside=partial(save_head, model))
 
     @cached_property

@@ -43,11 +43,11 @@ class Generation:
         return collate_rows(self.prepared.train, rows, pad_id=self.pad_id)
 
     def loss_sum(self, model: Any, batch: Any) -> tuple[Tensor, int]:
-        """Cross entropy at trained positions."""
+        """Summed cross entropy (nats) at trained positions, and how many they are."""
         return loss_sum(model, batch, is_fused=self.recipe.train.fused_loss)
 
     def evaluate(self, model: Any, part: slice = slice(None), pieces: int = 1) -> tuple[float, int]:
-        """The same over the eval rows."""
+        """Summed loss and its tokens over the eval rows, or `part` of their batches, each cut into so many pieces."""
         return evaluate_loss(
             model,
             self.prepared.eval,
@@ -59,5 +59,5 @@ class Generation:
         )
 
     def save(self, model: Any, folder: Path) -> None:
-        """PEFT's format."""
+        """Write the adapter in PEFT's format."""
         save(model, folder, self.recipe.model)
