@@ -91,7 +91,7 @@ def _find(target: Path, elsewhere: str | None) -> tuple[Path, Path, str]:
     `elsewhere`: where the base is, if not where the run or the adapter says.
     """
     from edgetune.errors import ModelError
-    from edgetune.lora.read import is_adapter, read_adapter_config, read_record
+    from edgetune.lora.read import is_adapter, named_base, read_adapter_config, read_record
     from edgetune.model.base import resolve_base
     from edgetune.recipe import load_recipe
     from edgetune.run_dir import RunDir
@@ -111,11 +111,11 @@ def _find(target: Path, elsewhere: str | None) -> tuple[Path, Path, str]:
     kept = "trained" if record else "original"
     if elsewhere:
         return target, resolve_base(elsewhere), kept
-    name = record.get("base") or config.get("base_model_name_or_path")
+    name, revision = named_base(config, record)
     cure = "say where its base is: edgetune merge ADAPTER --base FOLDER"
     if not name:
         raise ModelError(f"{target}: it does not name its base", cure=cure)
     try:
-        return target, resolve_base(name, record.get("revision") or config.get("revision")), kept
+        return target, resolve_base(name, revision), kept
     except ModelError as error:
         raise ModelError(f"{target}: its base cannot be had: {error.message}", cure=cure) from None

@@ -22,7 +22,7 @@ from edgetune.errors import ModelError
 from edgetune.files import atomic_folder, write_json
 from edgetune.lora.held import Held, as_held, held_in_training
 from edgetune.lora.peft_layers import PeftLayers
-from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record, refuse_tied
+from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, named_base, read_adapter, read_record, refuse_tied
 from edgetune.lora.task import TASKS, task_of
 from edgetune.model.base import check_base, empty_model, hash_base, model_tensors, tied_weights
 from edgetune.model.config import read_config
@@ -288,7 +288,7 @@ def _record(adapter: Adapter, base: Path, merge_base: MergeBase, dtype: torch.dt
     return {
         "kind": "merged",
         "edgetune": __version__,
-        "base": adapter.record.get("base") or adapter.config.get("base_model_name_or_path"),
+        "base": named_base(adapter.config, adapter.record)[0],
         "base_sha256": hash_base(base),
         "adapter_sha256": hash_files([adapter.folder / WEIGHTS, adapter.folder / CONFIG]),
         "merge_base": merge_base,
