@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Progress = Callable[[Mapping[str, Any]], None]
-"""What stages call to report: a flat mapping with at least "stage"; see `cli.console.ProgressLine` for its other keys."""
+"""What stages call to report: a flat mapping with at least "stage"; `cli.console.ProgressLine` says what else."""
 
 
 def silent(event: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of equally many cells as one text: the first column starts at the left edge, the others end below each other.
+    """Lines of equally many cells as one text: the first column starts at the left, the others end below each other.
 
     Two blanks stand between columns, none at the end of a line. Raises ValueError for lines of different lengths.
     """

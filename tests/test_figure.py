@@ -25,5 +25,5 @@ def test_a_drawing_that_fails_leaves_no_file(tmp_path: Path) -> None:
 
 def test_a_figure_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "line.png").mkdir()
-    with pytest.raises(RunError, match="line.png"), figure(tmp_path / "line.png", (2.0, 1.0)):
+    with pytest.raises(RunError, match=r"line\.png"), figure(tmp_path / "line.png", (2.0, 1.0)):
         pass

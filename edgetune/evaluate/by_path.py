@@ -26,7 +26,6 @@ from edgetune.report.table import plain, values
 from edgetune.run_dir import RunDir, find_run
 from edgetune.runtime.bundle import open_bundle
 
-
 HOW_HELD = ("quantization", "double_quantization", "embedding_quantization", "compute_dtype", "trust_remote_code")
 """Keys of [model] that a target outside any run can be measured with."""
 

@@ -34,7 +34,7 @@ def by_length(
 def padded(
     rows: Sequence[Sequence[int]], *, pad_id: int = 0, on_the_left: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """B rows of token ids -> ids and mask, each (B, T) int64 with T the longest row; the mask is 1 for tokens, else 0."""
+    """B rows of token ids -> ids and mask, each (B, T) int64, T the longest row; the mask is 1 for tokens, else 0."""
     longest = max(map(len, rows), default=0)
     ids = np.full((len(rows), longest), pad_id, np.int64)
     mask = np.zeros_like(ids)

@@ -1,4 +1,4 @@
-"""Logits -> probabilities, and how sure an answer is: on the device, where thresholds are chosen and models compared."""
+"""Logits -> probabilities, and how sure an answer is: on the device, and where thresholds are chosen."""
 
 from __future__ import annotations
 

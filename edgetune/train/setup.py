@@ -85,9 +85,7 @@ class Parts:
         return processes.is_main()
 
 
-def set_up(
-    recipe: Recipe, run_dir: RunDir, inputs: str, notify: Progress, *, base: Any = None
-) -> Parts:
+def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Progress, *, base: Any = None) -> Parts:
     """Parts of the recipe's training; the same recipe and seed give the same parts. `inputs` is the hash of its files.
 
     `base`: the recipe's base, where it is loaded already. Raises what data, model and lora raise.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import time
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
