@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgetune.files import atomic_file
 
 
 @contextmanager
 def figure(
-    out: Path, inches: tuple[float, float], *, dpi: int = 120, layout: str | None = "constrained", **saving: Any
+    out: Path,
+    inches: tuple[float, float],
+    *,
+    dpi: int = 120,
+    layout: Literal["constrained"] | None = "constrained",
+    **saving: Any,
 ) -> Iterator[Any]:
     """An empty matplotlib figure, (width, height) in inches; what the block draws on it is written to `out` as a PNG.
 
