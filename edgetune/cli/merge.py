@@ -52,13 +52,10 @@ def command(target: Path, out: Path | None, asked: str | None, force: bool, as_j
     refuse_to_replace(out, adapter, base, what="merged model", is_one=is_merged)
     if out.exists() and not force:
         raise RunError(f"{out}: is there already", cure="choose another folder with --out, or replace it with --force")
-    progress = console.ProgressLine()
-    try:
-        with only_process(RunDir(target)) if adapter != target else contextlib.nullcontext():
-            chosen = _choose(target, base, merge_base or default_base, progress)
-            result = merge(adapter, base, out, merge_base=chosen, progress=progress)
-    finally:
-        progress.close()
+    lock = only_process(RunDir(target)) if adapter != target else contextlib.nullcontext()
+    with console.ProgressLine() as progress, lock:
+        chosen = _choose(target, base, merge_base or default_base, progress)
+        result = merge(adapter, base, out, merge_base=chosen, progress=progress)
     if as_json:
         console.say_json({**dataclasses.asdict(result), "path": str(result.path), "wall_s": round(result.wall_s, 3)})
         return
