@@ -130,9 +130,13 @@ class Classification:
         return (losses if weights is None else weights[batch.targets] * losses).sum(), batch.trained
 
     @torch.no_grad()
-    def evaluate(self, model: Any, part: slice = slice(None), pieces: int = 1) -> tuple[float, int]:
-        """Summed loss and its texts over the eval rows, or `part` of their batches, each cut into so many pieces."""
-        total, count, rows = 0.0, 0, self.prepared.eval
+    def evaluate(
+        self, model: Any, part: slice = slice(None), pieces: int = 1, *, rows: LabelledTokens | None = None
+    ) -> tuple[float, int]:
+        """Summed loss and its texts over the eval rows, or over `rows`; `part` of their batches, each cut into so many
+        pieces.
+        """
+        total, count, rows = 0.0, 0, self.prepared.eval if rows is None else rows
         with without_dropout(model), autocast(model):
             for numbers in cut(_of_like_length(rows)[part], pieces):
                 summed, texts = self.loss_sum(model, collate(rows, numbers, pad_id=self.pad_id).to(model.device))

@@ -196,12 +196,11 @@ def _report_smaller(parts: Parts, run_dir: RunDir, state: State, notify: Progres
 def _evaluate(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> None:
     """Eval loss after a step; keeps the adapter if it is the best so far, and counts towards early stopping."""
     train_loss, state.train_loss_tokens = state.train_loss, 0
-    sums = processes.gathered(_eval_sums(parts, state, notify))
-    total, count = (sum(numbers) for numbers in zip(*sums, strict=True))
-    if count == 0:
+    loss = _eval_loss(parts, state, notify, parts.eval_sample)
+    if loss is None:
         _keep_adapter(parts, run_dir)
         return
-    state.eval_loss = total / count
+    state.eval_loss = loss
     if not math.isfinite(state.eval_loss):
         raise Diverged(state.step, f"the eval loss is {state.eval_loss}")
     event = {"step": state.step, "eval_loss": state.eval_loss, "train_loss": train_loss}
@@ -213,18 +212,27 @@ def _evaluate(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> 
         state.evaluations_since_best += 1
         patience = parts.recipe.train.early_stopping_patience
         state.is_over = patience is not None and state.evaluations_since_best >= patience
+    if parts.eval_sample is not None and state.best_step == state.step == parts.steps:
+        state.whole_loss = _eval_loss(parts, state, notify, None)
+        _report(parts, run_dir, state, {"step": state.step, "whole_eval_loss": state.whole_loss}, notify)
     watch_for_divergence(state, train_loss)
     watch_for_overfitting(parts, run_dir, state, train_loss, notify)
     follow_plateau(parts, run_dir, state, notify)
 
 
-def _eval_sums(parts: Parts, state: State, notify: Progress) -> tuple[float, int]:
-    """Summed loss of this process's part of the eval rows, and what it sums over; in smaller batches where it must."""
+def _eval_loss(parts: Parts, state: State, notify: Progress, rows: Any) -> float | None:
+    """Mean loss over the eval rows, or over `rows` of them, by all processes; None where there are none."""
+    sums = processes.gathered(_eval_sums(parts, state, notify, rows))
+    total, count = (sum(numbers) for numbers in zip(*sums, strict=True))
+    return total / count if count else None
+
+
+def _eval_sums(parts: Parts, state: State, notify: Progress, rows: Any) -> tuple[float, int]:
+    """Summed loss of this process's part of the rows, and what it sums over; in smaller batches where it must."""
+    part = slice(processes.rank(), None, processes.count())
     while True:
         try:
-            return parts.task.evaluate(
-                parts.model, slice(processes.rank(), None, processes.count()), pieces=state.eval_pieces
-            )
+            return parts.task.evaluate(parts.model, part, pieces=state.eval_pieces, rows=rows)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or state.eval_pieces >= MOST_EVAL_PIECES:
                 raise

@@ -27,7 +27,7 @@ class TrainResult:
     train_loss: float
     """Mean since the evaluation before the last."""
     eval_loss: float | None
-    """Of the adapter that was kept; None if there was nothing to evaluate on."""
+    """Of the adapter that was kept, on all eval rows where it is the last, see eval_share; None without any row."""
     best_step: int
     tokens: int
     trained_tokens: int
@@ -82,7 +82,7 @@ def result_of(parts: Parts, state: State, peak_bytes: int) -> TrainResult:
     return TrainResult(
         steps=state.step,
         train_loss=state.train_loss,
-        eval_loss=state.best_loss,
+        eval_loss=state.best_loss if state.whole_loss is None else state.whole_loss,
         best_step=state.best_step or state.step,
         tokens=state.tokens,
         trained_tokens=state.trained_tokens,

@@ -25,6 +25,7 @@ from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train import processes
 from edgetune.train.auto import settled
+from edgetune.train.eval_share import sampled_places
 from edgetune.train.fit import Training
 from edgetune.train.fused import fuse
 from edgetune.train.liger import check_liger
@@ -56,6 +57,8 @@ class Parts:
     learning_rate: float
     """Before what the schedule makes of it."""
     eval_steps: int
+    eval_sample: Any
+    """The eval rows that all evaluations but the last are on; None where all are on all."""
     checkpoint_steps: int
     dtype: str
 
@@ -106,7 +109,8 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Progress, *, ba
     optimizer = make_optimizer(model, recipe.train, learning_rate, head_share=task.head_share(learning_rate))
     optimizer = accelerator.prepare(optimizer)
     counts = _counts(recipe, len(task.epoch(0)))
-    for message in _messages(task, counts["steps"], learning_rate):
+    sample = _eval_sample(recipe, task, counts)
+    for message in _messages(task, counts["steps"], learning_rate, sample):
         notify({"stage": "train", "message": message})
     inputs = hash_values(inputs, rows.train.fingerprint, rows.eval.fingerprint)
     dtype = str(held_dtype(model)).removeprefix("torch.")
@@ -123,6 +127,7 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Progress, *, ba
         inputs=inputs,
         learning_rate=learning_rate,
         dtype=dtype,
+        eval_sample=sample,
         **counts,
     )
 
@@ -197,7 +202,23 @@ def _counts(recipe: Recipe, epoch_rows: int) -> dict[str, int]:
     }
 
 
-def _messages(task: Task, steps: int, learning_rate: float) -> list[str]:
+def _eval_sample(recipe: Recipe, task: Task, counts: Mapping[str, int]) -> Any:
+    """The eval rows of all evaluations but the last, where eval_steps = "auto" and all rows would take too long."""
+    rows, epoch_rows = task.prepared, len(task.epoch(0))
+    evaluations = counts["steps"] // counts["eval_steps"]
+    if recipe.train.eval_steps != "auto" or not len(rows.eval) or evaluations < 2:
+        return None
+    epochs = counts["steps"] * recipe.batch_size * recipe.train.gradient_accumulation_steps / epoch_rows
+    trained_tokens = epochs * int(rows.train.lengths.sum())
+    places = sampled_places(rows.eval.lengths, trained_tokens=trained_tokens, evaluations=evaluations)
+    return None if places is None else rows.eval.at(places)
+
+
+def _messages(task: Task, steps: int, learning_rate: float, sample: Any) -> list[str]:
     """What the user is told before the first step: what was read, what was left out, what "auto" became."""
     report = task.prepared.report
-    return [report.summary, *report.notes, f"{steps:,} steps, learning rate {learning_rate:.2e}"]
+    found = [report.summary, *report.notes, f"{steps:,} steps, learning rate {learning_rate:.2e}"]
+    if sample is not None:
+        count = len(task.prepared.eval)
+        found.append(f"evaluations on {len(sample):,} of the {count:,} eval rows, the last on all of them")
+    return found
