@@ -18,11 +18,11 @@ from edgetune.errors import CheckError, RecipeError, RunError
 from edgetune.files import atomic_folder, read_json, write_json
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.lock import only_process
+from edgetune.progress import Progress
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe
 from edgetune.run_dir import RunDir, claim
 
-Progress = Callable[[Mapping[str, Any]], None]
 NEW_EVAL_FRACTION = 0.2
 """Of the new rows that are set apart to score on, unless the recipe sets more apart or eval rows are given."""
 COMPARED_ROWS = 5_000
@@ -170,10 +170,10 @@ def _score(recipe: Recipe, out: RunDir, kind: str, name: str, adapter: Path, pro
     from edgetune.data.replay import NEW_EVAL, OLD_EVAL
     from edgetune.evaluate.evaluate import Target, evaluate, read_result
     from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
-    from edgetune.model.base import hash_base, resolve_base
+    from edgetune.model.base import base_folder, hash_base
 
     model, folder = recipe.model, out.results / f"adapt-{kind}"
-    base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)
+    base = base_folder(model)
     target = Target("tuned", name, adapter, dataclasses.replace(model, base=str(base), revision=None), model.task)
     rows = str(out.mixture / (OLD_EVAL if kind == "old" else NEW_EVAL))
     judged = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, eval=rows, test=None))
@@ -231,10 +231,10 @@ def _drift(old: Recipe, new: Recipe, before: Mapping[str, Any]) -> dict[str, Any
     """How far the new rows are from the old ones: data.drift's measures, and the loss of the adapter as it was."""
     from edgetune.data.drift import Rows, drift
     from edgetune.data.replay import sample
-    from edgetune.model.base import load_tokenizer, resolve_base
+    from edgetune.model.base import base_folder, load_tokenizer
 
     model = old.model
-    base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)
+    base = base_folder(model)
     tokenizer = load_tokenizer(base, trust_remote_code=model.trust_remote_code)
 
     def read(recipe: Recipe) -> Rows:

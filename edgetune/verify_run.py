@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgetune.errors import CheckError, RunError
 from edgetune.hashes import hash_tree
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.run_dir import DISTRIBUTIONS, RunDir
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 def verify(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progress | None = None) -> dict[str, Any]:
@@ -24,12 +23,12 @@ def verify(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Pr
     from edgetune.evaluate.evaluate import evaluate
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
-    from edgetune.model.base import resolve_base
+    from edgetune.model.base import base_folder
     from edgetune.report.card import write_cards
     from edgetune.runtime.bundle import check_hashes, open_bundle
 
     check_hashes(open_bundle(run_dir.bundle))
-    base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    base = base_folder(recipe.model)
     targets, out = run_targets(recipe, run_dir, base), run_dir.results / "verify"
     if "base" in targets and not run_dir.merged.is_dir():  # without a base no change is compared matrix by matrix
         raise RunError(

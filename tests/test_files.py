@@ -7,7 +7,7 @@ import os
 import pytest
 
 from edgetune.errors import ModelError, RunError
-from edgetune.files import atomic_file, atomic_folder, read_json, write_json
+from edgetune.files import atomic_file, atomic_folder, read_json, read_text, write_json
 
 
 def _fail_inside(block, *, write):
@@ -75,3 +75,13 @@ def test_a_folder_and_nothing_in_place_of_a_json_file_are_named(tmp_path):
         read_json(tmp_path)
     with pytest.raises(RunError, match=r"b\.json: no such file"):
         read_json(tmp_path / "b.json")
+
+
+def test_a_text_that_cannot_be_read_is_refused_in_one_line(tmp_path):
+    (tmp_path / "whole.txt").write_text("für uns", encoding="utf-8")
+    assert read_text(tmp_path / "whole.txt") == "für uns"
+    (tmp_path / "latin.txt").write_bytes(b"f\xfcr uns")
+    for name, problem in {"latin.txt": "cannot be read", "none.txt": "no such file", "": "cannot be read"}.items():
+        with pytest.raises(ModelError, match=problem) as raised:
+            read_text(tmp_path / name, ModelError, cure="copy it")
+        assert raised.value.cure == "copy it"

@@ -2,7 +2,7 @@
 
 | layer | modules | third-party at module top | may import |
 |---|---|---|---|
-| 0 words | errors, recipe, metric_names, files, hashes, ... provenance, child_process, threads | none | layer 0 |
+| 0 words | errors, recipe, files, figure, progress, text_table, ... provenance, threads | none | layer 0 |
 | 1 device | runtime | jinja2, numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quantize, assets | and torch, transformers, peft, safetensors | 0 to 2 |
 | 2 parts, too | evaluate.{metrics, text_metrics, resample, gain, closeness, ...} | the same | same |
@@ -27,6 +27,7 @@ PACKAGE = Path(__file__).parent.parent / "edgetune"
 LAYERS = {
     0: (
         "errors",
+        "figure",
         "recipe",
         "run_dir",
         "files",
@@ -38,6 +39,8 @@ LAYERS = {
         "threads",
         "launch",
         "metric_names",
+        "progress",
+        "text_table",
         "precision_names",
         "__init__",
     ),

@@ -16,7 +16,6 @@ from edgetune.bench.noise import Value, absent
 from edgetune.bench.settings import HarnessTask, Settings
 from edgetune.bench.task import TASKS
 from edgetune.bench.training import training_of
-from edgetune.child_process import Progress
 from edgetune.errors import RunError
 from edgetune.evaluate.by_path import Asked, targets_of
 from edgetune.evaluate.evaluate import Target, evaluate
@@ -24,6 +23,7 @@ from edgetune.evaluate.targets import target_at
 from edgetune.evaluate.task import Rows
 from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
 from edgetune.model.gguf import is_gguf
+from edgetune.progress import Progress
 from edgetune.provenance import provenance
 from edgetune.report.measure import disk_bytes
 from edgetune.run_dir import RunDir, find_run

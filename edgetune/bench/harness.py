@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from edgetune.bench import readers
-from edgetune.child_process import Progress
 from edgetune.errors import DataError, MissingExtraError
+from edgetune.progress import Progress
+from edgetune.runtime.probabilities import log_sum_exp
 
 BOOTSTRAPS = 1000
 NORMAL_95 = 1.959963984540054
@@ -152,10 +153,8 @@ def log_likelihood(reader: readers.Reader, context: Sequence[int], continuation:
     start = max(1, len(ids) - len(continuation))
     logits = reader.logits(ids, start).astype(np.float64)
     targets = np.asarray(ids[start:])
-    highest = logits.max(-1)
-    total = np.log(np.exp(logits - highest[:, None]).sum(-1)) + highest
     chosen = logits[np.arange(len(targets)), targets]
-    return float((chosen - total).sum()), bool((logits.argmax(-1) == targets).all())
+    return float((chosen - log_sum_exp(logits)).sum()), bool((logits.argmax(-1) == targets).all())
 
 
 def answer(reader: readers.Reader, context: str, settings: Mapping[str, Any]) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 from edgetune.bench.noise import Value
 from edgetune.bench.settings import HarnessTask, Settings
 from edgetune.bench.task import TASKS
-from edgetune.child_process import Progress, ask
+from edgetune.child_process import ask
 from edgetune.evaluate.target import Target
+from edgetune.progress import Progress, as_stage
 
 CHILD = ["-m", "edgetune.bench.child"]
 """What Python runs for one measurement."""
@@ -22,7 +23,7 @@ def measure_harness(target: Target, task: HarnessTask, settings: Settings, progr
     if not TASKS[target.task].WRITES_TEXT:
         return TASKS[target.task].LACKS
     request = {"measure": "lm-eval", "task_name": task.name, **dataclasses.asdict(task)}
-    return _ask(target, request, settings=settings, progress=_at(progress, f"lm-eval {target.name}"))
+    return _ask(target, request, settings=settings, progress=as_stage(progress, f"lm-eval {target.name}"))
 
 
 def measure_costs(
@@ -38,7 +39,7 @@ def measure_costs(
     for number in range(1, settings.repeats + 1):
         for target, found in zip(targets, rounds, strict=True):
             where = f"bench {target.name}, round {number} of {settings.repeats}"
-            ask_target = partial(_ask, target, settings=settings, progress=_at(progress, where))
+            ask_target = partial(_ask, target, settings=settings, progress=as_stage(progress, where))
             found.append(TASKS[target.task].measure_round(ask_target, settings))
     machines = {
         device: ask(
@@ -53,11 +54,6 @@ def measure_costs(
         for target, found in zip(targets, rounds, strict=True)
     ]
     return columns, machines
-
-
-def _at(progress: Progress, where: str) -> Progress:
-    """Progress that says what is being measured."""
-    return lambda event: progress({**event, "stage": where})
 
 
 def _columns(

@@ -129,7 +129,7 @@ class TorchReader:
     def __init__(self, target: Any) -> None:
         """`target`: a TorchAnswerer."""
         from edgetune.data.chat import end_ids, ensure_chat_template
-        from edgetune.model.base import context_length
+        from edgetune.model.config import context_length
         from edgetune.recipe import ExportTable
 
         self._target, self._tokenizer = target, target.tokenizer

@@ -8,6 +8,7 @@ from typing import Any
 from edgetune.bench.cells import ABSENT, Cell, mib, noisy, one, rate, share, time_of, value_of
 from edgetune.bench.task import TASKS
 from edgetune.report.table import SCORE_NAMES
+from edgetune.text_table import aligned
 
 
 def plain(report: Mapping[str, Any]) -> str:
@@ -20,17 +21,9 @@ def plain(report: Mapping[str, Any]) -> str:
         for _, reason in cells:
             if reason:
                 reasons.setdefault(reason, []).append(label)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    table = [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
     notes = [f"{ABSENT} {', '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in reasons.items()]
     trained = list(training_lines(report))
-    return "\n".join([*table, *([""] if notes or trained else []), *trained, *notes])
+    return "\n".join([aligned(lines), *([""] if notes or trained else []), *trained, *notes])
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[tuple[str, list[Cell]]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,20 @@ from edgetune.export.encoder import build_encoder
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import load_merged, load_tokenizer, padding_id
 from edgetune.model.classifier import load_classifier, read_spec
+from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
 from edgetune.quantize.classification import as_deployed, put_on_grid
 from edgetune.quantize.layer_change import LayerChange
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import CALIBRATED, Recipe
 from edgetune.run_dir import RunDir
+from edgetune.runtime.batches import by_length
 from edgetune.runtime.bundle import TOKENIZER, Bundle, ClassifierFormat, write_manifest
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
 from edgetune.train.classification import Classification
 from edgetune.verify.checks import Verification
 from edgetune.verify.classification import MOST_TEXTS, Built, verify_encoder
 
-Progress = Callable[[Mapping[str, Any]], None]
 KIND = "classifier"
 IS_DECODER = False
 BATCH_TEXTS = 32
@@ -67,7 +68,7 @@ def export(
     calibrated on the eval rows. Then it is verified, with the threshold that may make answers "unknown", on texts drawn
     from the eval rows, and from the train rows where those are few.
     """
-    tell = progress or (lambda _: None)
+    tell = progress or silent
 
     def make(folder: Path) -> tuple[Bundle, Verification]:
         tell({"stage": "export", "message": f"building {recipe.export.precision}"})
@@ -157,11 +158,10 @@ def save_tokenizer(tokenizer: Any, path: Path, *, max_length: int) -> None:
 
 def token_batches(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> list[tuple[Tensor, Tensor]]:
     """Ids and mask, int64 (B, T) each, of texts in batches of like length."""
-    in_order = sorted(texts, key=len)
     batches = []
-    for start in range(0, len(in_order), BATCH_TEXTS):
+    for places in by_length(map(len, texts), most_rows=BATCH_TEXTS):
         batch = tokenizer(
-            in_order[start : start + BATCH_TEXTS],
+            [texts[place] for place in places],
             truncation=True,
             max_length=max_length,
             padding=True,

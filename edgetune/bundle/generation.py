@@ -6,7 +6,7 @@ What export knows of the task "generation": see bundle/task.py.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from edgetune.export.decoder import build_decoder
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.lora.merge import BaseTensors
 from edgetune.lora.read import read_record
-from edgetune.model.base import context_length, load_merged, load_tokenizer, padding_id
+from edgetune.model.base import load_merged, load_tokenizer, padding_id
+from edgetune.model.config import context_length
+from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
 from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
@@ -38,7 +40,6 @@ from edgetune.runtime.bundle import Bundle, ChatFormat, write_manifest
 from edgetune.verify.checks import Verification
 from edgetune.verify.generation import MOST_ANSWERED, MOST_PROMPTS, Prompt, verify
 
-Progress = Callable[[Mapping[str, Any]], None]
 KIND = "decoder"
 IS_DECODER = True
 
@@ -74,7 +75,7 @@ def export_folder(
 
     Raises as `export` does.
     """
-    tell = progress or (lambda _: None)
+    tell = progress or silent
     is_chat = are_conversations(prompts)
 
     def make(folder: Path) -> tuple[Bundle, Verification]:

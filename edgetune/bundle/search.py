@@ -20,6 +20,7 @@ from edgetune.data.prepare import examples
 from edgetune.errors import RunError
 from edgetune.files import write_json
 from edgetune.model.weights import Place, find_tensors
+from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
 from edgetune.quantize.folder import write_quantized
 from edgetune.quantize.grid import QuantizedMatrix
@@ -31,7 +32,6 @@ from edgetune.recipe import Recipe, parse_size
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Grid
 
-Progress = Callable[[Mapping[str, Any]], None]
 INT8_SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Of the groups of matrices, those that hurt most in int4: what is tried at 8 bits."""
 MOST_BUILT = 10
@@ -104,7 +104,7 @@ def search(recipe: Recipe, run_dir: RunDir, measure: Measure, *, progress: Progr
     [budget] device_memory and min_tokens_per_s, with what came nearest.
     """
     rows = training_rows(run_dir.merged, recipe, run_dir.cache)
-    sweep = _Sweep(run_dir.merged, recipe, rows, progress or (lambda _: None))
+    sweep = _Sweep(run_dir.merged, recipe, rows, progress or silent)
     points = mark_front(list(sweep.points()))
     measured = _measured(recipe, run_dir, [point for point in points if point.on_front], sweep, measure)
     points = [measured.get(point, point) for point in points]

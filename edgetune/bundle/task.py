@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgetune.bundle import classification, generation
 from edgetune.bundle.place import ExportResult
 from edgetune.model.classifier import SPEC
+from edgetune.progress import Progress
 from edgetune.quantize.layer_change import LayerChange
 from edgetune.recipe import ExportTable, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 class Task(Protocol):

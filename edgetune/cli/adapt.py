@@ -42,6 +42,7 @@ SHOWN_LABELS = 5
 @json_option
 def command(
     run: Path,
+    *,
     data: str,
     eval_data: str | None,
     replay: float,

@@ -43,6 +43,7 @@ def _task(_: click.Context, option: click.Parameter, value: str | None) -> str |
 @json_option
 def command(
     targets: tuple[str, ...],
+    *,
     data: str | None,
     task: str | None,
     tasks_from: str | None,
@@ -82,18 +83,9 @@ def command(
     }
     options = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
     settings = Settings(threads=threads or default_threads(), repeats=repeats)
-    progress = console.ProgressLine()
-    try:
-        report = bench(
-            targets,
-            settings,
-            overrides=[*options, *overrides],
-            reference=reference,
-            task=harness,
-            progress=progress,
-        )
-    finally:
-        progress.close()
+    with console.ProgressLine() as progress:
+        asked = [*options, *overrides]
+        report = bench(targets, settings, overrides=asked, reference=reference, task=harness, progress=progress)
     if out:
         write_json(out, report)
     if as_json:

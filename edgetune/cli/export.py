@@ -238,7 +238,7 @@ def _keep_adapter(
     from edgetune.bundle.task import TASKS
     from edgetune.errors import RecipeError, RunError
     from edgetune.lock import only_process
-    from edgetune.model.base import resolve_base
+    from edgetune.model.base import base_folder
     from edgetune.recipe import load_recipe
     from edgetune.run_dir import RunDir
 
@@ -253,7 +253,7 @@ def _keep_adapter(
             f"--keep-adapter: {source} is a {task.KIND}'s run", cure=f"leave it out; a {task.KIND} is merged"
         )
     model = recipe.model
-    base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)
+    base = base_folder(model)
     with only_process(run_dir):
         if into is not None:
             return add_adapter(recipe, run_dir, base, into, name=name, force=force, progress=progress)

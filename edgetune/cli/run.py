@@ -36,12 +36,8 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
         loaded = read_recipe(recipe, overrides)
         run_dir = RunDir(out or Path("runs") / loaded.name)
         console.work_in(run_dir.path)
-        progress = console.ProgressLine()
-        try:
-            with only_main(run_dir):
-                result = run(loaded, run_dir, force=force, progress=progress)
-        finally:
-            progress.close()
+        with console.ProgressLine() as progress, only_main(run_dir):
+            result = run(loaded, run_dir, force=force, progress=progress)
         if launched().is_main:
             _show(result, loaded.model.task, as_json=as_json)
             refuse_lost_gain(run_dir, result.summary["survival"])

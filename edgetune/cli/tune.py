@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 @json_option
 def command(
     recipe: Path,
+    *,
     overrides: tuple[str, ...],
     trials: str | None,
     sampler: str | None,

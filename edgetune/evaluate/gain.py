@@ -41,7 +41,7 @@ class Gain:
         return self.interval is not None and self.interval[0] > most
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON-able values."""
+        """The gain as JSON-able values."""
         return asdict(self)
 
 

@@ -112,7 +112,7 @@ def make_label_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
 
 
 def make_calibration_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
-    """The same without rows to score: the eval rows to calibrate on; test rows are not read.
+    """A recipe's eval rows to calibrate on, without rows to score; test rows are not read.
 
     The out-of-scope label is the last of the labels where the head has none for it. Raises DataError.
     """

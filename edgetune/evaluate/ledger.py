@@ -22,6 +22,7 @@ from edgetune.evaluate.gain import Gain, gain_kept
 from edgetune.evaluate.resample import Bootstrap
 from edgetune.evaluate.rows import even_places
 from edgetune.files import read_json
+from edgetune.text_table import aligned
 
 
 @dataclass(frozen=True)
@@ -157,14 +158,7 @@ def plain(entries: Sequence[Entry]) -> str:
                 f"{entry.disk_bytes / 1024**2:,.1f} MiB",
             ]
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def _answers(folder: Path, stage: str) -> list[dict[str, Any]]:
@@ -173,7 +167,7 @@ def _answers(folder: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def _of_rows(answers: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of a target's answers those to the rows of `others`, who answered all rows or some at even distances."""
+    """The answers of a target to the rows of `others`, who answered all rows or some at even distances."""
     return [answers[index] for index in even_places(len(answers), len(others))]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from edgetune.model.nf4 import hold_layout
 from edgetune.model.quiet import load_bitsandbytes, quiet
 from edgetune.model.task import TASKS, check_kind, task_of
 from edgetune.model.weights import Place, find_tensors, hash_files
-from edgetune.recipe import ExportTable, ModelTable
+from edgetune.recipe import ModelTable
 from edgetune.recipe.task import TaskName as Task
 
 NANO = "edgetune:nano"
@@ -56,6 +55,11 @@ def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: b
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base) or base.startswith("edgetune:"):
         raise ModelError(f"{base}: no such folder", cure=f"give a model folder, a hub id like org/name, or {NANO}")
     return fetch(base, revision, trust_remote_code=trust_remote_code)
+
+
+def base_folder(table: ModelTable) -> Path:
+    """The local folder of a recipe's base, as `resolve_base` finds it. Raises ModelError."""
+    return resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
 
 
 def check_base(path: Path, *, trust_remote_code: bool = False, task: Task = "generation") -> dict[str, Any]:
@@ -102,22 +106,6 @@ def _lacking(path: Path, missing: list[str]) -> ModelError:
     return ModelError(
         f"{path}: config.json asks for {len(missing)} weights that are not there, e.g. {missing[0]}", cure=AGAIN
     )
-
-
-def context_length(config: Mapping[str, Any], table: ExportTable) -> int:
-    """Longest text in tokens: the base's, or what the recipe cuts it to."""
-    longest = int(config.get("max_position_embeddings") or 2048)
-    return min(longest, table.max_length or longest)
-
-
-def text_limit(path: Path, tokenizer: Any) -> int:
-    """Longest text in tokens, special ones included, that an encoder's positions and tokenizer allow."""
-    config = read_config(path)
-    longest = int(config.get("max_position_embeddings") or 512)
-    if config.get("model_type") in ("roberta", "xlm-roberta"):
-        pad_id = config.get("pad_token_id")
-        longest -= (1 if pad_id is None else pad_id) + 1  # their positions are counted from behind the padding's
-    return min(longest, int(tokenizer.model_max_length))
 
 
 def hash_base(path: Path) -> str:
@@ -174,7 +162,7 @@ def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:
     compute type. "none": everything in the compute type. embedding_quantization: see model/embedding.py. Raises
     ModelError, or OutOfMemoryError.
     """
-    path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    path = base_folder(table)
     check_base(path, trust_remote_code=table.trust_remote_code, task=table.task)
     device = device or default_device()
     dtype = compute_dtype(table.compute_dtype, device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgetune.model.base import empty_model, resolve_base
+from edgetune.model.base import base_folder, empty_model
 from edgetune.model.embedding import end_shapes, has_output_head
 from edgetune.model.nf4 import quantized_linears
 from edgetune.quantize.precisions import PRECISIONS
@@ -45,7 +45,7 @@ class OnDevice:
 def expect_on_device(recipe: Recipe) -> OnDevice:
     """The bundle of a recipe. Raises ModelError."""
     table = recipe.model
-    path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    path = base_folder(table)
     model = empty_model(path, trust_remote_code=table.trust_remote_code)
     config, export = model.config.get_text_config(), recipe.export
     bits = PRECISIONS[export.precision].bits or 8

@@ -68,7 +68,7 @@ def check_use(
     from edgetune.data.generation import left_out
     from edgetune.data.prepare import require_usable
     from edgetune.evaluate.rows import check_scored_rows
-    from edgetune.model.base import context_length, read_config
+    from edgetune.model.config import context_length, read_config
     from edgetune.model.gguf_folder import gguf_note
 
     if note := gguf_note(base):

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from edgetune.data.prepare import Prepared
 from edgetune.data.tokens import Tokens
 from edgetune.model.lazy import CheckpointTensors, lazy_model
 from edgetune.model.weights import find_tensors
 from edgetune.recipe import Recipe
+from edgetune.runtime.batches import by_length, padded
 
 BATCH_ROWS = 8
 """Rows run at a time for calibration."""
@@ -52,11 +52,9 @@ def layer_moments(merged: Path, names: Iterable[str], recipe: Recipe, rows: Rows
 def _batches(tokens: Tokens, count: int, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Ids int64 and mask bool, (B, T) each, of so many rows drawn from all, filled up on the right."""
     drawn = np.random.default_rng(seed).permutation(len(tokens))[:count]
-    in_order = sorted(drawn.tolist(), key=lambda index: int(tokens.lengths[index]))
-    for start in range(0, len(in_order), BATCH_ROWS):
-        found = [torch.tensor(tokens[index].input_ids) for index in in_order[start : start + BATCH_ROWS]]
-        mask = pad_sequence([torch.ones_like(ids) for ids in found], batch_first=True).bool()
-        yield pad_sequence(found, batch_first=True), mask
+    for places in by_length(tokens.lengths[drawn], most_rows=BATCH_ROWS):
+        ids, mask = padded([tokens[int(index)].input_ids for index in drawn[places]])
+        yield torch.from_numpy(ids), torch.from_numpy(mask).bool()
 
 
 MOMENT_BYTES = 1 << 29

@@ -24,6 +24,7 @@ from edgetune.errors import RunError
 from edgetune.model.base import load_merged
 from edgetune.model.device import device
 from edgetune.model.weights import Place
+from edgetune.progress import Progress
 from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.load import load_on_grid
 from edgetune.quantize.repairable import repaired
@@ -35,7 +36,6 @@ from edgetune.train.generation import Generation
 from edgetune.train.loss import IGNORED, chunks, head_logits, trained_states, use_segments
 from edgetune.train.schedule import learning_rate_share
 
-Progress = Callable[[Mapping[str, Any]], None]
 Kept = TypeVar("Kept")
 EVALUATIONS = 4
 NEAR = 0.005

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgetune.files import atomic_folder
-from edgetune.model.base import read_config
+from edgetune.model.config import read_config
 from edgetune.model.weights import INDEX, SINGLE, Place, Writer, find_tensors, read_tensor
 from edgetune.quantize.awq import channel_scales, for_columns
 from edgetune.quantize.moments import Rows, layer_moments

@@ -127,7 +127,7 @@ class TrainTable:
     use_liger_kernel: bool = False
     """Liger's fused norms, rotary embeddings and MLPs. Needs a GPU and the package liger-kernel."""
     eval_steps: Literal["auto"] | int = at("auto", least=1)
-    """Optimizer steps between evaluations; auto: about ten in a run."""
+    """Optimizer steps between evaluations; auto: about ten in a run, on a part of the eval rows where they are many."""
     early_stopping_patience: int | None = at(None, least=1)
     """Stop after this many evaluations without a better loss."""
     on_overfitting: Literal["warn", "dropout", "weight_decay"] = "warn"

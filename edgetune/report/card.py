@@ -6,19 +6,19 @@ says who wrote it is the user's own, and is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from edgetune.files import write_text
 from edgetune.hashes import CARD
+from edgetune.progress import Progress
 from edgetune.report.card_facts import Subject, adapter_subject, bundle_subject
 from edgetune.report.columns import Column, columns, is_first
 from edgetune.report.facts import Model
 from edgetune.report.formats import as_plain, table
 from edgetune.run_dir import RunDir
 
-Progress = Callable[[Mapping[str, Any]], None]
 MARK = "<!-- Written by EdgeTune, which writes it anew; without this line the text is yours and stays. -->"
 HUB_METRICS = {
     "exact_match": "exact_match",

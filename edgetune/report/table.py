@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetune.metric_names import METRIC_NAMES
+from edgetune.text_table import aligned
 
 MIB = 1024**2
 SCORE_NAMES = {**METRIC_NAMES, "loss": "score"}
@@ -30,12 +31,7 @@ class TableRow:
 
 def plain(rows: Sequence[TableRow], *, metric: str) -> str:
     """The table as aligned text, for a terminal."""
-    lines = _lines(rows, metric)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
-        for pairs in ([*zip(line, widths, strict=True)] for line in lines)
-    )
+    return aligned(_lines(rows, metric))
 
 
 def markdown(rows: Sequence[TableRow], *, metric: str) -> str:

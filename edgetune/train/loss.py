@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from edgetune.model.device import held_dtype
+from edgetune.model.device import autocast, find_base
 from edgetune.train import segments
 from edgetune.train.batches import collate_rows, cut, in_parts, packed_rows
 from edgetune.train.head_loss import can_fuse, chunk_tokens, fill_up, fused_cross_entropy, head_weight, logit_map
@@ -126,11 +126,6 @@ def trained_log_probabilities(
                 yield head_logits(model, some)[:count].log_softmax(-1)
 
 
-def find_base(model: Any) -> Any:
-    """The transformers model under what is put around it, an adapter or a head over labels, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def use_segments(model: Any) -> bool:
     """Switch the model to attention inside packed samples; False, and no change, if its architecture is not known."""
     from transformers import AttentionInterface
@@ -161,12 +156,6 @@ def _drops(module: Any) -> bool:
     if isinstance(module, torch.nn.Dropout) or getattr(module, "attention_dropout", None):
         return True
     return any(isinstance(part, torch.nn.Dropout) for part in module.children())
-
-
-def autocast(model: Any) -> Any:
-    """Autocast to the type in which the model's frozen parts are held; none where that is float32."""
-    dtype = held_dtype(find_base(model))
-    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
 
 def _lengths(segment_ids: Tensor) -> Tensor:

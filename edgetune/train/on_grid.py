@@ -17,9 +17,10 @@ from torch import nn
 
 from edgetune.data.prepare import Prepared
 from edgetune.model.base import load_merged
+from edgetune.progress import Progress
 from edgetune.quantize.grid import QuantizedMatrix, dequantize, quantize
 from edgetune.quantize.quantization_aware import on_grid_matrices, put_linears_on_grid
-from edgetune.quantize.repair import Look, Progress, RepairData, Schedule, Target, train_best
+from edgetune.quantize.repair import Look, RepairData, Schedule, Target, train_best
 from edgetune.quantize.repairable import round_inputs_of
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import Grid

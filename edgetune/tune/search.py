@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from edgetune.errors import OutOfMemoryError, RunError
 from edgetune.files import write_json, write_text
+from edgetune.progress import Progress
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
 from edgetune.tune.confirm import Confirmation, confirm
@@ -31,7 +32,7 @@ from edgetune.tune.pictures import (
 from edgetune.tune.run import REASON, STAGE, run_trials
 from edgetune.tune.space import describe, read_space, recipe_with
 from edgetune.tune.storage import close, quiet_optuna, reached_database
-from edgetune.tune.study import Progress, Search, StudyDir, has_budget, open_search, spent
+from edgetune.tune.study import Search, StudyDir, has_budget, open_search, spent
 from edgetune.tune.trial import Bench
 
 

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 from edgetune.data.read import content_hashes, is_hub_id, splits
 from edgetune.errors import EdgeTuneError, RunError
 from edgetune.hashes import hash_values
+from edgetune.progress import Progress, silent
 from edgetune.recipe import TABLES, Recipe
 from edgetune.tune.findings import best_trials
 from edgetune.tune.sampling import SeededSampler, encoded, fits, grid_size, make_pruner
@@ -28,7 +29,6 @@ from edgetune.tune.space import Space, describe, read_space, values_of
 from edgetune.tune.storage import close, file_url, open_storage
 from edgetune.tune.trial import Bench, Workbench
 
-Progress = Callable[[Mapping[str, Any]], None]
 PLANNED = ": "
 """Between a study's name and that of the planned trials that belong to it."""
 IDENTITY = "edgetune"
@@ -128,7 +128,7 @@ def open_search(
     except optuna.exceptions.DuplicatedStudyError:
         study, is_new = optuna.load_study(**common), False
     study.sampler = SeededSampler(study, recipe.tune, space)
-    found = Search(recipe, space, study, folder, bench, progress or _say_nothing)
+    found = Search(recipe, space, study, folder, bench, progress or silent)
     if not is_new:
         _wait_for_claim(study)
     _claim(found, rate)
@@ -246,7 +246,3 @@ def has_budget(found: Search) -> bool:
     """Whether minutes and tokens are left, where [tune] counts them."""
     table, used = found.recipe.tune, spent(found.study)
     return used["minutes"] < (table.minutes or float("inf")) and used["tokens"] < (table.tokens or float("inf"))
-
-
-def _say_nothing(event: Mapping[str, Any]) -> None:
-    """Progress of a study that nobody watches."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,18 +16,18 @@ from typing import Any, Protocol
 from edgetune.data.prepare import longest_row, prepare
 from edgetune.evaluate.live import Rows, eval_rows, score_live, with_adapter
 from edgetune.lora.merge import MergeBase, merge
-from edgetune.model.base import empty_model, hash_base, load_base, load_tokenizer, resolve_base
+from edgetune.model.base import base_folder, empty_model, hash_base, load_base, load_tokenizer
 from edgetune.model.device import device
 from edgetune.model.lend import lent
 from edgetune.model.memory import estimate, give_back_memory, room_bytes
 from edgetune.model.on_device import expect_on_device
+from edgetune.progress import Progress
 from edgetune.quantize import task as deployed
 from edgetune.recipe import ModelTable, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.loop import train
 from edgetune.train.schedule import auto_learning_rate
 
-Progress = Callable[[Mapping[str, Any]], None]
 DEVICE_BYTES_PER_S = 8e9
 """How fast a device reads its memory, for the objective "tokens_per_s": that of a phone, the same on every worker."""
 
@@ -104,7 +103,7 @@ class Workbench:
         """Reads the data into folder/cache and finds the base. Raises DataError, ModelError."""
         table = recipe.model
         self.recipe, self.cache = recipe, folder / "cache"
-        self.base = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+        self.base = base_folder(table)
         self.tokenizer = load_tokenizer(self.base, trust_remote_code=table.trust_remote_code)
         self.base_sha256 = hash_base(self.base)
         longest = longest_row(recipe, self.base, self.tokenizer)

@@ -190,6 +190,13 @@ def test_one_row_a_label_cannot_be_split(recipe_for, tokenizer, tmp_path):
         prepared(recipe_for(source=path), tokenizer, tmp_path)
 
 
+def test_where_texts_are_repeated_it_is_said_that_they_count_once(recipe_for, tokenizer, tmp_path):
+    path = tmp_path / "repeated.csv"
+    path.write_text("text,label\n" + "the lamp is on,on\nthe lamp is off,off\n" * 6)
+    with pytest.raises(DataError, match=r"repeated.csv: one row a label, repeated texts counted once, cannot be split"):
+        prepared(recipe_for(source=path), tokenizer, tmp_path)
+
+
 def test_one_label_only_is_refused(recipe_for, tokenizer, tmp_path):
     path = tmp_path / "one.jsonl"
     path.write_text("".join(json.dumps({"text": f"a {n}", "label": "x"}) + "\n" for n in range(9)))
