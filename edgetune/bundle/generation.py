@@ -27,9 +27,9 @@ from edgetune.model.base import context_length, load_merged, load_tokenizer, pad
 from edgetune.provenance import provenance
 from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
+from edgetune.quantize.hessian import Rows
 from edgetune.quantize.layer_change import LayerChange
 from edgetune.quantize.matrices import round_all
-from edgetune.quantize.moments import Rows
 from edgetune.quantize.precisions import grid_of
 from edgetune.quantize.repair import eval_loss, load_for_loss
 from edgetune.recipe import Recipe
