@@ -1,4 +1,4 @@
-"""`edgetune export --search` of a run: candidates of bundle/search.py, scored on the run's eval rows."""
+"""`edgetune export-best` of a run: candidates of bundle/search.py, scored on the run's eval rows."""
 
 from __future__ import annotations
 

@@ -26,8 +26,9 @@ from edgetune.model.base import load_merged, load_tokenizer, padding_id
 from edgetune.model.classifier import load_classifier, read_spec
 from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
-from edgetune.quantize.classification import as_deployed, put_on_grid
+from edgetune.quantize.classification import as_deployed, quantize_classifier
 from edgetune.quantize.layer_change import LayerChange
+from edgetune.quantize.methods import method_of
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import CALIBRATED, Recipe
 from edgetune.run_dir import RunDir
@@ -75,8 +76,8 @@ def export(
         seed, count = recipe.train.seed, recipe.export.calibration_rows
         texts = draw_texts(examples(recipe, "eval"), MOST_TEXTS, seed=seed)
         texts += draw_texts(examples(recipe, "train"), MOST_TEXTS - len(texts), seed=seed)
-        is_drawn = recipe.export.rounding in CALIBRATED
-        drawn = draw_texts(examples(recipe, "train"), count, seed=seed) if is_drawn else []
+        is_calibrated = method_of(recipe.export) in CALIBRATED
+        drawn = draw_texts(examples(recipe, "train"), count, seed=seed) if is_calibrated else []
         built = build_classifier_bundle(merged, folder, recipe, drawn)
         tell({"stage": "export", "message": "calibrating on the eval rows"})
         built = dataclasses.replace(built, bundle=calibrated(built.bundle, recipe))
@@ -113,7 +114,7 @@ def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: S
     spec, precision, grid = classifier.spec, recipe.export.precision, grid_of(recipe.export)
     grid = dataclasses.replace(grid, head_bits=grid.bits) if grid else None  # of embeddings; the head stays float
     batches = token_batches(tokenizer, texts, max_length=spec.max_length)
-    matrices = put_on_grid(classifier, grid, batches, method=recipe.export.rounding) if grid else {}
+    matrices = quantize_classifier(classifier, grid, batches, method=method_of(recipe.export)) if grid else {}
     build_encoder(
         classifier,
         folder,

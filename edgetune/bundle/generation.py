@@ -6,7 +6,7 @@ What export knows of the task "generation": see bundle/task.py.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
 from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
+from edgetune.quantize.hessian import Rows
 from edgetune.quantize.layer_change import LayerChange
 from edgetune.quantize.matrices import round_all
-from edgetune.quantize.moments import Rows
 from edgetune.quantize.precisions import grid_of
 from edgetune.quantize.repair import eval_loss, load_for_loss, longer
 from edgetune.recipe import Recipe

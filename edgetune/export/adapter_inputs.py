@@ -24,7 +24,7 @@ from edgetune.model.weights import EMBEDDING_TENSOR, Place
 
 FORMAT = 1
 """The adapter version and model version in our adapter files: of the names and shapes of the inputs."""
-MERGE_INSTEAD = "merge it instead: `edgetune merge`, then `edgetune export` without --keep-adapter"
+MERGE_INSTEAD = "merge it instead: `edgetune merge`, then `edgetune export`"
 FLOAT = onnx.TensorProto.FLOAT
 
 

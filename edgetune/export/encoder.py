@@ -46,9 +46,9 @@ def build_encoder(
     """Write model.onnx and model.onnx.data of a classifier (float32, plain nn.Linear) into the folder `out`.
 
     Inputs: input_ids and attention_mask, int64 (batch, sequence), any batch, sequences up to `max_length`, which the
-    encoder's positions must allow. Output: logits, float32 (batch, labels). `matrices`, from put_on_grid, are held as
-    they are and multiplied at `accuracy_level`; the head stays float32. With fp16 weights and states are float16;
-    onnxruntime's CPU computes most of that in float32 (a MiniLM is as fast and half as large).
+    encoder's positions must allow. Output: logits, float32 (batch, labels). `matrices`, from quantize_classifier, are
+    held as they are and multiplied at `accuracy_level`; the head stays float32. With fp16 weights and states are
+    float16; onnxruntime's CPU computes most of that in float32 (a MiniLM is as fast and half as large).
     Silent; equal input gives equal bytes. Raises ModelError for an encoder that torch cannot export, HardwareError for
     a torch that cannot export any.
     """

@@ -16,7 +16,7 @@ from edgetune.errors import ModelError
 from edgetune.export.architecture import EMBEDDING, Part, parts
 from edgetune.model.weights import Place, read_tensor
 from edgetune.quantize.grid import QuantizedMatrix, join_rows, quantize, take_rows
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import BundleGrid
 
 ALIGNMENT = 64
 INLINE_BYTES = 1024
@@ -36,12 +36,11 @@ class Weights:
         """The rows that make up the weight (N, K) of a node, in the type of the checkpoint."""
         return join({part.tensor: read_tensor(self.places[part.tensor]) for part in sources}, sources)
 
-    def on_grid(self, sources: Sequence[Part], grid: Grid) -> QuantizedMatrix:
+    def on_grid(self, sources: Sequence[Part], grid: BundleGrid) -> QuantizedMatrix:
         """The same on the grid. The rows of a matrix are the same whether it is rounded alone or joined."""
         if self.quantized is None:
             is_head = not sources[0].tensor.startswith("model.layers.")
-            bits = grid.head_bits if is_head else grid.bits
-            return quantize(self.read(sources), bits=bits, block_size=grid.block_size, symmetric=grid.symmetric)
+            return quantize(self.read(sources), grid.head if is_head else grid)
         found = []
         for part in sources:
             matrix = self.quantized[part.tensor]
@@ -60,7 +59,7 @@ def join(tensors: Mapping[str, Tensor], sources: Sequence[Part]) -> Tensor:
 
 
 def write_graph(
-    model: ir.Model, path: Path, weights: Weights, *, grid: Grid | None, metadata: Mapping[str, str] | None = None
+    model: ir.Model, path: Path, weights: Weights, *, grid: BundleGrid | None, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write `path` (.onnx), with `metadata` of its own, and `path`.data.
 
@@ -86,7 +85,7 @@ def write_graph(
     ir.save(model, path)
 
 
-def _place_weight(writer: _Writer, node: ir.Node, sources: Sequence[Part], grid: Grid | None) -> None:
+def _place_weight(writer: _Writer, node: ir.Node, sources: Sequence[Part], grid: BundleGrid | None) -> None:
     """Give a MatMul or the embedding's Gather its weight, turning it into the operator that reads the grid."""
     if grid is None:
         weight = node.inputs[0 if node.name == EMBEDDING else 1]
@@ -181,7 +180,7 @@ class _Writer:
         """The weight (N, K) of a node, in the type of the checkpoint."""
         return self._weights.read(sources)
 
-    def quantized(self, sources: Sequence[Part], grid: Grid) -> _Stored:
+    def quantized(self, sources: Sequence[Part], grid: BundleGrid) -> _Stored:
         """The weight on the grid, written once however many nodes read it."""
         name = "+".join(part.name for part in sources)
         if name not in self._stored:

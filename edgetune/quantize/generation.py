@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.model.base import load_merged
-from edgetune.model.weights import find_tensors
 from edgetune.quantize.load import load_on_grid
-from edgetune.quantize.matrices import bits_of, round_one
+from edgetune.quantize.matrices import round_all
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import Recipe
 
@@ -26,9 +25,7 @@ def as_deployed(merged: Path, recipe: Recipe) -> Any:
     grid = grid_of(recipe.export)
     if grid is None:
         return load_merged(merged)
-    places = find_tensors(merged)
-    bits = bits_of(places, grid, recipe.export.int8_layers)
-    matrices = {name: round_one(places[name], count, grid) for name, count in bits.items()}
+    matrices = round_all(merged, grid, recipe.export.int8_layers)
     model = load_on_grid(merged, matrices, rounds_inputs=grid.accuracy_level == 4)
     model.config._attn_implementation = "sdpa"
     return model

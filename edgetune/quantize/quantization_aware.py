@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from edgetune.quantize.grid import QuantizedMatrix, dequantize, quantize
 from edgetune.quantize.repairable import rounded_inputs
+from edgetune.quantize.scales import by_extremes
+from edgetune.runtime.grid import Grid
 
 RANK = 16
 
@@ -23,7 +26,7 @@ RANK = 16
 class OnGridLinear(nn.Module):
     """x (..., K) -> (..., N) with the weight W + B A on the grid; A and B are trained, B starts at zero."""
 
-    def __init__(self, linear: nn.Linear, *, block_size: int, symmetric: bool, rounds_inputs: bool) -> None:
+    def __init__(self, linear: nn.Linear, grid: Grid, *, rounds_inputs: bool) -> None:
         super().__init__()
         rows, columns = linear.weight.shape
         rank = min(RANK, rows, columns)
@@ -31,11 +34,11 @@ class OnGridLinear(nn.Module):
         self.bias = linear.bias
         self.a = nn.Parameter(torch.randn(rank, columns) / math.sqrt(columns))
         self.b = nn.Parameter(torch.zeros(rows, rank))
-        self.block_size, self.symmetric, self.rounds_inputs = block_size, symmetric, rounds_inputs
+        self.grid, self.rounds_inputs = grid, rounds_inputs
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rounds_inputs:
-            x = rounded_inputs(x, self.block_size)
+            x = rounded_inputs(x, self.grid.block_size)
         weight = self._changed()
         rounded = dequantize(self._on_grid(weight)).to(weight.device)
         return F.linear(x, weight + (rounded - weight).detach(), self.bias)
@@ -48,25 +51,16 @@ class OnGridLinear(nn.Module):
         return torch.addmm(self.weight, self.b, self.a)
 
     def _on_grid(self, weight: Tensor) -> QuantizedMatrix:
-        return quantize(
-            weight.detach().cpu(), bits=4, block_size=self.block_size, symmetric=self.symmetric, method="rtn"
-        )
+        return quantize(weight.detach().cpu(), self.grid, by_extremes)
 
 
-def put_linears_on_grid(
-    model: nn.Module, bits: Mapping[str, int], *, block_size: int, symmetric: bool, rounds_inputs: bool
-) -> None:
+def put_linears_on_grid(model: nn.Module, bits: Mapping[str, int], grid: Grid, *, rounds_inputs: bool) -> None:
     """Replace, in place, the nn.Linear layers whose weights `bits` puts at 4 bits; nothing else is trained."""
     model.requires_grad_(False)
     for name in [name for name, count in bits.items() if count == 4]:
         path = name.removesuffix(".weight")
-        made = OnGridLinear(
-            model.get_submodule(path),  # type: ignore[arg-type]
-            block_size=block_size,
-            symmetric=symmetric,
-            rounds_inputs=rounds_inputs,
-        )
-        model.set_submodule(path, made)
+        linear = cast(nn.Linear, model.get_submodule(path))
+        model.set_submodule(path, OnGridLinear(linear, grid.with_bits(4), rounds_inputs=rounds_inputs))
 
 
 def on_grid_matrices(model: nn.Module) -> dict[str, QuantizedMatrix]:

@@ -221,17 +221,10 @@ class ExportTable:
     """Longest text, prompt and answer, in tokens; without it the base's context."""
 
     @property
-    def rounding(self) -> Method:
-        """The method, with "auto" decided."""
-        if self.method != "auto":
-            return self.method
-        return "gptq" if self.precision in ("int2", "int4") and self.calibration_rows else "search"
-
-    @property
     def needs_rows(self) -> bool:
         """Whether training rows have a part in it: for calibration, or for repair, which 8 bits do not need."""
         has_few_bits = self.precision in ("int2", "int4")
-        return has_few_bits or (self.precision == "int8" and self.rounding in CALIBRATED)
+        return has_few_bits or (self.precision == "int8" and self.method in CALIBRATED)
 
 
 @dataclass(frozen=True)
@@ -267,9 +260,9 @@ class BudgetTable:
     """Memory of the GPU that the run may use, e.g. "8 GiB": planned for on any machine, a hard limit on a GPU."""
     minutes: float | None = at(None, above=0.0)
     device_memory: str | None = None
-    """Peak memory of the bundle's process on the device, for `edgetune export --search`, e.g. "48 MiB"."""
+    """Peak memory of the bundle's process on the device, for `edgetune export-best`, e.g. "48 MiB"."""
     min_tokens_per_s: float | None = at(None, above=0.0)
-    """Decoding speed that `edgetune export --search` must reach on this machine."""
+    """Decoding speed that `edgetune export-best` must reach on this machine."""
 
 
 TABLES: dict[str, type] = {

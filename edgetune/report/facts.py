@@ -87,7 +87,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point of `edgetune export --search`."""
+    """A point of `edgetune export-best`."""
 
     name: str
     size_bytes: int

@@ -23,7 +23,7 @@ from edgetune.quantize.quantization_aware import on_grid_matrices, put_linears_o
 from edgetune.quantize.repair import Look, RepairData, Schedule, Target, train_best
 from edgetune.quantize.repairable import round_inputs_of
 from edgetune.recipe import Recipe
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import BundleGrid
 from edgetune.train.loss import use_segments
 
 
@@ -44,13 +44,13 @@ def train_on_grid(
     merged: Path,
     bits: Mapping[str, int],
     recipe: Recipe,
-    grid: Grid,
+    grid: BundleGrid,
     rows: Prepared,
     *,
     pad_id: int,
     progress: Progress | None = None,
 ) -> OnGrid:
-    """Train the merged folder's 4-bit matrices for [export] on_grid_steps; `bits` as in quantize.matrices.bits_of.
+    """Train the merged folder's 4-bit matrices for [export] on_grid_steps; `bits` of each by name.
 
     Embedding and head are on their own grid meanwhile, frozen. Raises RunError if the loss is no number.
     """
@@ -60,7 +60,7 @@ def train_on_grid(
     model = load_merged(merged)
     head = model.get_output_embeddings()
     for module in (model.get_input_embeddings(), head):
-        rounded = quantize(module.weight, bits=grid.head_bits, block_size=grid.block_size, symmetric=grid.symmetric)
+        rounded = quantize(module.weight, grid.head)
         module.weight = nn.Parameter(dequantize(rounded).to(module.weight.device), requires_grad=False)
     rounds_inputs = grid.accuracy_level == 4
     if rounds_inputs:
@@ -68,8 +68,7 @@ def train_on_grid(
     put_linears_on_grid(
         model,
         {name: count for name, count in bits.items() if name.startswith("model.layers.")},
-        block_size=grid.block_size,
-        symmetric=grid.symmetric,
+        grid,
         rounds_inputs=rounds_inputs,
     )
     use_segments(model)

@@ -79,7 +79,12 @@ def test_the_line_of_progress_ends_with_its_block_also_where_that_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with pytest.raises(ZeroDivisionError), console.ProgressLine() as progress:
-        progress({"stage": "train", "step": 3, "is_last": True})
-        fail()
+
+    def shown() -> None:
+        with console.ProgressLine() as progress:
+            progress({"stage": "train", "step": 3, "is_last": True})
+            fail()
+
+    with pytest.raises(ZeroDivisionError):
+        shown()
     assert capsys.readouterr().err.endswith("train:  step 3\n")

@@ -16,7 +16,7 @@ from edgetune.export.decoder import build_decoder
 from edgetune.export.read_graph import GraphWeights
 from edgetune.model.weights import find_tensors
 from edgetune.quantize.grid import dequantize
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import BundleGrid
 
 FAST = ("Llama", "Qwen2", "Phi3")
 KINDS = {
@@ -126,7 +126,9 @@ def test_gate_and_up_projection_are_one_product_on_the_grid_only(a_decoder, tmp_
     for precision in ("int4", "fp32"):
         out = tmp_path / precision
         out.mkdir()
-        build_decoder(folder, out, precision=precision, grid=Grid(4, 32, False, 4, 8) if precision == "int4" else None)
+        build_decoder(
+            folder, out, precision=precision, grid=BundleGrid(4, 32, False, 4, 8) if precision == "int4" else None
+        )
         names = [node.name for node in onnx.load(str(out / "model.onnx"), load_external_data=False).graph.node]
         products[precision] = {name.split("/")[4] for name in names if "layers.0/mlp" in name and "_proj/" in name}
     assert products["int4"] == {"gate_up_proj", "down_proj"}
@@ -173,4 +175,4 @@ def test_a_tensor_that_is_missing_is_named(a_decoder, tmp_path):
 
 
 def build(folder: Path, out: Path) -> None:
-    build_decoder(folder, out, precision="int4", grid=Grid(4, 32, False, 4, 8))
+    build_decoder(folder, out, precision="int4", grid=BundleGrid(4, 32, False, 4, 8))

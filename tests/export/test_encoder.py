@@ -18,15 +18,15 @@ from edgetune.export.read_graph import GraphFile
 from edgetune.model.base import ENCODERS
 from edgetune.model.classifier import float_copy
 from edgetune.quantize.classification import dequantized
-from edgetune.runtime.bundle import Grid
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
+from edgetune.runtime.grid import BundleGrid
 from edgetune.verify.classification import Built, verify_encoder
 from edgetune.verify.deviation import at_level_0
 
 FAST = ("bert",)
 KINDS = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in ENCODERS]
 FUSED = {"bert", "distilbert", "modernbert", "roberta", "xlm-roberta"}
-GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+GRID = BundleGrid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 Exported = Callable[..., Built]
 
 

@@ -8,14 +8,16 @@ import torch.nn.functional as F
 from edgetune.quantize.grid import dequantize, quantize
 from edgetune.quantize.quantization_aware import OnGridLinear
 from edgetune.quantize.repairable import round_inputs
+from edgetune.quantize.scales import by_extremes
+from edgetune.runtime.grid import Grid
 
 
 def test_a_layer_multiplies_with_its_rounded_weight_and_trains_through_it() -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(64, 8)
-    layer = OnGridLinear(linear, block_size=32, symmetric=False, rounds_inputs=False)
+    layer = OnGridLinear(linear, Grid(4, 32, symmetric=False), rounds_inputs=False)
     x = torch.randn(4, 64)
-    rounded = dequantize(quantize(linear.weight, bits=4, block_size=32, method="rtn"))
+    rounded = dequantize(quantize(linear.weight, layer.grid, by_extremes))
     torch.testing.assert_close(layer(x), F.linear(x, rounded, linear.bias))
     layer(x).square().sum().backward()
     assert layer.b.grad is not None
@@ -25,7 +27,7 @@ def test_a_layer_multiplies_with_its_rounded_weight_and_trains_through_it() -> N
 
 def test_a_layer_that_rounds_inputs_multiplies_with_the_rounded_ones() -> None:
     torch.manual_seed(0)
-    layer = OnGridLinear(torch.nn.Linear(64, 8), block_size=32, symmetric=False, rounds_inputs=True)
+    layer = OnGridLinear(torch.nn.Linear(64, 8), Grid(4, 32, symmetric=False), rounds_inputs=True)
     x = torch.randn(4, 64)
     torch.testing.assert_close(layer(x), F.linear(round_inputs(x, 32), dequantize(layer.matrix()), layer.bias))
     assert (layer(x) - F.linear(x, dequantize(layer.matrix()), layer.bias)).abs().max() > 1e-3
@@ -33,7 +35,7 @@ def test_a_layer_that_rounds_inputs_multiplies_with_the_rounded_ones() -> None:
 
 def test_the_matrix_is_that_of_the_forward_pass() -> None:
     torch.manual_seed(0)
-    layer = OnGridLinear(torch.nn.Linear(72, 8), block_size=32, symmetric=True, rounds_inputs=False)
+    layer = OnGridLinear(torch.nn.Linear(72, 8), Grid(4, 32, symmetric=True), rounds_inputs=False)
     torch.nn.init.normal_(layer.b, std=0.1)
     x = torch.randn(4, 72)
     torch.testing.assert_close(layer(x), F.linear(x, dequantize(layer.matrix()), layer.bias))

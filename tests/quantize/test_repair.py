@@ -15,16 +15,16 @@ from edgetune.model.weights import find_tensors, read_tensor
 from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
 from edgetune.quantize.grid import dequantize
+from edgetune.quantize.hessian import Rows
 from edgetune.quantize.matrices import round_all
-from edgetune.quantize.moments import Rows
 from edgetune.quantize.repair import NEAR, Look, RepairData, best_of, eval_loss, load_for_loss, longer, repair
 from edgetune.quantize.repairable import repaired as take_out
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import BundleGrid
 from edgetune.train.batches import collate_rows
 from edgetune.train.loss import IGNORED, use_segments
 
-GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+GRID = BundleGrid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 
 
 @pytest.fixture

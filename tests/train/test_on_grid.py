@@ -8,17 +8,17 @@ import pytest
 
 from edgetune.data.prepare import prepare
 from edgetune.model.base import load_tokenizer
-from edgetune.model.weights import find_tensors
+from edgetune.model.weights import find_tensors, read_tensor
 from edgetune.quantize.decoder import quantize_decoder
-from edgetune.quantize.grid import quantize
-from edgetune.quantize.matrices import bits_of, round_one
-from edgetune.quantize.moments import Rows
+from edgetune.quantize.hessian import Rows
+from edgetune.quantize.matrices import grids_of
+from edgetune.quantize.methods import round_weight
 from edgetune.quantize.repair import eval_loss, load_for_loss
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import BundleGrid
 from edgetune.train.on_grid import train_on_grid
 
-GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+GRID = BundleGrid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 
 
 @pytest.fixture
@@ -38,15 +38,14 @@ def rows(recipe, tiny_base, tmp_path) -> Rows:
 
 
 def test_the_loss_falls_and_integers_change(recipe, rows, tiny_base) -> None:
-    bits = bits_of(find_tensors(tiny_base), GRID, ["o_proj"])
+    places = find_tensors(tiny_base)
+    bits = {name: own.bits for name, own in grids_of(places, GRID, ["o_proj"]).items()}
     done = train_on_grid(tiny_base, bits, recipe, GRID, rows.prepared, pad_id=rows.pad_id)
     assert min(loss for _, loss in done.curve[1:]) < done.curve[0][1]
     name = "model.layers.0.mlp.up_proj.weight"
     assert set(done.matrices) == {name for name, count in bits.items() if count == 4}
     assert "model.layers.0.self_attn.o_proj.weight" not in done.matrices
-    from safetensors.torch import load_file
-
-    before = quantize(load_file(tiny_base / "model.safetensors")[name], bits=4, block_size=32, method="rtn")
+    before = round_weight(read_tensor(places[name]), GRID, "rtn")
     assert not done.matrices[name].packed.equal(before.packed)
 
 
@@ -54,10 +53,11 @@ def test_the_loss_falls_and_integers_change(recipe, rows, tiny_base) -> None:
 def test_training_starts_from_the_very_model_that_would_be_shipped(recipe, rows, tiny_base, level) -> None:
     """Matrices rounded by their extremes, embedding and head on their own grid, inputs as the kernels see them."""
     grid, places = dataclasses.replace(GRID, accuracy_level=level), find_tensors(tiny_base)
-    bits = bits_of(places, grid)
+    grids = grids_of(places, grid)
+    bits = {name: own.bits for name, own in grids.items()}
     done = train_on_grid(tiny_base, bits, recipe, grid, rows.prepared, pad_id=rows.pad_id)
     methods = {name: "rtn" if count == 4 else "search" for name, count in bits.items()}
-    matrices = {name: round_one(places[name], bits[name], grid, method) for name, method in methods.items()}
+    matrices = {name: round_weight(read_tensor(places[name]), grids[name], method) for name, method in methods.items()}
     losses = [
         eval_loss(load_for_loss(tiny_base, matrices, rounds_inputs=rounds), rows.prepared, recipe, rows.pad_id)
         for rounds in (level == 4, level != 4)

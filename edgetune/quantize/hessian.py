@@ -1,4 +1,8 @@
-"""What layers are given, summed up: of any modules, and of a decoder's layers on the user's training rows."""
+"""The Hessian of each layer: what it is given, summed up; of any modules, and of a decoder's on the user's rows.
+
+Of the squared error of a product W x over inputs x it is the sum of x x^T, times 2, which is left out here: all that is
+made of it (gptq.py, awq.py) is the same for any multiple.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +36,10 @@ class Rows:
     pad_id: int
 
 
-def layer_moments(merged: Path, names: Iterable[str], recipe: Recipe, rows: Rows) -> Iterator[tuple[str, Tensor]]:
-    """For each of the matrices (tensors of the merged folder) its name and the moments (K, K) of its inputs.
+def layer_hessians(merged: Path, names: Iterable[str], recipe: Recipe, rows: Rows) -> Iterator[tuple[str, Tensor]]:
+    """For each of the matrices (tensors of the merged folder) its name and the Hessian (K, K) of its inputs.
 
-    The model runs over [export] calibration_rows of the train rows; memory holds one layer of it and some moments.
+    The model runs over [export] calibration_rows of the train rows; memory holds one layer of it and some Hessians.
     """
     model = lazy_model(merged, CheckpointTensors(find_tensors(merged)))
     linears = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
@@ -46,7 +50,7 @@ def layer_moments(merged: Path, names: Iterable[str], recipe: Recipe, rows: Rows
             with torch.no_grad():
                 model.model(input_ids=ids, use_cache=False)
 
-    return input_moments(linears, run)
+    return input_hessians(linears, run)
 
 
 def _batches(tokens: Tokens, count: int, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -57,49 +61,49 @@ def _batches(tokens: Tokens, count: int, *, seed: int) -> Iterator[tuple[Tensor,
         yield torch.from_numpy(ids), torch.from_numpy(mask).bool()
 
 
-MOMENT_BYTES = 1 << 29
-"""Moments held at once; a model with more is run several times."""
+HESSIAN_BYTES = 1 << 29
+"""Hessians held at once; a model with more is run several times."""
 
 
-def input_moments(
+def input_hessians(
     modules: Mapping[str, nn.Module], run: Callable[[], Iterator[Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and moments (K, K) float32 of each linear layer's inputs while `run` runs the model.
+    """Name and Hessian (K, K) float32 of each linear layer's inputs while `run` runs the model.
 
     `run` runs the model batch by batch and, before each, yields which of the inputs count: bool (B, T), the rows of a
-    layer's input (B, T, K). It is called once for each part of the modules whose moments fit MOMENT_BYTES.
+    layer's input (B, T, K). It is called once for each part of the modules whose Hessians fit HESSIAN_BYTES.
     """
     for part in _parts(modules):
-        moments: dict[str, Tensor] = {}
+        hessians: dict[str, Tensor] = {}
         counted: list[Tensor] = []
         with ExitStack() as hooks:
             for name, module in part.items():
-                hook = module.register_forward_pre_hook(partial(_add, name, moments, counted))
+                hook = module.register_forward_pre_hook(partial(_add, name, hessians, counted))
                 hooks.callback(hook.remove)
             for mask in run():
                 counted[:] = [mask]
-        for name in list(moments):
-            yield name, moments.pop(name)
+        for name in list(hessians):
+            yield name, hessians.pop(name)
 
 
-def _add(name: str, moments: dict[str, Tensor], counted: list[Tensor], _: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """A forward hook: add the inputs that count to the moments of a layer."""
+def _add(name: str, hessians: dict[str, Tensor], counted: list[Tensor], _: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """A forward hook: add the inputs that count to the Hessian of a layer."""
     states = inputs[0].detach()
     if states.shape[:-1] == counted[0].shape:  # a layer may see other things than tokens, such as positions
         states = states[counted[0]]
     states = states.reshape(-1, states.shape[-1]).float()
-    if name not in moments:
-        moments[name] = states.new_zeros(states.shape[-1], states.shape[-1])
-    moments[name].addmm_(states.T, states)
+    if name not in hessians:
+        hessians[name] = states.new_zeros(states.shape[-1], states.shape[-1])
+    hessians[name].addmm_(states.T, states)
 
 
 def _parts(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
-    """The modules in their order, in parts whose moments are at most MOMENT_BYTES."""
+    """The modules in their order, in parts whose Hessians are at most HESSIAN_BYTES."""
     part: dict[str, nn.Module] = {}
     size = 0
     for name, module in modules.items():
         needed = 4 * int(module.weight.shape[1]) ** 2
-        if part and size + needed > MOMENT_BYTES:
+        if part and size + needed > HESSIAN_BYTES:
             yield part
             part, size = {}, 0
         part[name] = module

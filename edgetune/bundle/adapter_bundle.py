@@ -57,7 +57,7 @@ from edgetune.verify.generation import Prompt
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def export_keeping_adapter(
+def export_adapter(
     recipe: Recipe,
     run_dir: RunDir,
     base: Path,
@@ -160,9 +160,7 @@ def add_adapter(
 def check_name(name: str) -> str:
     """The name of an adapter, if it can be a file's. Raises RecipeError."""
     if name == NO_ADAPTER or not NAME.fullmatch(name):
-        raise RecipeError(
-            f"{name!r} cannot be an adapter's name", cure="give letters, digits, . _ - with --adapter-name"
-        )
+        raise RecipeError(f"{name!r} cannot be an adapter's name", cure="give letters, digits, . _ - with --name")
     return name
 
 
@@ -220,7 +218,7 @@ def _check_takes(bundle: Bundle, recipe: Recipe, base: Path, *, name: str, force
     if name in bundle.adapters and not force:
         raise RunError(
             f"{bundle.path}: has an adapter {name} already",
-            cure="replace it with --force, or choose another name with --adapter-name",
+            cure="replace it with --force, or choose another name with --name",
         )
 
 
