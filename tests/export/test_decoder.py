@@ -138,11 +138,10 @@ def test_nothing_leaves_the_fast_path(a_decoder, tmp_path):
     build(a_decoder(), tmp_path)
     weights = GraphWeights(tmp_path / "model.onnx", find_tensors(a_decoder()))
     assert weights.float_matmuls() == []
-    for node in weights.model.graph.node:
-        if node.op_type == "MatMulNBits":
-            assert len(node.input) == 4
-            assert weights.array(node.input[3]).dtype == np.uint8
-            assert weights.array(node.input[2]).dtype == np.float32
+    for node, (_, scales, zero_points), _ in weights.grid_nodes():
+        assert len(node.inputs) == 4
+        assert weights.array(zero_points).dtype == np.uint8
+        assert weights.array(scales).dtype == np.float32
 
 
 def test_the_builder_stays_silent(a_decoder, tmp_path, capfd):

@@ -56,12 +56,12 @@ def test_the_graph_equals_torch_with_the_same_integers_at_every_size(kind: str, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_is_one_operator_a_layer_and_every_other_matrix_on_the_grid(kind: str, exported: Exported) -> None:
     graph = GraphFile(exported(kind).bundle.path / "model.onnx")
-    kinds = Counter(node.op_type for node in graph.model.graph.node)
+    kinds = Counter(node.op_type for node in graph.graph)
     assert kinds["MultiHeadAttention"] == (2 if kind in FUSED else 0)
     assert kinds["MatMulNBits"] >= 8
     assert kinds["GatherBlockQuantized"] >= 1
     assert len(graph.float_matmuls()) == 1, "the head"
-    assert [item.name for item in graph.model.graph.input] == ["input_ids", "attention_mask"]
+    assert [value.name for value in graph.graph.inputs] == ["input_ids", "attention_mask"]
 
 
 @pytest.mark.slow
