@@ -13,9 +13,6 @@ from edgetune.files import read_json
 from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG
 from edgetune.runtime.decoder import Decoder
 
-LOOKUPS = ("Gather", "GatherBlockQuantized")
-"""Operators that read a row of a table: an embedding, if nothing else reads it, costs a token next to nothing."""
-
 
 class BundleEngine:
     """A bundle with its active adapter."""
@@ -41,6 +38,8 @@ class BundleEngine:
         """Counted in the graph, which onnx_ir reads."""
         try:
             import onnx_ir
+
+            from edgetune.bench.graph_weights import count_weights
         except ModuleNotFoundError:
             return absent("onnx_ir, which reads the graph, is not installed")
         return count_weights(onnx_ir.load(self._graph).graph, self.vocabulary)
@@ -49,34 +48,3 @@ class BundleEngine:
 def load(request: Mapping[str, Any]) -> BundleEngine:
     """The bundle of a request (see child.py)."""
     return BundleEngine(Path(request["path"]), threads=request["threads"])
-
-
-def count_weights(graph: Any, vocabulary: int) -> Weights:
-    """The weights in a decoder's graph: those that MatMul, Gemm and MatMulNBits multiply with, and the bytes of all
-    initializers that are not merely looked up. The head is the product as wide as the vocabulary.
-    """
-    read: dict[str, int] = {}
-    body = head = 0
-    for node in graph:
-        if node.op_type not in LOOKUPS:
-            constants = [value for value in node.inputs if value is not None and value.const_value is not None]
-            read.update((value.name, value.const_value.nbytes) for value in constants)
-        shape = _product(node)
-        if shape:
-            rows, columns = shape
-            if columns == vocabulary:
-                head += rows * columns
-            else:
-                body += rows * columns
-    return Weights(body, head, sum(read.values()), has_head_for_each=True)
-
-
-def _product(node: Any) -> tuple[int, int] | None:
-    """(inputs, outputs) of a product with a constant matrix; None of any other node."""
-    if node.op_type == "MatMulNBits":
-        return node.attributes["K"].as_int(), node.attributes["N"].as_int()
-    matrix = node.inputs[1].const_value if node.op_type in ("MatMul", "Gemm") else None
-    if matrix is None or len(matrix.shape) != 2:
-        return None
-    rows, columns = matrix.shape.numpy()
-    return (columns, rows) if node.attributes.get_int("transB", 0) else (rows, columns)

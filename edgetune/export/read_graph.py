@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgetune.errors import BundleError, first_line
 from edgetune.export.architecture import EMBEDDING, Part, parts
+from edgetune.export.stored_scales import GRID_OPERATORS, behind_cast
 from edgetune.model.weights import HEAD_TENSOR, Place, read_tensor
 from edgetune.quantize.grid import QuantizedMatrix, dequantize
 
@@ -71,20 +72,20 @@ class GraphFile:
     def grid_nodes(self) -> Iterator[tuple[ir.Node, tuple[str, ...], dict[str, int]]]:
         """Each node that reads weights on the grid: it, the names of B, scales and zero points, its attributes."""
         for node in self.graph:
-            if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+            if node.op_type in GRID_OPERATORS:
                 states = 0 if node.op_type == "MatMulNBits" else 1
                 values = [value for index, value in enumerate(node.inputs) if value is not None and index != states]
                 attributes = {name: attribute.as_int() for name, attribute in node.attributes.items()}
-                yield node, tuple(str(value.name) for value in values), attributes
+                yield node, tuple(str(behind_cast(value).name) for value in values), attributes
 
     def read_matrix(self, inputs: Sequence[str], attributes: Mapping[str, int], *, columns: int) -> QuantizedMatrix:
         """What such a node holds, in the form that quantize.grid made."""
-        packed, scales, *zeros = (torch.from_numpy(self.array(name)) for name in inputs)
+        packed, scales, *zeros = (self.array(name) for name in inputs)
         bits, block_size = attributes["bits"], attributes["block_size"]
         return QuantizedMatrix(
-            packed=packed.view(packed.shape[0], -1, block_size * bits // 8),
-            scales=scales,
-            zero_points=zeros[0] if zeros else None,
+            packed=torch.from_numpy(packed).view(packed.shape[0], -1, block_size * bits // 8),
+            scales=torch.from_numpy(scales.astype(np.float32)),
+            zero_points=torch.from_numpy(zeros[0]) if zeros else None,
             bits=bits,
             block_size=block_size,
             in_features=columns,
