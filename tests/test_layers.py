@@ -6,7 +6,7 @@
 | 1 device | runtime | jinja2, numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quantize, assets | and torch, transformers, peft, safetensors | 0 to 2 |
 | 2 parts, too | evaluate.{metrics, text_metrics, resample, gain, closeness, ...} | the same | same |
-| 3 graphs | export | and onnx, onnx_ir | 0 to 3 |
+| 3 graphs | export | and onnx_ir | 0 to 3 |
 | 4 proof | verify | the same | 0 to 4 |
 | 5 stages | quantize.{decoder, repair, truth}, train, bundle, ... | and accelerate, optuna | 0 to 5; public parts |
 | 6 shell | pipeline, plan, plan_checks, planning, ..._run, cli | click | 0 at module top, the rest inside a function |
@@ -90,7 +90,7 @@ LAYERS = {
 }
 DEVICE = {"jinja2", "numpy", "onnxruntime", "tokenizers"}
 PARTS = DEVICE | {"torch", "transformers", "peft", "safetensors"}
-GRAPHS = PARTS | {"onnx", "onnx_ir"}
+GRAPHS = PARTS | {"onnx_ir"}
 THIRD_PARTY = {
     0: set(),
     1: DEVICE,

@@ -26,7 +26,7 @@ from edgetune.quantize.folder import write_quantized
 from edgetune.quantize.grid import QuantizedMatrix, quantize
 from edgetune.quantize.hessian import Rows
 from edgetune.quantize.matrices import calibrate, grids_of, joined_with
-from edgetune.quantize.precisions import BLOCK_SIZES, grid_of
+from edgetune.quantize.precisions import BLOCK_SIZES, STORED_SCALE_BYTES, grid_of
 from edgetune.quantize.repair import eval_loss, load_for_loss
 from edgetune.recipe import Recipe, parse_size
 from edgetune.run_dir import RunDir
@@ -196,9 +196,9 @@ class _Sweep:
 
 
 def stored_bytes(matrix: QuantizedMatrix) -> int:
-    """Bytes of a matrix in the file: integers, float32 scales, zero points."""
+    """Bytes of a matrix in the file: integers, scales, zero points."""
     zeros = 0 if matrix.zero_points is None else matrix.zero_points.numel()
-    return matrix.packed.numel() + 4 * matrix.scales.numel() + zeros
+    return matrix.packed.numel() + STORED_SCALE_BYTES * matrix.scales.numel() + zeros
 
 
 def mark_front(points: Sequence[Point]) -> list[Point]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from edgetune.errors import HardwareError, ModelError, first_line
 from edgetune.export.operators import ATTENTION, GridEmbedding, GridLinear, register_attention
 from edgetune.export.silence import silenced
+from edgetune.export.stored_scales import store_in_bfloat16
 from edgetune.model.classifier import Classifier, float_copy
 from edgetune.precision_names import PrecisionName
 from edgetune.quantize.grid import QuantizedMatrix
@@ -74,6 +75,7 @@ def build_encoder(
         reason = first_line(error.__cause__ or error)
         raise ModelError(f"{kind}: torch cannot export this encoder: {reason}") from None
     _strip(program.model)
+    store_in_bfloat16(program.model.graph)
     ir.save(program.model, out / GRAPH, external_data=f"{GRAPH}.data")
 
 

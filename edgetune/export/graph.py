@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edgetune.errors import ModelError
 from edgetune.export.architecture import EMBEDDING, Part, parts
+from edgetune.export.stored_scales import cast_to_float
 from edgetune.model.weights import Place, read_tensor
 from edgetune.quantize.grid import QuantizedMatrix, join_rows, quantize, take_rows
 from edgetune.runtime.grid import BundleGrid
@@ -162,6 +163,7 @@ class _Stored:
 
     packed: ir.Value
     scales: ir.Value
+    """float32, cast from what the file holds."""
     zero_points: ir.Value | None
     bits: int
     rows: int
@@ -189,7 +191,7 @@ class _Writer:
             zeros = matrix.zero_points
             self._stored[name] = _Stored(
                 packed=self._new(f"{name}.packed", matrix.packed),
-                scales=self._new(f"{name}.scales", matrix.scales),
+                scales=self._as_float(self._new(f"{name}.scales", matrix.scales.to(torch.bfloat16))),
                 zero_points=None if zeros is None else self._new(f"{name}.zero_points", zeros),
                 bits=matrix.bits,
                 rows=rows,
@@ -233,9 +235,14 @@ class _Writer:
         return self._register(name, tensor.dtype, shape, tensor.offset or 0, tensor.length or 0)
 
     def _new(self, name: str, tensor: Tensor) -> ir.Value:
-        array = tensor.contiguous().numpy()
-        dtype = ir.DataType.from_numpy(array.dtype)
-        return self._register(name, dtype, array.shape, self._append(array), array.nbytes)
+        array = tensor.contiguous().view(torch.uint8).numpy()  # numpy has no bfloat16
+        dtype = ir.tensor_adapters.from_torch_dtype(tensor.dtype)
+        return self._register(name, dtype, tensor.shape, self._append(array), array.nbytes)
+
+    def _as_float(self, stored: ir.Value) -> ir.Value:
+        node = cast_to_float(stored)
+        self.graph.append(node)
+        return node.outputs[0]
 
     def _write(self, value: ir.Value, array: np.ndarray, dtype: ir.DataType) -> None:
         value.const_value = self._external(str(value.name), dtype, array.shape, self._append(array), array.nbytes)

@@ -31,7 +31,7 @@ class QuantizedMatrix:
     packed: Tensor
     """uint8 (N, blocks, block_size * bits / 8), lowest bits first: input B."""
     scales: Tensor
-    """float32 (N, blocks), every value a bfloat16: input scales."""
+    """float32 (N, blocks), every value a bfloat16: input scales. A graph's file holds them as bfloat16."""
     zero_points: Tensor | None
     """uint8 (N, ceil(blocks * bits / 8)), lowest bits first; None on the symmetric grid: 2 ** (bits - 1)."""
     bits: int

@@ -10,6 +10,8 @@ from edgetune.recipe import INT2_BLOCK_SIZES, ExportTable
 from edgetune.runtime.grid import BundleGrid
 
 BLOCK_SIZES: tuple[int, ...] = get_args(BlockSize)
+STORED_SCALE_BYTES, HELD_SCALE_BYTES = 2, 4
+"""Of a block's scale: a bfloat16 in the file, a float32 in the memory of the runtime."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 
 from edgetune.runtime.batches import by_length, padded
@@ -107,12 +107,11 @@ class _Sums:
 def at_level_0(bundle: Bundle) -> Iterator[Bundle]:
     """The bundle with activations multiplied as they are (accuracy_level 0), in a folder beside it that vanishes."""
     with tempfile.TemporaryDirectory(prefix=f".{bundle.path.name}.", dir=bundle.path.parent) as folder:
-        model = onnx.load(str(bundle.path / GRAPH), load_external_data=False)
-        for node in model.graph.node:
-            for attribute in node.attribute:
-                if attribute.name == "accuracy_level":
-                    attribute.i = 0
-        onnx.save(model, str(Path(folder) / GRAPH))
+        model = ir.load(bundle.path / GRAPH)
+        for node in model.graph:
+            if "accuracy_level" in node.attributes:
+                node.attributes.add(ir.AttrInt64("accuracy_level", 0))
+        ir.save(model, Path(folder) / GRAPH)
         for file in bundle.path.iterdir():
             if file.is_file() and file.name not in (GRAPH, MANIFEST):
                 _link(file, Path(folder) / file.name)
