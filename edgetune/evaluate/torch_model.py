@@ -1,4 +1,7 @@
-"""A torch model as an Answerer: batched greedy generation with a KV cache, and losses of whole rows."""
+"""A torch model as an Answerer: batched greedy generation with a KV cache, and losses of whole rows.
+
+transformers' `generate` gives the same answers, but computes rows on that have ended until the last one has: slower.
+"""
 
 from __future__ import annotations
 
