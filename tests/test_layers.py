@@ -2,7 +2,7 @@
 
 | layer | modules | third-party at module top | may import |
 |---|---|---|---|
-| 0 words | errors, recipe, metric_names, files, hashes, ... provenance, child_process, threads | none | layer 0 |
+| 0 words | errors, recipe, metric_names, task_names, files, ... provenance, child_process, threads | none | layer 0 |
 | 1 device | runtime | jinja2, numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quantize, assets | and torch, transformers, peft, safetensors | 0 to 2 |
 | 2 parts, too | evaluate.{metrics, text_metrics, resample, gain, calibration, ...} | the same | same |
@@ -39,6 +39,7 @@ LAYERS = {
         "launch",
         "metric_names",
         "precision_names",
+        "task_names",
         "__init__",
     ),
     1: ("runtime",),

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgetune.bundle.task import TASKS
 from edgetune.evaluate.ledger import Kept, gains
+from edgetune.evaluate.resample import Bootstrap
 from edgetune.files import write_json
 from edgetune.provenance import provenance
 from edgetune.quantize.precisions import PRECISIONS
@@ -22,9 +23,8 @@ def judge(recipe: Recipe, run_dir: RunDir, base: Path, results: Path, *, is_acce
     Writes results/survival.json and the verdict into the bundle's manifest; `is_accepted`: it passes all the same.
     """
     bundle = open_bundle(run_dir.bundle)
-    table = recipe.evaluate
     before = "base" if (results / "base.json").is_file() else None
-    kept = gains(before, "bundle", results, confidence=table.confidence, samples=table.bootstrap_samples)
+    kept = gains(before, "bundle", results, confidence=Bootstrap.confidence, samples=Bootstrap.samples)
     floor = recipe.export.min_gain_kept
     kept_enough = kept.holds(floor)
     layers = TASKS[recipe.model.task].layer_changes(bundle, run_dir, base)

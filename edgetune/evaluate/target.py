@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from edgetune.evaluate.distance import Distance
 from edgetune.recipe import ModelTable
-from edgetune.runtime.task import TaskName
+from edgetune.task_names import TaskName
 
 Progress = Callable[[Mapping[str, Any]], None]
 Kind = Literal["base", "tuned", "merged", "bundle", "gguf"]

@@ -11,7 +11,7 @@ from edgetune.evaluate import classification, generation
 from edgetune.evaluate.metrics import Interval
 from edgetune.evaluate.target import Loaded, Progress, Target
 from edgetune.recipe import Recipe
-from edgetune.runtime.task import TaskName
+from edgetune.task_names import TaskName
 
 
 class Rows(Protocol):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from edgetune.data.encode import NOT_TRAINED
 from edgetune.data.prepare import Prepared
 from edgetune.errors import RunError
 from edgetune.model.base import load_merged
@@ -29,11 +30,13 @@ from edgetune.recipe import Recipe
 from edgetune.train.divergence import Diverged
 from edgetune.train.fit import Position, Training, fit
 from edgetune.train.generation import Generation
-from edgetune.train.loss import IGNORED, chunks, evaluate_loss, head_logits, trained_states, use_segments
+from edgetune.train.loss import chunks, evaluate_loss, head_logits, trained_states, use_segments
 from edgetune.train.schedule import learning_rate_share
 
 Progress = Callable[[Mapping[str, Any]], None]
 Kept = TypeVar("Kept")
+LEARNING_RATE = 1e-3
+"""The highest: a step moves a scale by about so much of it, norms and biases as they are."""
 EVALUATIONS = 4
 MOST_EVAL_ROWS = 200
 WARMUP_RATIO, LEAST_SHARE = 0.05, 0.05
@@ -78,7 +81,7 @@ def repair(
     table, started = recipe.export, time.monotonic()
     torch.manual_seed(recipe.train.seed)
     model = load_for_loss(merged, matrices, rounds_inputs=table.accuracy_level == 4)
-    schedule = Schedule("repair", table.repair_steps, table.repair_learning_rate)
+    schedule = Schedule("repair", table.repair_steps, LEARNING_RATE)
     best, curve = train_best(
         model, lambda: repaired(model), merged, rows, recipe, schedule=schedule, pad_id=pad_id, progress=progress
     )
@@ -99,7 +102,7 @@ class Schedule:
     """A short training after the training."""
 
     stage: str
-    """Its name in progress and messages, and in [export]: <stage>_learning_rate."""
+    """Its name in progress and messages, and in [export]: <stage>_steps."""
     steps: int
     learning_rate: float
     """The highest."""
@@ -151,7 +154,7 @@ def train_best(
                     best = keep()
     except Diverged as error:
         raise RunError(
-            f"{schedule.stage}, step {error.step}: {error.reason}", cure=f"lower export.{schedule.stage}_learning_rate"
+            f"{schedule.stage}, step {error.step}: {error.reason}", cure=f"set export.{schedule.stage}_steps = 0"
         ) from None
     return best, tuple(curve)
 
@@ -200,7 +203,7 @@ class RepairData(Generation):
         with torch.no_grad():
             truth = head_logits(self.teacher, true).log_softmax(-1)
         divergence = F.kl_div(logits.log_softmax(-1), truth, reduction="none", log_target=True).sum(-1)
-        by_teacher = divergence[wanted != IGNORED].sum()
+        by_teacher = divergence[wanted != NOT_TRAINED].sum()
         return by_teacher if self.recipe.export.repair_on == "teacher" else (by_labels + by_teacher) / 2
 
 

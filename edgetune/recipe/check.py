@@ -55,10 +55,9 @@ def _pair_problem(recipe: Recipe) -> str | None:
 def _plateau_problem(table: TrainTable) -> str | None:
     """What schedule = "plateau" has against other keys, or they have without it, if anything."""
     if table.schedule != "plateau":
-        for key in ("plateau_patience", "plateau_factor"):
-            if getattr(table, key) != getattr(TrainTable(), key):
-                return f'train.{key}: has no effect on schedule = "{table.schedule}"; take "plateau", or leave it out'
-        return None
+        is_default = table.plateau_patience == TrainTable.plateau_patience
+        told = f'has no effect on schedule = "{table.schedule}"; take "plateau", or leave it out'
+        return None if is_default else f"train.plateau_patience: {told}"
     stop = table.early_stopping_patience
     if stop is not None and stop <= table.plateau_patience:
         return (

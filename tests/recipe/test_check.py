@@ -38,9 +38,9 @@ def test_ways_of_rounding_that_cannot_be_are_one_line(overrides, complaint):
     ("overrides", "complaint"),
     [
         (("train.plateau_patience=2",), 'plateau_patience: has no effect on schedule = "cosine"; take "plateau"'),
-        (("train.plateau_factor=0.1", "train.schedule=linear"), 'no effect on schedule = "linear"'),
+        (("train.plateau_patience=3", "train.schedule=linear"), 'no effect on schedule = "linear"'),
         (("train.schedule=plateau", "train.early_stopping_patience=1"), "ends training before plateau_patience = 1"),
-        (("train.schedule=plateau", "train.plateau_factor=1"), "must be at most 0.95"),
+        (("train.schedule=plateau", "train.plateau_patience=0"), "must be at least 1"),
     ],
 )
 def test_a_plateau_that_cannot_be_is_one_line(overrides, complaint):
