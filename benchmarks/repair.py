@@ -1,9 +1,9 @@
-"""What wins back what int4 costs, at equal steps: repair of rounded weights, or training them on the grid before that.
+"""What wins back what int4 costs: ways of rounding, and of repair after that.
 
     python -m benchmarks.repair runs/quickstart runs/babyllama
 
 Every way starts from the run's merged weights and ends in a bundle, which is scored on the run's eval rows; the test
-rows are not looked at. Those that train do so with several seeds. Results are written after each bundle.
+rows are not looked at. The default is measured with several seeds. Results are written after each bundle.
 """
 
 from __future__ import annotations
@@ -43,22 +43,12 @@ class Way:
     seeds: int = 1
 
 
-def on_grid(steps: int, learning_rate: float, *, repair_steps: int = 0) -> dict[str, Any]:
-    """[export] for training on the grid."""
-    return {"on_grid_steps": steps, "on_grid_learning_rate": learning_rate, "repair_steps": repair_steps}
-
-
 WAYS = (
     Way("not rounded", {"precision": "fp32", "repair_steps": 0}),
     Way("rounded to the nearest", {"method": "search", "repair_steps": 0}),
     Way("GPTQ", {"repair_steps": 0}),
     Way("GPTQ, 100 steps of repair", {"repair_steps": 100}, SEEDS),
-    Way("100 steps on the grid, rate 1e-4", on_grid(100, 1e-4), SEEDS),
-    Way("100 steps on the grid, rate 3e-4", on_grid(100, 3e-4), SEEDS),
-    Way("100 steps on the grid, rate 1e-3", on_grid(100, 1e-3), SEEDS),
-    Way("50 steps on the grid, rate 3e-4, 50 of repair", on_grid(50, 3e-4, repair_steps=50), SEEDS),
     Way("GPTQ, 300 steps of repair", {"repair_steps": 300}),
-    Way("300 steps on the grid, rate 3e-4", on_grid(300, 3e-4)),
     Way("GPTQ, 100 steps of repair on the teacher", {"repair_steps": 100, "repair_on": "teacher"}),
 )
 

@@ -101,7 +101,6 @@ PUBLIC = {
     "train": {
         "train.events.read_events",
         "train.loop.train",
-        "train.on_grid.train_on_grid",
         "train.fit",
         "train.divergence.Diverged",
         "train.loss",

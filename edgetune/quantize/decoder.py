@@ -39,7 +39,7 @@ def quantize_decoder(
             source = Path(kept) / "folded"
             fold_decoder(merged, source, recipe, grid, rows, bits=bits)
             vectors = _changed_vectors(merged, source)
-        matrices = _round(source, bits, recipe, grid, rows, method=method, record=record, progress=progress)
+        matrices = _round(source, bits, recipe, grid, rows, method=method)
         if rows is not None and recipe.export.repair_steps and grid.bits < 8:
             from edgetune.quantize.repair import repair
 
@@ -67,17 +67,10 @@ def _round(
     rows: Rows | None,
     *,
     method: Method,
-    record: dict[str, Any],
-    progress: Any,
 ) -> dict[str, QuantizedMatrix]:
     """Every matrix on the grid; those of layers, where they have the grid's bits, for the rows."""
     matrices: dict[str, QuantizedMatrix] = {}
-    if rows is not None and recipe.export.on_grid_steps and grid.bits == 4:
-        from edgetune.train.on_grid import train_on_grid
-
-        trained = train_on_grid(merged, bits, recipe, grid, rows.prepared, pad_id=rows.pad_id, progress=progress)
-        matrices, record["on_grid"] = dict(trained.matrices), trained.to_json()
-    elif rows is not None and method in CALIBRATED:
+    if rows is not None and method in CALIBRATED:
         (matrices,) = calibrate(merged, [grid], recipe, rows)
         matrices = {name: matrix for name, matrix in matrices.items() if bits[name] == grid.bits}
     places = find_tensors(merged)

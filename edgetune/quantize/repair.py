@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,6 @@ from edgetune.train.loss import chunks, evaluate_loss, head_logits, trained_stat
 from edgetune.train.schedule import learning_rate_share
 
 Progress = Callable[[Mapping[str, Any]], None]
-Kept = TypeVar("Kept")
 LEARNING_RATE = 1e-3
 """The highest: a step moves a scale by about so much of it, norms and biases as they are."""
 EVALUATIONS = 4
@@ -81,10 +81,19 @@ def repair(
     table, started = recipe.export, time.monotonic()
     torch.manual_seed(recipe.train.seed)
     model = load_for_loss(merged, matrices, rounds_inputs=table.accuracy_level == 4)
-    schedule = Schedule("repair", table.repair_steps, LEARNING_RATE)
-    best, curve = train_best(
-        model, lambda: repaired(model), merged, rows, recipe, schedule=schedule, pad_id=pad_id, progress=progress
+    teacher = _teacher(merged, model.device) if table.repair_on != "labels" else None
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = Training(
+        model=model,
+        trained=trained,
+        optimizer=torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0),
+        data=RepairData(recipe, rows, pad_id, teacher),
+        steps=table.repair_steps,
+        batch_size=recipe.batch_size,
+        accumulation=recipe.train.gradient_accumulation_steps,
+        learning_rate=partial(_learning_rate, steps=table.repair_steps),
     )
+    best, curve = _train_best(training, lambda: eval_loss(model, rows, recipe, pad_id), progress)
     best_step, loss_after = min(curve, key=lambda point: (point[1], point[0]))
     return Repair(
         matrices={**matrices, **best[0]},
@@ -97,66 +106,29 @@ def repair(
     )
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """A short training after the training."""
-
-    stage: str
-    """Its name in progress and messages, and in [export]: <stage>_steps."""
-    steps: int
-    learning_rate: float
-    """The highest."""
-
-    def learning_rate_of(self, step: int) -> float:
-        """Of step 1..steps: a short warm-up, then down in a straight line."""
-        return self.learning_rate * learning_rate_share(
-            step, self.steps, schedule="linear", warmup_ratio=WARMUP_RATIO, least=LEAST_SHARE
-        )
-
-
-def train_best(
-    model: Any,
-    keep: Callable[[], Kept],
-    merged: Path,
-    rows: Prepared,
-    recipe: Recipe,
-    *,
-    schedule: Schedule,
-    pad_id: int,
-    progress: Progress | None,
-) -> tuple[Kept, tuple[tuple[int, float], ...]]:
-    """Train what is open in a model, by [export] repair_on; what `keep` gave when the eval loss was least, and losses.
-
-    The losses are (step, nats per trained token), step 0 among them: what no step made better is kept as it was.
-    """
-    target, steps = recipe.export.repair_on, schedule.steps
-    teacher = _teacher(merged, model.device) if target != "labels" else None
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = Training(
-        model=model,
-        trained=trained,
-        optimizer=torch.optim.AdamW(trained, lr=schedule.learning_rate, betas=BETAS, weight_decay=0.0),
-        data=RepairData(recipe, rows, pad_id, teacher),
-        steps=steps,
-        batch_size=recipe.batch_size,
-        accumulation=recipe.train.gradient_accumulation_steps,
-        learning_rate=schedule.learning_rate_of,
-    )
-    curve = [(0, eval_loss(model, rows, recipe, pad_id))]
-    best = keep()
+def _train_best(
+    training: Training, evaluate: Callable[[], float], progress: Progress | None
+) -> tuple[Any, tuple[tuple[int, float], ...]]:
+    """What the model held when its eval loss was least, and (step, nats per trained token), step 0 among them."""
+    curve, steps = [(0, evaluate())], training.steps
+    best = repaired(training.model)
     try:
         for step in fit(training, Position()):
             if progress:
-                progress({"stage": schedule.stage, "step": step.number, "steps": steps, "loss": step.loss})
+                progress({"stage": "repair", "step": step.number, "steps": steps, "loss": step.loss})
             if step.number * EVALUATIONS % steps < EVALUATIONS:
-                curve.append((step.number, eval_loss(model, rows, recipe, pad_id)))
+                curve.append((step.number, evaluate()))
                 if curve[-1][1] < min(value for _, value in curve[:-1]):
-                    best = keep()
+                    best = repaired(training.model)
     except Diverged as error:
-        raise RunError(
-            f"{schedule.stage}, step {error.step}: {error.reason}", cure=f"set export.{schedule.stage}_steps = 0"
-        ) from None
+        raise RunError(f"repair, step {error.step}: {error.reason}", cure="set export.repair_steps = 0") from None
     return best, tuple(curve)
+
+
+def _learning_rate(step: int, *, steps: int) -> float:
+    """Of step 1..steps: a short warm-up, then down in a straight line."""
+    share = learning_rate_share(step, steps, schedule="linear", warmup_ratio=WARMUP_RATIO, least=LEAST_SHARE)
+    return LEARNING_RATE * share
 
 
 def load_for_loss(

@@ -59,8 +59,6 @@ DECODER_KEYS = (
     "train.fused_loss",
     "export.head_bits",
     "export.int8_layers",
-    "export.on_grid_steps",
-    "export.on_grid_learning_rate",
     "export.repair_steps",
     "export.repair_on",
     "export.max_length",

@@ -23,6 +23,10 @@ class Removed:
 
 REMOVED: Mapping[str, Removed] = {
     "train.plateau_factor": Removed(0.5, "a plateau halves the learning rate, again and again"),
+    "export.on_grid_steps": Removed(
+        0, "repair does as well in as many steps, in less memory; raise export.repair_steps"
+    ),
+    "export.on_grid_learning_rate": Removed(1e-4, "it went with export.on_grid_steps"),
     "export.repair_learning_rate": Removed(1e-3, "repair keeps its best step; change export.repair_steps"),
     "evaluate.bootstrap_samples": Removed(1000, "intervals are those of 1000 resamples"),
     "evaluate.confidence": Removed(0.95, "intervals are those of 95 %"),

@@ -217,15 +217,10 @@ class ExportTable:
     """Training rows that gptq and awq round for."""
     min_gain_kept: float = at(0.97, least=0.0, most=1.0)
     """Least share of what fine-tuning gained, in score and in loss, that a bundle must keep; below it is refused."""
-    on_grid_steps: int = at(0, least=0)
-    """Steps in which the merged weights are trained on, rounded in every forward pass, before they are rounded for good
-    (straight-through; LR-QAT, arXiv:2406.06385). Holds the weights in float32; 0: none."""
-    on_grid_learning_rate: float = at(1e-4, above=0.0)
-    """The highest of these steps."""
     repair_steps: int = at(100, least=0)
     """Steps in which a decoder's scales, norms and biases are trained on the grid, its integers frozen; 0: none."""
     repair_on: Literal["labels", "teacher", "both"] = "labels"
-    """What repair learns, and on_grid_steps too: the rows' own answers, the merged model's probabilities, or both."""
+    """What repair learns: the rows' own answers, the merged model's probabilities, or both."""
     max_length: int | None = at(None, least=8)
     """Longest text, prompt and answer, in tokens; without it the base's context."""
 
