@@ -35,7 +35,6 @@ repair_steps = 0
 min_gain_kept = 0.0
 [evaluate]
 metric = "loss"
-bootstrap_samples = 100
 """
 LABELS = """
 [model]

@@ -2,7 +2,7 @@
 
 | layer | modules | third-party at module top | may import |
 |---|---|---|---|
-| 0 words | errors, recipe, files, figure, progress, text_table, ... provenance, threads | none | layer 0 |
+| 0 words | errors, recipe, files, figure, progress, text_table, task_names, ... threads | none | layer 0 |
 | 1 device | runtime | jinja2, numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quantize, assets | and torch, transformers, peft, safetensors | 0 to 2 |
 | 2 parts, too | evaluate.{metrics, text_metrics, resample, gain, closeness, ...} | the same | same |
@@ -42,6 +42,7 @@ LAYERS = {
         "progress",
         "text_table",
         "precision_names",
+        "task_names",
         "__init__",
     ),
     1: ("runtime",),
@@ -105,7 +106,6 @@ PUBLIC = {
     "train": {
         "train.events.read_events",
         "train.loop.train",
-        "train.on_grid.train_on_grid",
         "train.fit",
         "train.divergence.Diverged",
         "train.loss",

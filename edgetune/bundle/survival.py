@@ -13,6 +13,7 @@ from typing import Any
 from edgetune.bundle.task import TASKS
 from edgetune.evaluate.closeness import Closeness
 from edgetune.evaluate.ledger import Kept, closeness, gains
+from edgetune.evaluate.resample import Bootstrap
 from edgetune.files import write_json
 from edgetune.provenance import provenance
 from edgetune.quantize.precisions import PRECISIONS
@@ -28,9 +29,8 @@ def judge(recipe: Recipe, run_dir: RunDir, base: Path, results: Path, *, is_acce
     Writes results/survival.json and the verdict into the bundle's manifest; `is_accepted`: it passes all the same.
     """
     bundle = open_bundle(run_dir.bundle)
-    table = recipe.evaluate
     before = "base" if (results / "base.json").is_file() else None
-    draws: dict[str, Any] = {"confidence": table.confidence, "samples": table.bootstrap_samples}
+    draws: dict[str, Any] = {"confidence": Bootstrap.confidence, "samples": Bootstrap.samples}
     kept, close = gains(before, "bundle", results, **draws), closeness("bundle", results, **draws)
     export = recipe.export
     kept_enough = kept.holds(export.min_gain_kept, export.max_gain_kept)

@@ -70,5 +70,5 @@ def _show(result: RunResult, task: str, *, as_json: bool) -> None:
     minutes, seconds = divmod(round(result.summary["wall_s"]), 60)
     console.note(
         f"{minutes}:{seconds:02d} minutes, at most {result.summary['peak_bytes'] / 1024**2:,.0f} MiB; "
-        f"the bundle is {result.run_dir.bundle}; next: edgetune {TASKS[task].TRY_VERB} {result.run_dir.bundle}"
+        f"the bundle is {result.run_dir.bundle}; next: edgetune {TASKS[task].try_verb} {result.run_dir.bundle}"
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from edgetune.evaluate.distance import Distance
 from edgetune.progress import Progress
 from edgetune.recipe import ModelTable
-from edgetune.runtime.task import TaskName
+from edgetune.task_names import TaskName
 
 Kind = Literal["base", "tuned", "merged", "bundle", "gguf"]
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")

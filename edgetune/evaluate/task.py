@@ -12,7 +12,7 @@ from edgetune.evaluate.resample import Interval
 from edgetune.evaluate.target import Loaded, Target
 from edgetune.progress import Progress
 from edgetune.recipe import Recipe
-from edgetune.runtime.task import TaskName
+from edgetune.task_names import TaskName
 
 
 class Rows(Protocol):

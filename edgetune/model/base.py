@@ -27,7 +27,7 @@ from edgetune.model.quiet import load_bitsandbytes, quiet
 from edgetune.model.task import TASKS, check_kind, task_of
 from edgetune.model.weights import Place, find_tensors, hash_files
 from edgetune.recipe import ModelTable
-from edgetune.recipe.task import TaskName as Task
+from edgetune.task_names import TaskName as Task
 
 NANO = "edgetune:nano"
 OPTIONAL = ("pooler.",)

@@ -41,13 +41,7 @@ def quantize_decoder(
             source = Path(kept) / "smoothed"
             smooth_decoder(merged, source, recipe, grid, rows, names=calibrated)
             vectors = _changed_vectors(merged, source)
-        if rows is not None and recipe.export.on_grid_steps and grid.bits == 4:
-            from edgetune.train.on_grid import train_on_grid
-
-            bits = {name: own.bits for name, own in grids.items()}
-            trained = train_on_grid(source, bits, recipe, grid, rows.prepared, pad_id=rows.pad_id, progress=progress)
-            matrices, record["on_grid"] = dict(trained.matrices), trained.to_json()
-        elif rows is not None and method in CALIBRATED:
+        if rows is not None and method in CALIBRATED:
             (found,) = calibrate(source, [grid], recipe, rows)
             matrices = {name: matrix for name, matrix in found.items() if name in calibrated}
         places = find_tensors(source)

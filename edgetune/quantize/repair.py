@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from edgetune.data.encode import NOT_TRAINED
 from edgetune.data.prepare import Prepared
 from edgetune.errors import RunError
 from edgetune.model.base import load_merged
@@ -33,10 +35,11 @@ from edgetune.recipe import Recipe
 from edgetune.train.divergence import Diverged
 from edgetune.train.fit import Position, Training, fit
 from edgetune.train.generation import Generation
-from edgetune.train.loss import IGNORED, chunks, head_logits, trained_states, use_segments
+from edgetune.train.loss import chunks, head_logits, trained_states, use_segments
 from edgetune.train.schedule import learning_rate_share
 
-Kept = TypeVar("Kept")
+LEARNING_RATE = 1e-3
+"""The highest: a step moves a scale by about so much of it, norms and biases as they are."""
 EVALUATIONS = 4
 NEAR = 0.005
 """Nats a token: what is nearer than that to the merged model is near, by which even the best rounding to 4 bits misses
@@ -112,9 +115,19 @@ def repair(
     torch.manual_seed(recipe.train.seed)
     target = Target.of(merged, rows, recipe, pad_id)
     model = load_for_loss(merged, matrices, rounds_inputs=table.accuracy_level == 4)
-    schedule = Schedule("repair", table.repair_steps, table.repair_learning_rate)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     data = RepairData(recipe, rows, pad_id, target.teacher)
-    best, curve = train_best(model, lambda: repaired(model), data, target.truth, schedule=schedule, progress=progress)
+    training = Training(
+        model=model,
+        trained=trained,
+        optimizer=torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0),
+        data=data,
+        steps=table.repair_steps,
+        batch_size=recipe.batch_size,
+        accumulation=recipe.train.gradient_accumulation_steps,
+        learning_rate=partial(_learning_rate, steps=table.repair_steps),
+    )
+    best, curve = _train_best(training, target.truth, progress)
     first, kept = curve[0], best_of(curve)
     return Repair(
         matrices={**matrices, **best[0]},
@@ -161,64 +174,31 @@ class Target:
         return cls(truth, None if recipe.export.repair_on == "labels" else teacher)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """A short training after the training."""
-
-    stage: str
-    """Its name in progress and messages, and in [export]: <stage>_learning_rate."""
-    steps: int
-    learning_rate: float
-    """The highest."""
-
-    def learning_rate_of(self, step: int) -> float:
-        """Of step 1..steps: a short warm-up, then down in a straight line."""
-        return self.learning_rate * learning_rate_share(
-            step, self.steps, schedule="linear", warmup_ratio=WARMUP_RATIO, least=LEAST_SHARE
-        )
-
-
-def train_best(
-    model: Any,
-    keep: Callable[[], Kept],
-    data: RepairData,
-    truth: Truth,
-    *,
-    schedule: Schedule,
-    progress: Progress | None,
-) -> tuple[Kept, tuple[Look, ...]]:
-    """Train what is open in a model; what `keep` gave at the best look (see `best_of`), and all looks, step 0 first."""
-    steps, train = schedule.steps, data.recipe.train
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = Training(
-        model=model,
-        trained=trained,
-        optimizer=torch.optim.AdamW(trained, lr=schedule.learning_rate, betas=BETAS, weight_decay=0.0),
-        data=data,
-        steps=steps,
-        batch_size=data.recipe.batch_size,
-        accumulation=train.gradient_accumulation_steps,
-        learning_rate=schedule.learning_rate_of,
-    )
-    curve = [_look(0, model, truth)]
-    best = keep()
+def _train_best(training: Training, truth: Truth, progress: Progress | None) -> tuple[Any, tuple[Look, ...]]:
+    """What the model held at the best look (see `best_of`), and all looks, step 0 first."""
+    curve, steps = [_look(0, training.model, truth)], training.steps
+    best = repaired(training.model)
     try:
         for step in fit(training, Position()):
             if progress:
-                progress({"stage": schedule.stage, "step": step.number, "steps": steps, "loss": step.loss})
+                progress({"stage": "repair", "step": step.number, "steps": steps, "loss": step.loss})
             if step.number * EVALUATIONS % steps < EVALUATIONS:
-                curve.append(_look(step.number, model, truth))
+                curve.append(_look(step.number, training.model, truth))
                 if best_of(curve) is curve[-1]:
-                    best = keep()
+                    best = repaired(training.model)
     except Diverged as error:
-        raise RunError(
-            f"{schedule.stage}, step {error.step}: {error.reason}", cure=f"lower export.{schedule.stage}_learning_rate"
-        ) from None
+        raise RunError(f"repair, step {error.step}: {error.reason}", cure="set export.repair_steps = 0") from None
     return best, tuple(curve)
 
 
 def _look(step: int, model: Any, truth: Truth) -> Look:
     return Look(step, truth.rows.loss(model), truth.divergence(model))
+
+
+def _learning_rate(step: int, *, steps: int) -> float:
+    """Of step 1..steps: a short warm-up, then down in a straight line."""
+    share = learning_rate_share(step, steps, schedule="linear", warmup_ratio=WARMUP_RATIO, least=LEAST_SHARE)
+    return LEARNING_RATE * share
 
 
 def load_for_loss(
@@ -265,7 +245,7 @@ class RepairData(Generation):
         with torch.no_grad():
             truth = head_logits(self.teacher, true).log_softmax(-1)
         divergence = F.kl_div(logits.log_softmax(-1), truth, reduction="none", log_target=True).sum(-1)
-        by_teacher = divergence[wanted != IGNORED].sum()
+        by_teacher = divergence[wanted != NOT_TRAINED].sum()
         return by_teacher if self.recipe.export.repair_on == "teacher" else (by_labels + by_teacher) / 2
 
 

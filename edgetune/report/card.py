@@ -74,13 +74,13 @@ def header(subject: Subject) -> str:
     results = _results(subject)
     tags = ["edgetune", "lora"] if is_adapter else ["edgetune", "onnx"]
     if subject.bundle is not None:
-        tags += [subject.bundle.precision, *words.OPENED_BY]
+        tags += [subject.bundle.precision, *words.opened_by]
     data: dict[str, Any] = {
         "base_model": subject.base if subject.base_is_on_hub else None,
         "base_model_relation": ("adapter" if is_adapter else "quantized") if subject.base_is_on_hub else None,
         "library_name": "peft" if is_adapter else "onnx",
         "license": subject.base_licence,
-        "pipeline_tag": words.HUB_TASK,
+        "pipeline_tag": words.hub_task,
         "tags": tags,
         "datasets": sorted({name for name in subject.data.values() if _is_hub_name(name)}) or None,
         "metrics": sorted({result.metric_type for result in results}) or None,
@@ -119,7 +119,7 @@ def _results(subject: Subject) -> list[Any]:
     where = subject.scored_on or "the user's own rows"
     return [
         EvalResult(
-            task_type=subject.words.HUB_TASK,
+            task_type=subject.words.hub_task,
             dataset_type=where,
             dataset_name=where,
             metric_type=HUB_METRICS.get(item.key.rpartition(".")[2], item.key.rpartition(".")[2]),
@@ -143,7 +143,7 @@ def _what(subject: Subject) -> Iterator[str]:
     yield f"# {as_plain(subject.name)}"
     yield ""
     base = f"`{subject.base}`" if subject.base else "a base that is not recorded"
-    kind = subject.words.KIND
+    kind = subject.words.kind
     if subject.bundle is None:
         held = " in 4 bits" if subject.record.get("quantization") == "nf4" else ""
         yield f"A LoRA adapter for {base}, a {kind}, trained with EdgeTune on the base{held}."
@@ -160,13 +160,13 @@ def _use(subject: Subject) -> Iterator[str]:
     words = subject.words
     yield from ("", "## Use", "")
     if subject.bundle is None:
-        yield from _fenced("python", *_loading(subject, words.AUTO_CLASS))
-        yield from ("", words.FOLDED)
+        yield from _fenced("python", *_loading(subject, words.auto_class))
+        yield from ("", words.folded)
         return
-    yield from _fenced("sh", "pip install edgetune", words.COMMAND)
+    yield from _fenced("sh", "pip install edgetune", words.command)
     yield ""
-    yield from _fenced("python", *words.PYTHON)
-    for library in words.OPENED_BY:
+    yield from _fenced("python", *words.python)
+    for library in words.opened_by:
         yield from ("", f"It is a folder that plain {library} opens, too.")
 
 
@@ -249,7 +249,7 @@ def _limits(subject: Subject) -> Iterator[str]:
     yield from ("", "## Limits", "")
     bundle, words = subject.bundle, subject.words
     if bundle is not None:
-        yield f"- At most {bundle.context_length:,} tokens, {words.LENGTH}."
+        yield f"- At most {bundle.context_length:,} tokens, {words.length}."
         passed = bundle.verified.get("passed")
         if passed is not True:
             yield f"- {'It failed' if passed is False else 'It has not passed'} EdgeTune's verification."

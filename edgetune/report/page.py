@@ -95,7 +95,7 @@ def lead(report: Report) -> str:
             f" of {run.base}" if run.base else "",
             f" to {precision(run)} on the device" if precision(run) else "",
         )
-        return f"{task_named(run.task).RESULT}{base}, carried{end}: {models} models measured on the same rows."
+        return f"{task_named(run.task).result}{base}, carried{end}: {models} models measured on the same rows."
     parts = [f"{runs} fine-tune{'s' if runs > 1 else ''} carried to the device"] if runs else []
     if count := len(report.measurements):
         parts.append(f"{count} measurement{'s' if count > 1 else ''}")
@@ -160,7 +160,7 @@ def loss_unit(report: Report) -> str:
     """What the losses of its runs are means over, one of them."""
     found = [task_named(run.task) for run in report.runs]
     first, *others = [task for task in TASKS.values() if task in found]
-    return "".join([first.UNIT, *(f", of {task.KIND}s per {task.UNIT}" for task in others)])
+    return "".join([first.unit, *(f", of {task.kind}s per {task.unit}" for task in others)])
 
 
 def absent(report: Report) -> list[str]:

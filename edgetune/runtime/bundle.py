@@ -25,7 +25,8 @@ from edgetune.runtime.manifest import MANIFEST as MANIFEST
 from edgetune.runtime.manifest import TOKENIZER as TOKENIZER
 from edgetune.runtime.manifest import facts, is_count, table
 from edgetune.runtime.manifest import is_text as is_text
-from edgetune.runtime.task import OLD_NAMES, TASKS, TaskName
+from edgetune.runtime.task import OLD_NAMES, TASKS
+from edgetune.task_names import TaskName
 
 FORMAT_VERSION = 1
 AGAIN = "copy or export it again"

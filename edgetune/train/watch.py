@@ -24,7 +24,6 @@ def follow_plateau(parts: Parts, run_dir: RunDir, state: State, notify: Progress
         before,
         state.eval_loss,
         patience=table.plateau_patience,
-        factor=table.plateau_factor,
         least=table.min_learning_rate_ratio,
     )
     if state.plateau.cuts > before.cuts:

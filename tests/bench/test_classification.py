@@ -81,7 +81,7 @@ def test_a_torch_classifier_is_measured_and_a_run_that_did_not_end_tells_no_cost
     recipe = parse_recipe(
         f'[model]\nbase = "{tiny_encoder}"\ntask = "classification"\ncompute_dtype = "float32"\n'
         f'[data]\ntrain = "{tmp_path / "rows.jsonl"}"\neval_fraction = 0.2\n'
-        "[lora]\nr = 4\n[train]\nepochs = 1\nbatch_size = 8\n[evaluate]\nbootstrap_samples = 100\n",
+        "[lora]\nr = 4\n[train]\nepochs = 1\nbatch_size = 8\n",
         source="recipe.toml",
     )
     run_dir = RunDir(tmp_path / "run")

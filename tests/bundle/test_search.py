@@ -102,7 +102,6 @@ repair_steps = 2
 min_gain_kept = 0
 [evaluate]
 metric = "loss"
-bootstrap_samples = 100
 """
 
 

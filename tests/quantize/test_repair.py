@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgetune.data.encode import NOT_TRAINED
 from edgetune.data.prepare import prepare
 from edgetune.errors import RecipeError, RunError
 from edgetune.model.base import load_merged, load_tokenizer
@@ -22,9 +23,15 @@ from edgetune.quantize.repairable import repaired as take_out
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.grid import BundleGrid
 from edgetune.train.batches import collate_rows
-from edgetune.train.loss import IGNORED, use_segments
+from edgetune.train.loss import use_segments
 
 GRID = BundleGrid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+
+
+@pytest.fixture(autouse=True)
+def long_steps(monkeypatch) -> None:
+    """Few steps have to be seen."""
+    monkeypatch.setattr("edgetune.quantize.repair.LEARNING_RATE", 1e-2)
 
 
 @pytest.fixture
@@ -33,7 +40,7 @@ def recipe(tiny_base, tiny_rows) -> Recipe:
         model=ModelTable(base=str(tiny_base)),
         data=DataTable(train=str(tiny_rows), max_seq_len=128, eval_fraction=0.2),
         train=TrainTable(batch_size=4, gradient_accumulation_steps=1),
-        export=ExportTable(repair_steps=12, repair_learning_rate=1e-2),
+        export=ExportTable(repair_steps=12),
     )
 
 
@@ -130,7 +137,7 @@ def test_the_loss_is_that_of_the_labels_of_the_teacher_or_their_mean(recipe, tin
     for index in (0, 1, 2):
         row = rows.prepared.train[index]
         wanted = torch.tensor(row.labels)[1:]
-        trained = wanted != IGNORED
+        trained = wanted != NOT_TRAINED
         mine, its = (own_logits(each, row.input_ids)[:-1][trained].log_softmax(-1) for each in (model, teacher))
         labels -= float(mine.gather(1, wanted[trained, None]).sum())
         divergence += float((its.exp() * (its - mine)).sum())

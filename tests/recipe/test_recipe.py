@@ -36,7 +36,6 @@ def test_few_bits_and_calibration_need_the_training_rows(overrides, needs_rows):
     ("setting", "key"),
     [
         ("export.repair_steps=200", "export.repair_steps"),
-        ("export.on_grid_steps=10", "export.on_grid_steps"),
         ('export.int8_layers=["query"]', "export.int8_layers"),
         ("export.head_bits=4", "export.head_bits"),
         ("export.max_length=64", "export.max_length"),
