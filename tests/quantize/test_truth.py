@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from edgetune.data.encode import NOT_TRAINED
 from edgetune.data.prepare import prepare
 from edgetune.model.base import load_merged, load_tokenizer
 from edgetune.quantize import truth as module
 from edgetune.quantize.truth import EvalRows, Truth
 from edgetune.recipe import DataTable, ModelTable, Recipe, TrainTable
-from edgetune.train.loss import IGNORED, use_segments
+from edgetune.train.loss import use_segments
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def expected(model, rows: EvalRows) -> torch.Tensor:
     parts = []
     for index in range(len(rows.tokens)):
         row = rows.tokens[index]
-        wanted = torch.tensor(row.labels)[1:] != IGNORED
+        wanted = torch.tensor(row.labels)[1:] != NOT_TRAINED
         with torch.no_grad():
             parts.append(model(input_ids=torch.tensor([row.input_ids])).logits[0][:-1][wanted].log_softmax(-1))
     use_segments(model)
