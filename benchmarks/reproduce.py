@@ -137,6 +137,7 @@ STEPS = (
         is_full_only=True,
     ),
     _run("nano-snips", needs_data=True, is_full_only=True),
+    Step("busy", "benchmarks.busy", is_full_only=True),
     Step("repair", "benchmarks.repair", ("{work}/quickstart",), after=("quickstart",), is_full_only=True),
     Step("methods", "benchmarks.methods", ("{work}/nano-snips",), after=("nano-snips",), is_full_only=True),
 )

@@ -30,7 +30,7 @@ def test_there_are_so_many_keys() -> None:
     """A key more needs a reader, a line of the README, and a reason why no old key serves; then this number."""
     counts = {table: len(dataclasses.fields(kind)) for table, kind in TABLES.items()}
     assert (sum(counts.values()), counts) == (
-        100,
+        103,
         {
             "model": 8,
             "data": 13,
@@ -38,7 +38,7 @@ def test_there_are_so_many_keys() -> None:
             "lora": 8,
             "train": 23,
             "tune": 12,
-            "export": 13,
+            "export": 16,
             "evaluate": 7,
             "budget": 5,
         },
