@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from benchmarks.bench_tables import agree_table, page_table
 from benchmarks.memory_tables import fused_loss_table, gpu_run_table, gpu_table, planner_table, side_by_side_table
 from benchmarks.rounding_tables import int4_loss_table, methods_table, repair_table
 from benchmarks.tuned import tune_table
@@ -321,6 +322,8 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "fused_loss": fused_loss_table,
     "side_by_side": side_by_side_table,
     "tune": tune_table,
+    "agree": agree_table,
+    "page": page_table,
 }
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def _run(recipe: str, **settings: Any) -> Step:
 BANKING77 = ("--work", "{work}/banking77")
 STEPS = (
     _run("quickstart"),
+    Step("agree", "benchmarks.agree", ("--run", "{work}/quickstart"), after=("quickstart",)),
     Step("int4_loss", "benchmarks.int4_loss", needs_data=True),
     Step("decode_nano", "benchmarks.decode", ("--merged", "{work}/quickstart/merged"), after=("quickstart",)),
     Step("decode", "benchmarks.decode", ("--rounds", "3"), full=()),

@@ -131,7 +131,8 @@ PUBLIC = {
         "evaluate.live",
         "evaluate.torch_labeller",
     },
-    "report": {"report.measure", "report.table", "report.confusion"},  # what stages measure and are shown with
+    # what stages measure and are shown with
+    "report": {"report.measure", "report.table", "report.confusion", "report.figures", "report.columns"},
 }
 """What a stage offers to the other stages."""
 

@@ -115,7 +115,7 @@ def _results(subject: Subject) -> list[Any]:
     model = _own(subject)
     if model is None:
         return []
-    kinds = [item for item in _columns(subject) if item.key.split(".")[0] in ("score", "loss")]
+    kinds = [item for item in _columns(subject) if item.kind in ("score", "loss")]
     where = subject.scored_on or "the user's own rows"
     return [
         EvalResult(
@@ -132,7 +132,7 @@ def _results(subject: Subject) -> list[Any]:
 
 
 def _columns(subject: Subject) -> list[Column]:
-    return [item for item in columns(subject.models) if is_first(item.key)]
+    return [item for item in columns(subject.models) if is_first(item)]
 
 
 def _is_hub_name(name: str) -> bool:

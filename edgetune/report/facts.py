@@ -209,6 +209,8 @@ class Measurement:
     models: tuple[Model, ...]
     data: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+    """Whose stages are the targets' names."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def as_csv(report: Report) -> str:
 
 def as_markdown(report: Report) -> str:
     """Tables for a README or an issue: the models, the ledger of each run, and what was left out."""
-    shown = [item for item in columns(report.models) if is_first(item.key)]
+    shown = [item for item in columns(report.models) if is_first(item)]
     rows = [([model.name, model.source], model.values) for model in report.models]
     parts = [f"# {as_plain(report.title)}"]
     if report.models:

@@ -11,6 +11,7 @@ from edgetune.bench.classification import columns, load_bundle
 from edgetune.bench.labelling import make_texts
 from edgetune.bench.settings import Settings
 from edgetune.bench.table import plain
+from edgetune.report.figures import figures_of
 
 
 def request(word_bundle: Path, **values: object) -> dict:
@@ -59,12 +60,13 @@ def test_a_classifier_is_scored_and_timed_and_has_no_tokens_a_second(
     assert target["decode_tokens_per_s"] == target["kl"] == {"absent": "labels texts, writes none"}
     assert target["labelling"]["batch"]["16"] == {"absent": "its texts hold 12 tokens"}
     assert target["labelling"]["peak_bytes"]["1"]["cold"]["median"] > 0
+    assert {"score.accuracy", "score.macro_f1", "ece", "labelling.peak_bytes.32.warm"} <= set(figures_of(target))
     lines = plain(report).splitlines()
     assert lines[1].startswith("accuracy")
     assert not any(line.startswith("decode") for line in lines)
     both = bench([str(word_bundle), str(tiny_bundle)], settings, progress=lambda _: None)
     assert both["targets"][1]["labelling"] == {"absent": "writes text, labels none"}
-    assert "1 text of 16 tokens" in plain(both)
+    assert "texts of 16 tokens" in plain(both)
     assert "decode tokens/s" in plain(both)
 
 
