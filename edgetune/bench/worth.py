@@ -15,11 +15,11 @@ from edgetune.bench.noise import absent
 from edgetune.bench.settings import HarnessTask, Settings
 from edgetune.bench.subjects import Subject
 from edgetune.bench.task import TASKS
-from edgetune.child_process import Progress
 from edgetune.evaluate.evaluate import evaluate
 from edgetune.evaluate.task import Rows
 from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
 from edgetune.files import write_json, write_text
+from edgetune.progress import Progress
 
 NO_ROWS = "no rows: give some with --data"
 SCORES = ("score", "loss", "perplexity", "kl")
