@@ -75,6 +75,14 @@ def settled_heap() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def unsynced_files() -> Iterator[None]:
+    """No test waits for the disk to have a file, which is for power cuts: some milliseconds for each of thousands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def warm_processes() -> Iterator[None]:
     """Torch models are measured in processes that start at once, see warm_process.py."""
     from warm_process import warm_ask
