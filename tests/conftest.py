@@ -146,6 +146,45 @@ def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+FINISHED = """
+[model]
+base = "{base}"
+compute_dtype = "float32"
+[data]
+train = "{rows}"
+max_seq_len = 128
+[lora]
+r = 8
+[train]
+max_steps = 40
+batch_size = 4
+gradient_accumulation_steps = 1
+learning_rate = 2e-2
+[export]
+calibration_rows = 0
+repair_steps = 0
+[evaluate]
+metric = "loss"
+bootstrap_samples = 100
+"""
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_rows: Path) -> Path:
+    """A folder with tiny.toml and the finished run of it, runs/tiny: for tests that work on a copy."""
+    from click.testing import CliRunner
+
+    from edgetune.cli import main
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(FINISHED.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = CliRunner().invoke(main, ["run", "tiny.toml"])
+    assert done.exit_code == 0, done.stderr
+    return folder
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of public data sets: $EDGETUNE_DATA, or ../shared/data beside the repository."""
