@@ -8,12 +8,14 @@ import io
 import json
 import os
 import platform
+import shutil
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from warm_process import OWNER, servers_folder, warm_ask
 
 import edgetune  # noqa: F401  (before torch: how its threads wait)
 
@@ -23,12 +25,19 @@ pytest_plugins = ["small_models"]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Of workers side by side (-n), each keeps to a core, and so do the processes that it starts."""
+    os.environ.setdefault(OWNER, str(os.getpid()))
     worker = getattr(config, "workerinput", None)
     if worker:
         os.environ["OMP_NUM_THREADS"] = "1"
         if hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
+
+
+def pytest_unconfigure() -> None:
+    """The servers of warm processes end with pytest's first process."""
+    if os.environ.get(OWNER) == str(os.getpid()):
+        shutil.rmtree(servers_folder(), ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -84,9 +93,7 @@ def unsynced_files() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_processes() -> Iterator[None]:
-    """Torch models are measured in processes that start at once, see warm_process.py."""
-    from warm_process import warm_ask
-
+    """Models are measured in processes that start at once, see warm_process.py."""
     from edgetune.bench import measure
     from edgetune.evaluate import evaluate
 
