@@ -14,28 +14,6 @@ from edgetune.files import read_json
 from edgetune.hashes import hash_tree
 from edgetune.recipe import load_recipe
 
-RECIPE = """
-[model]
-base = "{base}"
-compute_dtype = "float32"
-[data]
-train = "{rows}"
-eval_fraction = 0.2
-max_seq_len = 128
-[lora]
-r = 8
-[train]
-max_steps = 20
-batch_size = 4
-gradient_accumulation_steps = 1
-learning_rate = 2e-2
-[export]
-calibration_rows = 0
-repair_steps = 0
-min_gain_kept = 0.0
-[evaluate]
-metric = "loss"
-"""
 LABELS = """
 [model]
 base = "{base}"
@@ -60,29 +38,17 @@ def new_rows(path, count=40):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_base, tiny_rows) -> Path:
-    """A folder with a finished run with a bundle, runs/tiny, and new rows."""
-    path = tmp_path_factory.mktemp("adapt")
-    (path / "tiny.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows))
-    new_rows(path / "new.jsonl")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        done = edgetune("run", "tiny.toml")
-    assert done.exit_code == 0, done.stderr
-    return path
-
-
 @pytest.fixture
-def here(finished, tmp_path, monkeypatch) -> Path:
-    """A copy of it, the current folder."""
-    shutil.copytree(finished, tmp_path / "copy")
+def here(finished_run, tmp_path, monkeypatch) -> Path:
+    """The current folder: a copy of a finished run with a bundle, runs/tiny, and new rows."""
+    shutil.copytree(finished_run, tmp_path / "copy")
+    new_rows(tmp_path / "copy" / "new.jsonl")
     monkeypatch.chdir(tmp_path / "copy")
     return tmp_path / "copy"
 
 
 COLUMNS = ("--set", 'data.columns={ prompt = "question", completion = "reply" }')
-SHORT = ("--set", "train.max_steps=12", "--set", "train.learning_rate=5e-3")
+SHORT = ("--set", "train.max_steps=12", "--set", "train.learning_rate=5e-3", "--set", "export.min_gain_kept=0")
 
 
 def test_new_rows_are_learned_and_the_bundle_is_replaced_where_the_old_ones_are_kept(here):

@@ -38,6 +38,22 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_files_are_on_the_disk_before_they_take_their_place(tmp_path, monkeypatch):
+    """What a power cut leaves is the old or the new one. Elsewhere tests do not wait for the disk, see conftest.py."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, path.exists())))
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    assert synced == [(path.stat().st_ino, False)]
+    synced.clear()
+    path = tmp_path / "bundle"
+    with atomic_folder(path) as temporary:
+        (temporary / "part").mkdir()
+        for name in ("a", "part/b"):
+            (temporary / name).write_text(name)
+    assert sorted(synced) == sorted(((path / name).stat().st_ino, False) for name in ("a", "part/b"))
+
+
 def test_a_full_disk_is_one_clear_error(tmp_path):
     with pytest.raises(RunError, match="cannot be written: No space left"), atomic_file(tmp_path / "a"):
         raise OSError(28, "No space left on device")

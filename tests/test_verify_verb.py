@@ -17,43 +17,11 @@ from edgetune.files import read_json
 from edgetune.recipe import load_recipe
 from edgetune.run_dir import RunDir
 
-RECIPE = """
-[model]
-base = "{base}"
-[data]
-train = "{rows}"
-max_seq_len = 128
-[lora]
-r = 8
-[train]
-max_steps = 40
-batch_size = 4
-gradient_accumulation_steps = 1
-learning_rate = 2e-2
-[export]
-calibration_rows = 0
-repair_steps = 0
-[evaluate]
-metric = "loss"
-"""
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_base, tiny_rows) -> Path:
-    """A folder with a finished run, runs/tiny."""
-    path = tmp_path_factory.mktemp("verify")
-    (path / "tiny.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        done = CliRunner().invoke(main, ["run", "tiny.toml"])
-    assert done.exit_code == 0, done.stderr
-    return path
-
 
 @pytest.fixture
-def run_dir(finished, tmp_path, monkeypatch) -> RunDir:
+def run_dir(finished_run, tmp_path, monkeypatch) -> RunDir:
     """A copy of the finished run, in the current folder."""
-    shutil.copytree(finished, tmp_path / "copy")
+    shutil.copytree(finished_run, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     return RunDir(Path("runs/tiny"))
 

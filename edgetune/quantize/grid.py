@@ -135,7 +135,7 @@ def refuse_infinite(weight: Tensor) -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch in one thread: a chunk is too small for a barrier (on two busy cores 30 to 100 times slower)."""
+    """Run torch in one thread: a chunk is too small for barriers, where all wait for a thread that has no core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

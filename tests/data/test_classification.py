@@ -19,11 +19,6 @@ ROWS = [(f"turn {word} the lamp {number}", word) for number in range(40) for wor
 
 
 @pytest.fixture
-def tokenizer(tiny_base):
-    return load_tokenizer(tiny_base)
-
-
-@pytest.fixture
 def recipe_for(tmp_path):
     def make(*overrides, source=None):
         path = source or tmp_path / "rows.jsonl"
