@@ -172,7 +172,6 @@ calibration_rows = 0
 repair_steps = 0
 [evaluate]
 metric = "loss"
-bootstrap_samples = 100
 """
 
 
