@@ -44,7 +44,7 @@ dataset_path: json
 dataset_kwargs: {data_files: {test: "ROWS"}}
 test_split: test
 output_type: multiple_choice
-doc_to_text: "{{prompt}}\\n"
+doc_to_text: "{{prompt[:9]}}"
 doc_to_choice: choices
 doc_to_target: label
 target_delimiter: ""
@@ -159,7 +159,7 @@ def perplexity(run: Path, folder: Path) -> Iterator[Check]:
 
 
 def harness(run: Path, folder: Path) -> Iterator[Check]:
-    """A local task of lm-eval: which of four answers belongs to a question, by the merged model."""
+    """A local task of lm-eval: which of four answers belongs to the beginning of a question."""
     os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
     import lm_eval
     from lm_eval.models.huggingface import HFLM
