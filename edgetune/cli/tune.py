@@ -62,9 +62,10 @@ def command(
     """Search RECIPE's hyperparameters: its [tune] table says where, how and how long.
 
     Each trial is trained on a base that stays loaded, and scored on the eval rows as its int4 model will run. The best
-    recipe is written into the study's folder. A study that was stopped or killed goes on when the same command is given
-    again; more workers join with the same command. --force begins anew.
+    recipe is written into the study's folder, after Ctrl-C the best so far. A study that was stopped or killed goes on
+    when the same command is given again; more workers join with the same command. --force begins anew.
     """
+    from edgetune.errors import is_stop
     from edgetune.tune.search import search
     from edgetune.tune.study import StudyDir
 
@@ -82,6 +83,11 @@ def command(
     progress = console.ProgressLine()
     try:
         result = search(loaded, folder, force=force, confirms=applies, progress=progress)
+    except BaseException as error:
+        if is_stop(error) and folder.results.exists():
+            progress.close()
+            _write_page(folder)
+        raise
     finally:
         progress.close()
     _write_page(folder)

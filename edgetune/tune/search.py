@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.trial import TrialState
-
-from edgetune.errors import OutOfMemoryError, RunError
+from edgetune.errors import OutOfMemoryError, RunError, is_stop
 from edgetune.files import write_json, write_text
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
@@ -30,7 +28,7 @@ from edgetune.tune.pictures import (
 )
 from edgetune.tune.run import REASON, STAGE, run_trials
 from edgetune.tune.space import describe, read_space, recipe_with
-from edgetune.tune.storage import close, quiet_optuna, reached_database
+from edgetune.tune.storage import close, is_under_way, quiet_optuna, reached_database
 from edgetune.tune.study import Progress, Search, StudyDir, has_budget, open_search, spent
 from edgetune.tune.trial import Bench
 
@@ -70,11 +68,27 @@ def search(
     with quiet_optuna(), reached_database(recipe.name):
         found = open_search(recipe, folder, force=force, bench=bench, progress=progress)
         try:
-            run_trials(found, _is_next)
+            _run(found)
             result = finish(found)
             return _confirmed(found, result) if confirms and recipe.tune.seeds > 1 else result
         finally:
             close(found.study._storage)
+
+
+def _run(found: Search) -> None:
+    """Trials until the budget is used up. What there is after a stop is written as at the end, before that goes on."""
+    try:
+        run_trials(found, _is_next)
+    except BaseException as error:
+        if is_stop(error) and best_trials(found.study):
+            finish(found)
+            found.notify(
+                {
+                    "stage": STAGE,
+                    "message": f"stopped; what it found so far is in {found.folder.path}, and it goes on later",
+                }
+            )
+        raise
 
 
 def _is_next(found: Search) -> bool | None:
@@ -126,7 +140,7 @@ def finish(found: Search) -> StudyResult:
     write_json(found.folder.results, document)
     write_text(found.folder.best, recipe.to_toml())
     _draw(found, document, pairs)
-    if not any(trial.state == TrialState.RUNNING for trial in found.study.get_trials(deepcopy=False)):
+    if not any(map(is_under_way, found.study.get_trials(deepcopy=False))):
         shutil.rmtree(found.folder.trials, ignore_errors=True)
     return StudyResult(found.folder, values, recipe, document)
 

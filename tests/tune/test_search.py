@@ -275,5 +275,42 @@ def test_progress_tells_the_best_so_far_and_what_is_left(make_recipe, folder):
     said = []
     search(make_recipe("tune.trials=2"), folder, progress=said.append)
     lines = [event["message"] for event in said if "message" in event]
-    assert lines[-1].startswith("trial 1: ")
+    assert lines[-1].startswith("trial 1: score ")
+    assert "(learning_rate 0.0" in lines[-1]
+    stages = {event["stage"] for event in said if "message" not in event}
+    assert stages == {"trial 0, 1 of 2 train", "trial 1, 2 of 2 (best 0) train"}
     assert "best so far: trial 0 with 0; 0 trials left, 0 under way" in lines[-1]
+
+
+class Terminated(BaseException):
+    """What SIGTERM raises outside of trainings."""
+
+
+@pytest.mark.parametrize("error", [Stopped("stopped", signal_number=2), KeyboardInterrupt(), Terminated()])
+def test_a_study_that_is_stopped_leaves_what_it_found_and_goes_on(make_recipe, paper_bench, folder, error):
+    def stop(_):
+        if len(paper_bench.seen) == 4:
+            (folder.trials / "trial-00003").mkdir(parents=True)
+            raise error
+
+    paper_bench.before = stop
+    recipe, said = make_recipe("tune.trials=6", "tune.pruner=none"), []
+    with pytest.raises(type(error)):
+        search(recipe, folder, progress=lambda event: said.append(event.get("message", "")))
+    found = read_json(folder.results)
+    assert [trial["state"] for trial in found["trials"]] == ["complete"] * 3 + ["fail", "waiting"]
+    assert found["best"]["loss"] == min(trial["loss"] for trial in found["trials"][:3])
+    assert load_recipe(folder.best).train.learning_rate == found["best"]["values"][LR]
+    assert said[-1] == f"stopped; what it found so far is in {folder.path}, and it goes on later"
+    assert (folder.trials / "trial-00003").is_dir()  # from whose checkpoint the trial goes on
+    result = search(recipe, folder)
+    assert [trial["state"] for trial in result.document["trials"]].count("complete") == 6
+    assert not folder.trials.exists()
+
+
+def test_a_study_that_is_stopped_before_it_found_anything_writes_nothing(make_recipe, paper_bench, folder):
+    paper_bench.before = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        search(make_recipe("tune.trials=2"), folder)
+    assert not folder.results.exists()
+    assert not folder.best.exists()
