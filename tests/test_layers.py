@@ -108,7 +108,7 @@ PUBLIC = {
         "train.classification.Classification",
         "train.schedule",
     },
-    "bundle": {"bundle.export.export"},
+    "bundle": {"bundle.export.export", "bundle.task.TASKS", "bundle.merge_base.choose_merge_base"},
     "quantize": {"quantize.decoder.quantize_decoder", "quantize.repair"},
     "evaluate": {
         "evaluate.evaluate.evaluate",

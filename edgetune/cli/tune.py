@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from edgetune.tune.study import StudyDir
 
 
+SCORED = {
+    "deployed": "each weight rounded onto the grid by itself",
+    "exported": "as export makes it",
+    "trained": "as it was trained",
+}
+"""tune.score_of for people."""
+
+
 @click.command("tune", epilog="Example: edgetune tune recipes/quickstart.toml --trials 30 --sampler tpe")
 @recipe_argument
 @set_option
@@ -147,13 +155,15 @@ def _vary(recipe: Recipe, folder: StudyDir, *, force: bool, as_json: bool) -> No
 def _table(result: StudyResult) -> str:
     found = result.document
     best, spent = found["best"], found["spent"]
-    scored = "on the grid, as it will run" if found["score_of"] == "deployed" else "as it was trained"
+    rows = f"{best.get('rows', '?')} eval rows"
+    if best.get("folds"):
+        rows = f"{best['rows']} rows held out of {len(best['folds'])} folds, their mean"
     names = zip(found["objectives"], best["objectives"], strict=True)
     weights = found["importances"] or {}
     told = ", ".join(f"{name} {share:.0%}" for name, share in list(weights.items())[:4])
     lines = [
         f"best        trial {best['number']}: {', '.join(f'{name} {value:.4g}' for name, value in names)}",
-        f"            {found['metric']} on {best.get('rows', '?')} eval rows, {scored}",
+        f"            {found['metric']} on {rows}, {SCORED[found['score_of']]}",
         *(f"  {name:<32} {_shown(value)}" for name, value in best["values"].items()),
         f"trials      {spent['trials']}, {_given_up(found)} of them given up",
         f"cost        {spent['tokens']:,} tokens, {spent['minutes']:.1f} minutes",

@@ -15,7 +15,7 @@ from edgetune.model.base import load_merged
 from edgetune.model.classifier import Classifier, float_copy, load_classifier
 from edgetune.quantize.gptq import error_spread
 from edgetune.quantize.grid import QuantizedMatrix, dequantize
-from edgetune.quantize.methods import round_weight
+from edgetune.quantize.methods import round_weight, without_rows
 from edgetune.quantize.moments import input_moments
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import CALIBRATED, Method, Recipe
@@ -70,8 +70,11 @@ def dequantized(classifier: Classifier, matrices: Mapping[str, QuantizedMatrix])
 
 
 def as_deployed(merged: Path, recipe: Recipe) -> Classifier:
-    """The merged folder on the grid of [export], rounded to the nearest, ready to answer. Raises ModelError."""
+    """The merged folder on the grid of [export], each weight rounded by itself, ready to answer. Raises ModelError."""
     classifier, grid = load_classifier(load_merged(merged), merged), grid_of(recipe.export)
     if grid is None:
         return classifier
-    return dequantized(classifier, put_on_grid(classifier, dataclasses.replace(grid, head_bits=grid.bits)))
+    method = without_rows(recipe.export.rounding)
+    return dequantized(
+        classifier, put_on_grid(classifier, dataclasses.replace(grid, head_bits=grid.bits), method=method)
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 from edgetune.quantize.gptq import quantize_calibrated
 from edgetune.quantize.grid import QuantizedMatrix, quantize
 from edgetune.quantize.scales import Chooser
-from edgetune.recipe import Method
+from edgetune.recipe import CALIBRATED, Method
 
 
 class Rounder(Protocol):
@@ -30,6 +30,11 @@ def round_weight(
     NaN or infinity.
     """
     return ROUNDERS[method](weight, spread, bits=bits, block_size=block_size, symmetric=symmetric)
+
+
+def without_rows(method: Method) -> Method:
+    """The method, or for one that needs training rows what rounds each weight by itself."""
+    return "search" if method in CALIBRATED else method
 
 
 def _alone(

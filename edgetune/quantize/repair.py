@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from edgetune.data.prepare import Prepared
-from edgetune.errors import RunError
+from edgetune.errors import DivergedError
 from edgetune.model.base import load_merged
 from edgetune.model.weights import Place
 from edgetune.quantize.grid import QuantizedMatrix
@@ -73,7 +73,7 @@ def repair(
     """Train scales, norms and biases of the merged folder's matrices (by tensor name) as [export] repair_* says.
 
     Batches are those of [train], drawn by its seed. Memory: the integers in their own bits, vectors, three numbers a
-    scale, activations as in training; with a teacher, the merged model too. Raises RunError if the loss is no number.
+    scale, activations as in training; with a teacher, the merged model too. Raises DivergedError.
     """
     table, started = recipe.export, time.monotonic()
     torch.manual_seed(recipe.train.seed)
@@ -150,7 +150,7 @@ def train_best(
                 if curve[-1][1] < min(value for _, value in curve[:-1]):
                     best = keep()
     except Diverged as error:
-        raise RunError(
+        raise DivergedError(
             f"{schedule.stage}, step {error.step}: {error.reason}", cure=f"lower export.{schedule.stage}_learning_rate"
         ) from None
     return best, tuple(curve)

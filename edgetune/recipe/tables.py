@@ -162,9 +162,10 @@ class TuneTable:
     """Of the search; train.seed is the trainings'."""
     storage: str | None = filled(None)
     """URL of a database that workers share, e.g. "postgresql+psycopg://host/name"; without it the study's own file."""
-    score_of: Literal["deployed", "trained"] = "deployed"
-    """Scored is the merged model on the grid of [export], as it will run, or the adapter on the base it was trained
-    on."""
+    score_of: Literal["deployed", "exported", "trained"] = "deployed"
+    """What is scored. exported: the merged model as export makes it, calibrated and repaired, at what that costs in
+    every trial; deployed: the merged model on the grid of [export], each weight rounded by itself; trained: the adapter
+    on the base it was trained on."""
     objectives: tuple[Literal["score", "loss", "bundle_bytes", "device_bytes", "tokens_per_s", "train_bytes"], ...] = (
         "score",
     )
