@@ -207,7 +207,7 @@ def test_a_training_that_diverges_or_runs_out_of_memory_is_a_trial_given_up(make
 @pytest.mark.usefixtures("paper_bench")
 def test_values_that_do_not_go_together_are_a_trial_given_up(make_recipe, folder):
     space = {"export.precision": ["int4", "fp16"], "export.on_grid_steps": [0, 10]}
-    result = search(make_recipe("tune.sampler=grid", space=space), folder)
+    result = search(make_recipe("tune.sampler=grid", "tune.score_of=exported", space=space), folder)
     reasons = [trial["reason"] for trial in result.document["trials"] if trial["state"] == "pruned"]
     assert len(reasons) == 1
     assert reasons[0].startswith("the recipe refuses it")
