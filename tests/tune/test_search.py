@@ -227,6 +227,35 @@ def test_a_trial_that_does_badly_is_given_up_and_its_cost_counted(make_recipe, f
     assert result.document["best"]["state"] == "complete"
 
 
+class ScoreBench(PaperBench):
+    """A workbench of a metric of which more is better: 1 at a learning rate of 0.01."""
+
+    def measure(self, recipe, folder, *, progress):
+        measured = super().measure(recipe, folder, progress=progress)
+        return dataclasses.replace(measured, score=1 / (1 + measured.loss))
+
+
+@pytest.mark.parametrize("pruner", ["halving", "hyperband"])
+def test_where_more_is_better_it_is_the_bad_trials_that_are_given_up(make_recipe, folder, pruner):
+    rates = [0.01, 0.011, 0.012, 1.0, 0.9, 0.8, 0.7, 0.6, 0.0101]
+    recipe = make_recipe(
+        f"tune.pruner={pruner}",
+        "tune.sampler=grid",
+        "tune.trials=9",
+        "evaluate.metric=exact_match",
+        space={LR: rates},
+    )
+    document = search(recipe, folder, bench=ScoreBench()).document
+    assert document["directions"] == ["maximize"]
+    assert document["best"]["values"][LR] == 0.01
+    assert document["best"]["objectives"] == [1.0]
+    given_up = [trial["values"][LR] for trial in document["trials"] if trial["state"] == "pruned"]
+    assert given_up
+    assert min(given_up) > 0.0101
+    losses = [loss for trial in document["trials"] for loss in trial["eval_losses"].values()]
+    assert min(losses) > 0
+
+
 def test_the_same_values_are_not_trained_twice(make_recipe, paper_bench, folder):
     result = search(make_recipe("tune.trials=6", "tune.pruner=none", space={"lora.r": [4, 8]}), folder)
     assert len(paper_bench.seen) == 2
