@@ -31,7 +31,7 @@ SCORED = {
 @recipe_argument
 @set_option
 @click.option("--trials", metavar="N", help="tune.trials: the study ends with so many.")
-@click.option("--sampler", metavar="NAME", help="tune.sampler: random, grid, tpe, gp or cmaes.")
+@click.option("--sampler", metavar="NAME", help="tune.sampler: auto, random, grid, tpe, gp or cmaes.")
 @click.option("--pruner", metavar="NAME", help="tune.pruner: none, halving or hyperband.")
 @click.option("--storage", metavar="URL", help="tune.storage: a database that several workers share.")
 @click.option(
