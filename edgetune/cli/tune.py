@@ -167,7 +167,8 @@ def _table(result: StudyResult) -> str:
         *(f"  {name:<32} {_shown(value)}" for name, value in best["values"].items()),
         f"trials      {spent['trials']}, {_given_up(found)} of them given up",
         f"cost        {spent['tokens']:,} tokens, {spent['minutes']:.1f} minutes",
-        *([f"matters     {told}"] if told else []),
+        f"matters     {told or found['importances_told']}",
+        *([f"            {found['importances_told']}"] if told else []),
         f"recipe      {result.folder.best}",
         f"report      {result.folder.path / 'report.html'}",
     ]

@@ -17,7 +17,7 @@ from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
 from edgetune.tune.confirm import Confirmation, confirm
 from edgetune.tune.findings import best_trials, row, values_in
-from edgetune.tune.importance import Pair, importances, interactions
+from edgetune.tune.importance import Pair, early_importances, importances, interactions, told
 from edgetune.tune.pictures import (
     draw_front,
     draw_history,
@@ -118,6 +118,7 @@ def finish(found: Search) -> StudyResult:
     values = values_in(best[0], found.space)
     recipe = dataclasses.replace(recipe_with(found.recipe, values), name=found.recipe.name)
     alone = importances(found.study, found.space, seed=found.recipe.tune.seed)
+    early = early_importances(found.study, found.space, seed=found.recipe.tune.seed)
     pairs = interactions(found.study, found.space, alone or {}, seed=found.recipe.tune.seed)
     document = {
         "recipe": found.recipe.name,
@@ -131,6 +132,8 @@ def finish(found: Search) -> StudyResult:
         "space": describe(found.space),
         "trials": [row(trial, found.space) for trial in found.study.get_trials(deepcopy=False)],
         "importances": alone,
+        "early_importances": dataclasses.asdict(early) if early else None,
+        "importances_told": told(found.study, found.space, alone, early),
         "interactions": [{"keys": list(pair.keys), "share": pair.share} for pair in pairs],
         "sampler": found.recipe.tune.sampler,
         "pruner": type(found.study.pruner).__name__,
@@ -147,7 +150,7 @@ def finish(found: Search) -> StudyResult:
 
 def _draw(found: Search, document: Mapping[str, Any], pairs: list[Pair]) -> None:
     """history, slices and parallel coordinates; of several objectives the front; of enough trials what mattered."""
-    folder, name = found.folder.path, found.recipe.name
+    folder = found.folder.path
     for picture in ("front", "importances", "interactions"):
         (folder / f"{picture}.png").unlink(missing_ok=True)  # of an earlier, shorter look
     draw_history(document, folder / "history.png")
@@ -155,11 +158,21 @@ def _draw(found: Search, document: Mapping[str, Any], pairs: list[Pair]) -> None
     draw_parallel(document, folder / "parallel.png")
     if document["front"]:
         draw_front(document, folder / "front.png")
-    if document["importances"]:
-        draw_importances(document["importances"], folder / "importances.png", title=name)
+    if views := _views(document):
+        draw_importances(views, folder / "importances.png", title=found.recipe.name)
     if pairs:
         objective = found.recipe.tune.objectives[0]
         draw_interactions(pairs, document["trials"], folder / "interactions.png", objective=objective)
+
+
+def _views(document: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Importances by what they are of: the score, and the eval loss at a time when no trial was given up yet."""
+    early, views = document["early_importances"], {}
+    if document["importances"]:
+        views[document["objectives"][0]] = document["importances"]
+    if early:
+        views[f"eval loss after {early['after']:.0%} of the training"] = early["shares"]
+    return views
 
 
 def _no_trial(found: Search) -> Exception:
