@@ -77,6 +77,7 @@ LAYERS = {
         "plan_checks",
         "planning",
         "adapt_run",
+        "adapt_scores",
         "search_run",
         "verify_run",
         "cli",
