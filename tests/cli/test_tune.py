@@ -84,6 +84,8 @@ def test_apply_writes_the_best_values_into_the_recipe_where_other_seeds_agree(re
         ["--storage", "no url"],
         ["--set", 'tune.space={ "train.epoch" = [1, 2] }'],
         ["--set", 'tune.space={ "train.epochs" = [] }'],
+        ["--set", 'tune.space={ "export.repair_steps" = [0, 9] }'],
+        ["--set", 'tune.objectives=["bundle_bytes"]'],
     ],
 )
 def test_what_cannot_stand_ends_with_2_before_anything_is_made(recipe, tmp_path, overrides):
