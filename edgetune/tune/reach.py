@@ -113,6 +113,11 @@ def _idle_reason(name: str, choices: Iterable[Any], recipe: Recipe, space: Mappi
     wanting = [choice for choice in choices if choice in MEASURED.get(name, ())] if table.score_of == "deployed" else []
     if wanting:
         return f'"{wanting[0]}" looks at rows, which score_of = "deployed" does not; take "exported"'
+    if name in FOR_ROWS and "export.precision" not in space and not recipe.export.needs_rows:
+        return f'has no effect on export.precision = "{recipe.export.precision}"; leave it out'
+    is_uncalibrated = "export.method" not in space and recipe.export.method not in MEASURED["export.method"]
+    if name == "export.calibration_rows" and is_uncalibrated:
+        return f'has no effect on export.method = "{recipe.export.method}"; leave it out'
     needs = NEEDS.get(name, ())
     if needs and not any(key in space or getattr(recipe.export, key.partition(".")[2]) for key in needs):
         return f"has no effect while {needs[0]} is 0; raise that, or search it too"

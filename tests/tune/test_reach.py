@@ -15,6 +15,7 @@ from edgetune.tune.reach import IN_TRAINING, ON_DEVICE
 from edgetune.tune.space import FIXED_KEYS, FIXED_TABLES, read_space, recipe_with
 from edgetune.tune.trial import DEVICE_BYTES_PER_S
 
+EXPORTED = 'score_of = "exported"\n'
 LR = '"train.learning_rate" = [1e-4, 1e-3]'
 
 
@@ -37,6 +38,8 @@ def space_of(tune, *lines, base="no such folder"):
         ('score_of = "exported"', ['"export.max_length" = [64, 128]'], '"export.max_length": has no effect'),
         ("", ['"train.fused_loss" = [true, false]'], 'leave it out, or add the objective "train_bytes"'),
         ('score_of = "exported"', ['"export.on_grid_learning_rate" = [1e-4, 1e-3]'], "while export.on_grid_steps is 0"),
+        (EXPORTED + '[export]\nprecision = "int8"', ['"export.repair_steps" = [0, 9]'], 'on export.precision = "int8"'),
+        (EXPORTED + '[export]\nmethod = "rtn"', ['"export.calibration_rows" = [8, 9]'], 'on export.method = "rtn"'),
         ('objectives = ["bundle_bytes"]', [LR], 'tune.objectives: "bundle_bytes" is the same in the whole space'),
         ('objectives = ["score", "tokens_per_s"]', [LR], "or search export.block_size, export.head_bits or the like"),
         ('objectives = ["score", "device_bytes"]', [], 'tune.objectives: "device_bytes" is the same'),
