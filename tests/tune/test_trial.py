@@ -239,7 +239,6 @@ def test_memory_does_not_grow_over_thirty_trials(make_recipe, tmp_path, leak_byt
         search(recipe, StudyDir(tmp_path), progress=look)
     assert len(sizes) == 30
     growth, error = slope(sizes[10:])
-    print(growth, error)
     if leak_bytes:
         assert growth - 2 * error > leak_bytes / 2
     else:
