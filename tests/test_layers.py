@@ -83,6 +83,7 @@ LAYERS = {
         "plan_checks",
         "planning",
         "adapt_run",
+        "adapt_scores",
         "search_run",
         "verify_run",
         "cli",
@@ -113,7 +114,7 @@ PUBLIC = {
         "train.classification.Classification",
         "train.schedule",
     },
-    "bundle": {"bundle.export.export"},
+    "bundle": {"bundle.export.export", "bundle.task.TASKS", "bundle.merge_base.choose_merge_base"},
     "quantize": {"quantize.decoder.quantize_decoder", "quantize.repair"},
     "evaluate": {
         "evaluate.evaluate.evaluate",

@@ -31,6 +31,7 @@ from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
 from edgetune.quantize.hessian import Rows
 from edgetune.quantize.layer_change import LayerChange
+from edgetune.quantize.load import load_on_grid
 from edgetune.quantize.matrices import round_all
 from edgetune.quantize.precisions import grid_of
 from edgetune.quantize.repair import eval_loss, load_for_loss, longer
@@ -109,6 +110,19 @@ def unconverged(repair: Mapping[str, Any] | None, epochs: float) -> str | None:
 def build_again(bundle: Bundle, merged: Path, folder: Path, recipe: Recipe) -> Bundle:
     """The decoder of `bundle` once more, as another recipe asks, weights rounded to the nearest; not verified."""
     return build_bundle(merged, folder, recipe, is_chat=bundle.chat_format.template is not None)[0]
+
+
+def as_exported(merged: Path, recipe: Recipe, *, cache: Path, progress: Progress | None = None) -> Any:
+    """The merged decoder in torch with the numbers that its bundle would hold: rounded and repaired as by `export`."""
+    grid = grid_of(recipe.export)
+    if grid is None:
+        return load_merged(merged)
+    rows = training_rows(merged, recipe, cache) if recipe.export.needs_rows else None
+    with tempfile.TemporaryDirectory(prefix=f".{merged.name}.", suffix=".grid", dir=merged.parent) as kept:
+        made = quantize_decoder(merged, Path(kept) / "grid", recipe, grid, rows=rows, progress=progress)
+        model = load_on_grid(merged, made, rounds_inputs=grid.accuracy_level == 4, vectors=made.vectors)
+    model.config._attn_implementation = "sdpa"
+    return model
 
 
 def loss_on_grid(merged: Path, recipe: Recipe, *, cache: Path) -> float:

@@ -42,6 +42,12 @@ class Task(Protocol):
     def build_again(self, bundle: Bundle, merged: Path, folder: Path, recipe: Recipe) -> Bundle:
         """The merged model of a bundle once more, in an empty folder, as another recipe asks; not verified."""
 
+    def as_exported(self, merged: Path, recipe: Recipe, *, cache: Path, progress: Progress | None = None) -> Any:
+        """The merged folder in torch with the numbers that its bundle would hold, as `export` rounds and repairs them.
+
+        Raises as `export` does, but nothing is verified.
+        """
+
     def loss_on_grid(self, merged: Path, recipe: Recipe, *, cache: Path) -> float:
         """Mean eval loss of a merged folder, rounded to the nearest on the recipe's grid, in nats."""
 

@@ -14,7 +14,7 @@ from edgetune.model.classifier import Classifier, float_copy, load_classifier
 from edgetune.quantize.gptq import inverse_factor
 from edgetune.quantize.grid import QuantizedMatrix, dequantize
 from edgetune.quantize.hessian import input_hessians
-from edgetune.quantize.methods import round_weight
+from edgetune.quantize.methods import method_of, round_weight, without_rows
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import CALIBRATED, Method, Recipe
 from edgetune.runtime.grid import Grid
@@ -67,8 +67,8 @@ def dequantized(classifier: Classifier, matrices: Mapping[str, QuantizedMatrix])
 
 
 def as_deployed(merged: Path, recipe: Recipe) -> Classifier:
-    """The merged folder on the grid of [export], rounded to the nearest, ready to answer. Raises ModelError."""
+    """The merged folder on the grid of [export], each weight rounded by itself, ready to answer. Raises ModelError."""
     classifier, grid = load_classifier(load_merged(merged), merged), grid_of(recipe.export)
     if grid is None:
         return classifier
-    return dequantized(classifier, quantize_classifier(classifier, grid))
+    return dequantized(classifier, quantize_classifier(classifier, grid, method=without_rows(method_of(recipe.export))))

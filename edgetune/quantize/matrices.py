@@ -10,21 +10,24 @@ from pathlib import Path
 from edgetune.errors import ModelError
 from edgetune.model.weights import EMBEDDING_TENSOR, HEAD_TENSOR, Place, find_tensors, read_tensor
 from edgetune.quantize.gptq import inverse_factor
-from edgetune.quantize.grid import QuantizedMatrix, quantize
+from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.hessian import Rows, layer_hessians
 from edgetune.quantize.methods import round_weight
 from edgetune.quantize.precisions import grid_of
-from edgetune.recipe import Recipe
+from edgetune.recipe import Method, Recipe
 from edgetune.runtime.grid import BundleGrid, Grid
 
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Projections of one input, which a graph computes as one product."""
 
 
-def round_all(merged: Path, grid: BundleGrid, int8_layers: Sequence[str] = ()) -> dict[str, QuantizedMatrix]:
-    """Every matrix of a merged folder that goes on the grid, rounded to the nearest; `int8_layers` as in grids_of."""
+def round_all(
+    merged: Path, grid: BundleGrid, int8_layers: Sequence[str] = (), *, method: Method = "search"
+) -> dict[str, QuantizedMatrix]:
+    """Every matrix of a merged folder that goes on the grid, rounded by itself; `int8_layers` as in grids_of."""
     places = find_tensors(merged)
-    return {name: quantize(read_tensor(places[name]), own) for name, own in grids_of(places, grid, int8_layers).items()}
+    grids = grids_of(places, grid, int8_layers)
+    return {name: round_weight(read_tensor(places[name]), own, method) for name, own in grids.items()}
 
 
 def calibrate(merged: Path, grids: Sequence[Grid], recipe: Recipe, rows: Rows) -> list[dict[str, QuantizedMatrix]]:

@@ -35,6 +35,11 @@ def method_of(table: ExportTable, *, has_rows: bool = True) -> Method:
     return table.method
 
 
+def without_rows(method: Method) -> Method:
+    """The method, or for one that needs training rows what rounds each weight by itself."""
+    return "search" if method in CALIBRATED else method
+
+
 def round_weight(weight: Tensor, grid: Grid, method: Method, factor: Tensor | None = None) -> QuantizedMatrix:
     """The weight (N, K) on the grid by a method; without `factor`, those that need it search instead.
 

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from edgetune.data.encode import NOT_TRAINED
 from edgetune.data.prepare import Prepared
-from edgetune.errors import RunError
+from edgetune.errors import DivergedError
 from edgetune.model.base import load_merged
 from edgetune.model.device import device
 from edgetune.model.weights import Place
@@ -109,7 +109,7 @@ def repair(
     """Train scales, norms and biases of the merged folder's matrices (by tensor name) as [export] repair_* says.
 
     Batches are those of [train], drawn by its seed. Memory: the integers in their own bits, vectors, three numbers a
-    scale, activations as in training; with a teacher, the merged model too. Raises RunError if the loss is no number.
+    scale, activations as in training; with a teacher, the merged model too. Raises DivergedError.
     """
     table, started = recipe.export, time.monotonic()
     torch.manual_seed(recipe.train.seed)
@@ -187,7 +187,7 @@ def _train_best(training: Training, truth: Truth, progress: Progress | None) -> 
                 if best_of(curve) is curve[-1]:
                     best = repaired(training.model)
     except Diverged as error:
-        raise RunError(f"repair, step {error.step}: {error.reason}", cure="set export.repair_steps = 0") from None
+        raise DivergedError(f"repair, step {error.step}: {error.reason}", cure="set export.repair_steps = 0") from None
     return best, tuple(curve)
 
 

@@ -168,18 +168,20 @@ class TuneTable:
     """Of all trials together, on all workers."""
     tokens: int | None = at(None, least=1, most=10**15)
     """Trained on by all trials together."""
-    sampler: Literal["random", "grid", "tpe", "gp", "cmaes"] = "tpe"
-    """How values are chosen: tree-structured Parzen estimators (Bergstra et al. 2011), a Gaussian process, CMA-ES."""
+    sampler: Literal["auto", "random", "grid", "tpe", "gp", "cmaes"] = "auto"
+    """How values are chosen: tree-structured Parzen estimators (Bergstra et al. 2011), a Gaussian process, CMA-ES.
+    auto: a grid that `trials` go through whole, else for few trials over ranges a Gaussian process, else tpe."""
     pruner: Literal["auto", "none", "halving", "hyperband"] = "auto"
     """Which trials are given up on their eval loss: by successive halving (arXiv:1810.05934) or Hyperband
-    (arXiv:1603.06560). auto: halving, of several objectives none."""
+    (arXiv:1603.06560). auto: halving; with gp, and of several objectives, none."""
     seed: int = at(0, least=0)
     """Of the search; train.seed is the trainings'."""
     storage: str | None = filled(None)
     """URL of a database that workers share, e.g. "postgresql+psycopg://host/name"; without it the study's own file."""
-    score_of: Literal["deployed", "trained"] = "deployed"
-    """Scored is the merged model on the grid of [export], as it will run, or the adapter on the base it was trained
-    on."""
+    score_of: Literal["deployed", "exported", "trained"] = "deployed"
+    """What is scored. exported: the merged model as export makes it, calibrated and repaired, at what that costs in
+    every trial; deployed: the merged model on the grid of [export], each weight rounded by itself; trained: the adapter
+    on the base it was trained on."""
     objectives: tuple[Literal["score", "loss", "bundle_bytes", "device_bytes", "tokens_per_s", "train_bytes"], ...] = (
         "score",
     )

@@ -133,6 +133,8 @@ class Study:
     """Of several objectives: trial, objectives and values of each trial of the Pareto front."""
     pictures: tuple[Picture, ...]
     provenance: Mapping[str, Any]
+    what_mattered: str = ""
+    """What stands behind the importances, or why there are none."""
 
     @property
     def data(self) -> str | None:

@@ -85,6 +85,8 @@ def _run(run: Run) -> Iterable[str]:
 def _study(study: Study) -> Iterable[str]:
     yield ""
     yield f"{study.trials} trials, {study.given_up} given up."
+    if study.what_mattered:
+        yield f"What mattered: {as_plain(study.what_mattered)}."
     for row in study.front or (study.best,):
         yield ""
         yield ", ".join(f"{as_plain(name)} {as_plain(value)}" for name, value in row.items())

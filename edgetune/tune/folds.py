@@ -107,7 +107,7 @@ def cross_validate(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None
     count = recipe.evaluate.folds or 0
     for number in range(count):
         place = run_dir.folds / f"fold-{number + 1}"
-        fold = _fold_recipe(recipe, dealt, number, place)
+        fold = fold_recipe(recipe, dealt, number, place)
         files = [hash_file(Path(name)) for name in (fold.data.train, fold.data.eval, fold.data.test) if name]
         tables = [getattr(recipe, name) for name in TABLES if name not in ("tune", "export", "budget")]
         inputs, stage = hash_values(files, hash_base(path), *tables), f"fold-{number + 1}"
@@ -126,7 +126,7 @@ def cross_validate(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None
     return result
 
 
-def _fold_recipe(recipe: Recipe, dealt: Dealt, number: int, place: Path) -> Recipe:
+def fold_recipe(recipe: Recipe, dealt: Dealt, number: int, place: Path) -> Recipe:
     """The recipe of one fold, its rows written into a folder of their own: test rows are those held out."""
     rows = place / "rows"
     write_fold(recipe, dealt, number, rows)

@@ -105,14 +105,16 @@ def draw_front(document: Mapping[str, Any], out: Path) -> None:
         axes.legend(frameon=False)
 
 
-def draw_importances(shares: Mapping[str, float], out: Path, *, title: str) -> None:
-    """Bars: what share of the variance each key explains alone."""
-    names = sorted(shares, key=lambda name: shares[name])
-    with figure(out, (7.0, 1.2 + 0.35 * len(names))) as drawn:
-        axes = drawn.add_subplot()
-        axes.barh(names, [shares[name] for name in names], color=BLUE)
-        axes.set(xlabel="share of the variance (fANOVA)", title=title)
-        axes.grid(alpha=0.25, axis="x")
+def draw_importances(views: Mapping[str, Mapping[str, float]], out: Path, *, title: str) -> None:
+    """Bars: what share of the variance each key explains alone; a panel for each view, e.g. "score"."""
+    names = list(next(iter(views.values())))[::-1]
+    with figure(out, (3.0 + 4.0 * len(views), 1.2 + 0.35 * len(names))) as drawn:
+        panels = drawn.subplots(1, len(views), squeeze=False, sharey=True)[0]
+        for axes, (view, shares) in zip(panels, views.items(), strict=True):
+            axes.barh(names, [shares[name] for name in names], color=BLUE)
+            axes.set(xlabel="share of the variance (fANOVA)", title=view)
+            axes.grid(alpha=0.25, axis="x")
+        drawn.suptitle(title)
 
 
 def draw_interactions(pairs: Sequence[Any], trials: Sequence[Mapping[str, Any]], out: Path, *, objective: str) -> None:

@@ -17,6 +17,7 @@ from edgetune.errors import RecipeError, shown
 from edgetune.model.fit import with_values
 from edgetune.recipe import MOST, Recipe, check_value, number_kind, problem_with, unknown_key
 from edgetune.tune import task
+from edgetune.tune.reach import useless
 
 GRID_POINTS = 3
 """Of a range without a step, in a grid."""
@@ -112,9 +113,7 @@ def read_space(recipe: Recipe, *, learning_rate: float | None = None) -> Space:
     Raises RecipeError with one line for each problem.
     """
     asked = recipe.tune.space
-    if not asked:
-        return default_space(recipe, learning_rate)
-    space: dict[str, Range | Choices] = {}
+    space: dict[str, Range | Choices] = {} if asked else dict(default_space(recipe, learning_rate))
     problems: list[str] = []
     for name, value in asked.items():
         try:
@@ -123,6 +122,7 @@ def read_space(recipe: Recipe, *, learning_rate: float | None = None) -> Space:
             problems.append(f'tune.space."{name}": {refusal}')
     if not problems and recipe.tune.sampler == "cmaes" and not any(isinstance(item, Range) for item in space.values()):
         problems.append('tune.sampler = "cmaes": seeks in ranges, and the space has only choices; take "tpe"')
+    problems = problems or useless(recipe, space)
     if len(problems) == 1:
         raise RecipeError(f"{recipe.name}: {problems[0]}")
     if problems:

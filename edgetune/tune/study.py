@@ -24,7 +24,7 @@ from edgetune.hashes import hash_values
 from edgetune.progress import Progress, silent
 from edgetune.recipe import TABLES, Recipe
 from edgetune.tune.findings import best_trials
-from edgetune.tune.sampling import SeededSampler, encoded, fits, grid_size, make_pruner
+from edgetune.tune.sampling import SeededSampler, encoded, fits, grid_size, make_pruner, settled
 from edgetune.tune.space import Space, describe, read_space, values_of
 from edgetune.tune.storage import close, file_url, open_storage
 from edgetune.tune.trial import Bench, Workbench
@@ -122,6 +122,7 @@ def open_search(
     bench = bench or Workbench(recipe, folder.path)
     rate = bench.learning_rate
     space = read_space(recipe, learning_rate=rate)
+    recipe = dataclasses.replace(recipe, tune=settled(recipe.tune, space))
     common: dict[str, Any] = {"storage": storage, "study_name": recipe.name, "pruner": make_pruner(recipe.tune)}
     try:
         study, is_new = optuna.create_study(**common, directions=list(directions(recipe))), True
