@@ -78,6 +78,7 @@ def test_a_trial_is_scored_on_the_grid_or_as_it_was_trained(make_recipe, tmp_pat
     assert on_grid.loss == pytest.approx(as_trained.loss, rel=0.05)
 
 
+@pytest.mark.usefixtures("labels_alone")
 def test_an_exported_trial_is_the_bundle_that_export_makes(make_recipe, tmp_path):
     recipe = make_recipe("tune.score_of=exported", "export.repair_steps=8", "export.calibration_rows=16")
     bench = Workbench(recipe, tmp_path)
