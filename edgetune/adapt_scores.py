@@ -6,16 +6,16 @@ In the flow: adapt_run.py calls it around the training, and once more for the bu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgetune.files import read_json
 from edgetune.hashes import hash_file, hash_tree, hash_values
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 
-Progress = Callable[[Mapping[str, Any]], None]
 KINDS = ("old", "new")
 COMPARED_ROWS = 5_000
 """Rows of each kind that drift is measured on, at most."""
@@ -26,10 +26,10 @@ def score_adapter(recipe: Recipe, out: RunDir, kind: str, name: str, adapter: Pa
     from edgetune.data.replay import NEW_EVAL, OLD_EVAL
     from edgetune.evaluate.evaluate import Target, evaluate, read_result
     from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
-    from edgetune.model.base import hash_base, resolve_base
+    from edgetune.model.base import base_folder, hash_base
 
     model, folder = recipe.model, out.results / f"adapt-{kind}"
-    base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)
+    base = base_folder(model)
     target = Target("tuned", name, adapter, dataclasses.replace(model, base=str(base), revision=None), model.task)
     rows = str(out.mixture / (OLD_EVAL if kind == "old" else NEW_EVAL))
     judged = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, eval=rows, test=None))
@@ -99,10 +99,10 @@ def drift_of(old: Recipe, new: Recipe, before: Mapping[str, Any]) -> dict[str, A
     """How far the new rows are from the old ones: data.drift's measures, and the loss of the adapter as it was."""
     from edgetune.data.drift import Rows, drift
     from edgetune.data.replay import sample
-    from edgetune.model.base import load_tokenizer, resolve_base
+    from edgetune.model.base import base_folder, load_tokenizer
 
     model = old.model
-    base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)
+    base = base_folder(model)
     tokenizer = load_tokenizer(base, trust_remote_code=model.trust_remote_code)
 
     def read(recipe: Recipe) -> Rows:

@@ -23,6 +23,10 @@ from edgetune.progress import Progress
 Answer = Callable[[Mapping[str, Any], Progress], Mapping[str, Any]]
 
 
+class ProcessDied(RuntimeError):
+    """A process that ended without an answer; the end of what it wrote is in the message."""
+
+
 def ask(
     arguments: Sequence[str],
     request: Mapping[str, Any],
@@ -34,7 +38,7 @@ def ask(
     """What `python -P <arguments>` answers to a request; events go to `progress`. -P: no module of the current folder
     stands in for a library.
 
-    Raises the EdgeTuneError that the process raised, OutOfMemoryError with `cure` if it was killed, RuntimeError with
+    Raises the EdgeTuneError that the process raised, OutOfMemoryError with `cure` if it was killed, ProcessDied with
     its trace for anything else. `name` says what was measured.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
@@ -131,4 +135,4 @@ def _death(name: str, code: int, log: str, cure: str) -> Exception:
         return errors.OutOfMemoryError(
             f"{name}: its process was killed while it was measured, most likely for lack of memory", cure=cure
         )
-    return RuntimeError(f"measuring {name} ended with code {code}\n{log[-4000:]}")
+    return ProcessDied(f"measuring {name} ended with code {code}\n{log[-4000:]}")

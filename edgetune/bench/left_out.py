@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from edgetune.child_process import ProcessDied
 from edgetune.errors import EdgeTuneError, Stopped, first_line
 
 _Found = TypeVar("_Found")
@@ -24,7 +25,7 @@ class LeftOut:
             return work()
         except Stopped:
             raise
-        except (EdgeTuneError, RuntimeError) as error:  # the latter is of a process that died: see child_process.ask
+        except (EdgeTuneError, ProcessDied) as error:
             self.errors.setdefault(name, error)
             return None
 

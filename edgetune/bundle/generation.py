@@ -35,7 +35,7 @@ from edgetune.quantize.load import load_on_grid
 from edgetune.quantize.matrices import round_all
 from edgetune.quantize.precisions import grid_of
 from edgetune.quantize.repair import eval_loss, load_for_loss, longer
-from edgetune.recipe import Recipe
+from edgetune.recipe import Recipe, TrainTable
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle, ChatFormat, write_manifest
 from edgetune.verify.checks import Verification
@@ -85,7 +85,7 @@ def export_folder(
             if grid is not None:
                 tell({"stage": "export", "message": f"putting the weights on the {recipe.export.precision} grid"})
                 quantized = quantize_decoder(merged, Path(kept) / "grid", recipe, grid, rows=rows, progress=progress)
-                if found := unconverged(quantized.record.get("repair"), recipe.train.epochs):
+                if found := unconverged(quantized.record.get("repair"), recipe.train):
                     tell({"stage": "export", "message": found})
             tell({"stage": "export", "message": f"building {recipe.export.precision}"})
             bundle, tokenizer = build_bundle(merged, folder, recipe, is_chat=is_chat, quantized=quantized)
@@ -95,7 +95,7 @@ def export_folder(
     return put_in_place(out, (merged, *on_disk(recipe.data)), make)
 
 
-def unconverged(repair: Mapping[str, Any] | None, epochs: float) -> str | None:
+def unconverged(repair: Mapping[str, Any] | None, table: TrainTable) -> str | None:
     """What to tell of a fine-tune that had not converged, by what repair found; None of one that had."""
     if repair is None or not repair["epochs_more"]:
         return None
@@ -103,7 +103,7 @@ def unconverged(repair: Mapping[str, Any] | None, epochs: float) -> str | None:
     return (
         f"the fine-tune had not converged: {step} steps of repair alone bring its eval loss from "
         f"{repair['loss_merged']:.4f} to {loss:.4f}. The bundle is what was measured, and no more; train longer: "
-        f"--set train.epochs={longer(epochs, repair['epochs_more']):g}"
+        f"--set {longer(table, repair['epochs_more'])}"
     )
 
 

@@ -50,7 +50,7 @@ def judge(recipe: Recipe, run_dir: RunDir, base: Path, results: Path, *, is_acce
         "accepted": is_accepted and not holds,
         "passed": holds or is_accepted,
         "verdict": verdict(kept, close, export),
-        "cure": f"try {cures(recipe, bundle)}",
+        "cure": f"try {cures(recipe, bundle, is_far=kept.is_enough(export.min_gain_kept))}",
     }
     write_json(
         results / "survival.json",
@@ -84,7 +84,9 @@ def verdict(kept: Kept, close: Closeness, asked: ExportTable) -> str:
 
 def _distances(close: Closeness, asked: ExportTable) -> Iterator[str]:
     """How far the bundle is from the fine-tune, beside what is allowed."""
-    if close.kl is not None:
+    if close.kl is None:
+        yield "how far it is from the fine-tune token by token was not measured"
+    else:
         limit = "more than the" if close.is_far(asked.max_kl) else "at most"
         yield f"{close.kl:.4f} nats a token from the fine-tune, {limit} {asked.max_kl:g} allowed"
     if close.changed_rows is not None:
@@ -92,14 +94,19 @@ def _distances(close: Closeness, asked: ExportTable) -> Iterator[str]:
         yield f"{close.changed_rows:.1%} of the rows changed, {limit} {asked.max_changed_rows:.0%} allowed"
 
 
-def cures(recipe: Recipe, bundle: Bundle) -> str:
-    """What may keep the fine-tune, as keys of `edgetune run RECIPE --set`; what the recipe has is left out."""
+def cures(recipe: Recipe, bundle: Bundle, *, is_far: bool) -> str:
+    """What may keep the fine-tune, as keys of `edgetune run RECIPE --set`; what the recipe has is left out.
+
+    `is_far`: the bundle kept the gain, and is another model: more repair would take it further.
+    """
     table, tries = recipe.export, []
     if more := (bundle.provenance.get("repair") or {}).get("epochs_more"):
-        tries.append(f"train.epochs={longer(recipe.train.epochs, more):g}")
+        tries.append(longer(recipe.train, more))
     precision = PRECISIONS[table.precision]
     if precision.has_few_bits:
-        if TASKS[recipe.model.task].IS_DECODER:
+        if TASKS[recipe.model.task].IS_DECODER and is_far and table.repair_on == "labels":
+            tries.append('export.repair_on="teacher"')
+        elif TASKS[recipe.model.task].IS_DECODER and not is_far:
             tries.append(f"export.repair_steps={max(4 * table.repair_steps, 200)}")
         if table.block_size > 16 and 16 in precision.block_sizes:
             tries.append("export.block_size=16")

@@ -72,7 +72,7 @@ def _export(
     from edgetune.bundle.task import TASKS
     from edgetune.errors import RecipeError, RunError
     from edgetune.lock import only_process
-    from edgetune.model.base import resolve_base
+    from edgetune.model.base import base_folder
     from edgetune.recipe import load_recipe
     from edgetune.run_dir import RunDir
 
@@ -85,8 +85,7 @@ def _export(
     if not task.IS_DECODER:
         cure = f"use `edgetune merge` and `edgetune export`: a {task.KIND} is merged"
         raise RecipeError(f"{source}: is a {task.KIND}'s run", cure=cure)
-    model = recipe.model
-    base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)
+    base = base_folder(recipe.model)
     with only_process(run_dir):
         if into is not None:
             return add_adapter(recipe, run_dir, base, into, name=name, force=force, progress=progress)

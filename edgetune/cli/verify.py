@@ -21,7 +21,7 @@ SHOWN_LAYERS = 5
 @click.option(
     "--min-gain-kept", type=click.FloatRange(0, 1), help="Least share of the gain.  [default: the recipe's, 0.97]"
 )
-@click.option("--force", is_flag=True, help="Accept a bundle that lost more; it is recorded in the bundle.")
+@click.option("--force", is_flag=True, help="Accept a bundle that is refused; it is recorded in the bundle.")
 @set_option
 @json_option
 def command(

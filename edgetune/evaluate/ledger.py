@@ -61,6 +61,10 @@ class Kept:
     loss: Gain | None
     """None where answers have no losses: labels."""
 
+    def is_enough(self, floor: float) -> bool:
+        """Whether no less than `floor` was kept of both."""
+        return self.holds(floor)
+
     def holds(self, floor: float, most: float = math.inf) -> bool:
         """Whether a bundle may pass with both."""
         return all(gain.holds(floor, most) for gain in (self.score, self.loss) if gain is not None)

@@ -31,7 +31,7 @@ from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.load import load_on_grid
 from edgetune.quantize.repairable import repaired
 from edgetune.quantize.truth import EvalRows, Truth
-from edgetune.recipe import Recipe
+from edgetune.recipe import Recipe, TrainTable
 from edgetune.train.divergence import Diverged
 from edgetune.train.fit import Position, Training, fit
 from edgetune.train.generation import Generation
@@ -42,10 +42,11 @@ LEARNING_RATE = 1e-3
 """The highest: a step moves a scale by about so much of it, norms and biases as they are."""
 EVALUATIONS = 4
 NEAR = 0.005
-"""Nats a token: what is nearer than that to the merged model is near, by which even the best rounding to 4 bits misses
-it (benchmarks/README.md, "Does the fine-tune survive?")."""
+"""Nats a token: what is nearer to the merged model than that is near. Roundings to 4 bits that keep all of the gain lie
+below and above it (benchmarks/README.md, "Does the fine-tune survive?")."""
 UNCONVERGED = 0.2
-"""Share by which scales alone lower the merged model's eval loss where its weights had much left to learn."""
+"""Share by which scales alone lower the merged model's eval loss where its weights had much left to learn: set by
+judgement; a converged fine-tune gains a few hundredths."""
 WARMUP_RATIO, LEAST_SHARE = 0.05, 0.05
 BETAS = (0.9, 0.99)
 
@@ -109,7 +110,9 @@ def repair(
     """Train scales, norms and biases of the merged folder's matrices (by tensor name) as [export] repair_* says.
 
     Batches are those of [train], drawn by its seed. Memory: the integers in their own bits, vectors, three numbers a
-    scale, activations as in training; with a teacher, the merged model too. Raises DivergedError.
+    scale, activations as in training; before that the merged model whole, with a teacher all the time.
+
+    Raises DivergedError.
     """
     table, started = recipe.export, time.monotonic()
     torch.manual_seed(recipe.train.seed)
@@ -153,9 +156,11 @@ def _epochs_more(curve: Sequence[Look], loss_merged: float, data: RepairData) ->
     return least.step * rows / len(data.epoch(0))
 
 
-def longer(epochs: float, more: float) -> float:
-    """The epochs to train for, where `more` of them would still have lowered the loss much for the scales alone."""
-    return epochs + max(1, math.ceil(more))
+def longer(table: TrainTable, more: float) -> str:
+    """The key that trains longer, where `more` epochs would still have lowered the loss much for the scales alone."""
+    if table.max_steps is not None:
+        return f"train.max_steps={2 * table.max_steps}"
+    return f"train.epochs={table.epochs + max(1, math.ceil(more)):g}"
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,16 @@ In the flow: merged model -> `Truth` -> repair asks it at each look how far it h
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from edgetune.data.encode import NOT_TRAINED
 from edgetune.data.prepare import Prepared
 from edgetune.data.tokens import Tokens
 from edgetune.recipe import Recipe
@@ -53,36 +56,42 @@ class EvalRows:
         )
 
 
+def spread(tokens: Tokens, most: int) -> Tokens:
+    """Rows at even distances, as many as have at most so many trained tokens together; the first where none has."""
+    seen = np.concatenate([[0], np.cumsum(tokens.labels[: tokens.offsets[-1]] != NOT_TRAINED)])
+    counts = np.diff(seen[tokens.offsets])
+    for count in range(len(tokens), 0, -1):
+        places = [place * len(tokens) // count for place in range(count)]
+        if counts[places].sum() <= most:
+            return tokens.at(places)
+    return tokens.at([0])
+
+
 @dataclass(frozen=True)
 class Truth:
     """The merged model on the eval rows."""
 
     rows: EvalRows
+    compared: EvalRows
+    """Those of the rows, at even distances, that distributions are compared on."""
     loss: float
-    """Nats per trained token."""
+    """Nats per trained token, over all the rows."""
     found: Tensor
-    """Log-probabilities of its first trained tokens, float32 (tokens, vocabulary), on the CPU."""
+    """Log-probabilities at the trained tokens of the compared rows, float32 (tokens, vocabulary), on the CPU."""
 
     @classmethod
     def measure(cls, model: Any, rows: EvalRows) -> Truth:
         """What a model says of the rows; it is not kept."""
-        parts: list[Tensor] = []
-        count = 0
-        for part in rows.log_probabilities(model):
-            most = min(MOST_TOKENS, MOST_VALUES // part.shape[-1])
-            parts.append(part[: most - count].cpu())
-            count += len(parts[-1])
-            if count >= most:
-                break
-        return cls(rows, rows.loss(model), torch.cat(parts))
+        most = min(MOST_TOKENS, MOST_VALUES // model.config.get_text_config().vocab_size)
+        compared = dataclasses.replace(rows, tokens=spread(rows.tokens, most))
+        parts = [part.cpu() for part in compared.log_probabilities(model)]
+        return cls(rows, compared, rows.loss(model), torch.cat(parts))
 
     def divergence(self, model: Any) -> float:
         """Mean Kullback-Leibler divergence of a model from this one, in nats a token; 0 where both are the same."""
         total, start = 0.0, 0
-        for part in self.rows.log_probabilities(model):
+        for part in self.compared.log_probabilities(model):
             wanted = self.found[start : start + len(part)].to(part.device)
-            total += float((wanted.exp() * (wanted - part[: len(wanted)])).sum(dtype=torch.float64))
+            total += float((wanted.exp() * (wanted - part)).sum(dtype=torch.float64))
             start += len(wanted)
-            if start == len(self.found):
-                break
         return total / max(start, 1)

@@ -22,6 +22,8 @@ from edgetune.recipe.values import check_table, closest, parse_size
 
 Places = dict[tuple[str, str | None], str]
 """(table, key) -> how a problem with it begins; (table, None) for the header."""
+SET = "--set "
+"""How a problem begins with what the command line sets."""
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -38,18 +40,24 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{shown(str(path))}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
-    return parse_recipe(text, source=str(path), name=path.stem, overrides=overrides)
+    is_of_run = (path.parent / "run.json").is_file()
+    return parse_recipe(text, source=str(path), name=path.stem, overrides=overrides, is_of_run=is_of_run)
 
 
-def parse_recipe(text: str, *, source: str, name: str = "run", overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe in a TOML text; `source` names it in messages. Raises RecipeError."""
+def parse_recipe(
+    text: str, *, source: str, name: str = "run", overrides: Iterable[str] = (), is_of_run: bool = False
+) -> Recipe:
+    """The recipe in a TOML text; `source` names it in messages. Raises RecipeError.
+
+    `is_of_run`: it was written into a run folder, perhaps by an earlier version: keys that are gone are read over.
+    """
     try:
         raw = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # the latter of brackets without end
         raise RecipeError(f"{source}: not valid TOML: {error}") from None
     places = {place: f"{source}:{line}: " for place, line in _line_numbers(text).items()}
     refused = [_apply_override(raw, override, places) for override in overrides]
-    tables, problems = _read_tables(raw, source, places)
+    tables, problems = _read_tables(raw, source, places, is_of_run=is_of_run)
     problems = [problem for problem in refused if problem] + problems
     if len(problems) == 1:
         raise RecipeError(problems[0])
@@ -63,7 +71,9 @@ def parse_recipe(text: str, *, source: str, name: str = "run", overrides: Iterab
     return recipe
 
 
-def _read_tables(raw: Mapping[str, Any], source: str, places: Places) -> tuple[dict[str, Any], list[str]]:
+def _read_tables(
+    raw: Mapping[str, Any], source: str, places: Places, *, is_of_run: bool
+) -> tuple[dict[str, Any], list[str]]:
     """The tables of a recipe by name, with the defaults of its task; and all that is wrong with them: then no table."""
 
     def place(table: str, key: str | None = None) -> str:
@@ -79,6 +89,7 @@ def _read_tables(raw: Mapping[str, Any], source: str, places: Places) -> tuple[d
         values = raw.get(table, {})
         if isinstance(values, dict):
             known, gone = without_removed(table, values)
+            gone = [item for item in gone if not is_of_run or places.get((table, item[0])) == SET]
             checked[table], found = check_table(kind, known)
             problems += [f"{place(table, key)}: {problem}" for key, problem in (*gone, *found)]
     if problems:
@@ -100,7 +111,7 @@ def _apply_override(raw: dict[str, Any], override: str, places: Places) -> str |
     values = raw.setdefault(table, {})
     if isinstance(values, dict):
         values[key] = value
-        places[(table, key)] = "--set "
+        places[(table, key)] = SET
     return None
 
 

@@ -1,7 +1,7 @@
 """Keys that recipes no longer have.
 
-The recipe in a run folder holds every key, so that one of an earlier version has these too: where it says what now
-always holds, it is read over; where it says otherwise, it is told what to do.
+The recipe in a run folder holds every key, so that one of an earlier version has these too: there they are read over.
+In a recipe of the user's own, too, where it says what now always holds; where it says otherwise, it is told what to do.
 """
 
 from __future__ import annotations

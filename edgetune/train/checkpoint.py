@@ -42,7 +42,7 @@ class State(Position):
     best_loss: float | None = None
     best_step: int = 0
     whole_loss: float | None = None
-    """On all eval rows, once the last evaluation has been; the others were on some of them."""
+    """On all eval rows, where the others were on some of them and the last step is the best."""
     evaluations_since_best: int = 0
     eval_loss: float | None = None
     train_loss: float = 0.0

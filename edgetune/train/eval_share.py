@@ -1,7 +1,7 @@
 """How many eval rows a training looks at between its steps, so that evaluations take a small share of its time.
 
 Where the eval rows are many beside what is trained on, evaluations on all of them would take longer than the training.
-Then the same part of them serves each time, and the last evaluation is on all.
+Then the same part of them serves each time. Where the last step is the best it is evaluated on all, too.
 """
 
 from __future__ import annotations

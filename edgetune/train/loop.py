@@ -49,12 +49,19 @@ MOST_EVAL_PIECES = 256
 
 
 def train(
-    recipe: Recipe, run_dir: RunDir, *, base: Any = None, force: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    run_dir: RunDir,
+    *,
+    base: Any = None,
+    is_compared: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Train the recipe's adapter in its run folder; goes on from a checkpoint there, returns at once if finished.
 
     `base`: the recipe's base, where it is loaded already (model.lend.lent takes the adapter off it afterwards).
-    `force` first empties the folder of an older run. Several processes, started by a launcher, all call this.
+    `is_compared`: with other trainings, so that each evaluation is on all eval rows. `force` first empties the folder
+    of an older run. Several processes, started by a launcher, all call this.
 
     Raises Stopped after SIGINT or SIGTERM (a checkpoint was saved), RunError for a folder of another recipe or a full
     disk, DataError for data without a trainable token, HardwareError for an optimizer this machine cannot run.
@@ -73,7 +80,7 @@ def train(
             return finished
         reset_peak()
         try:
-            result = _train(recipe, run_dir, inputs, base, notify)
+            result = _train(recipe, run_dir, inputs, base, notify, is_compared=is_compared)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -107,8 +114,10 @@ def _hash_inputs(recipe: Recipe, asked: Mapping[str, Any]) -> str:
     return hash_values(asked, hash_base(base), contents, adapter_hash)
 
 
-def _train(recipe: Recipe, run_dir: RunDir, inputs: str, base: Any, notify: Progress) -> TrainResult:
-    parts = set_up(recipe, run_dir, inputs, notify, base=base)
+def _train(
+    recipe: Recipe, run_dir: RunDir, inputs: str, base: Any, notify: Progress, *, is_compared: bool
+) -> TrainResult:
+    parts = set_up(recipe, run_dir, inputs, notify, base=base, is_compared=is_compared)
     processes.copy_from_main(parts.trained)
     start = remember(parts)
     found = processes.main_does(lambda: _find_checkpoint(parts, run_dir))

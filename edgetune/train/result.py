@@ -27,7 +27,7 @@ class TrainResult:
     train_loss: float
     """Mean since the evaluation before the last."""
     eval_loss: float | None
-    """Of the adapter that was kept, on all eval rows where it is the last, see eval_share; None without any row."""
+    """Of the adapter that was kept, over `eval_rows`; None without any row."""
     best_step: int
     tokens: int
     trained_tokens: int
@@ -51,6 +51,8 @@ class TrainResult:
     """Each overfitting.Finding."""
     processes: int = 1
     """How many trained together, at the end."""
+    eval_rows: int | None = None
+    """Rows that `eval_loss` is of: all, or some of many where an earlier step was the best; see eval_share."""
 
 
 def read_result(run_dir: RunDir, inputs: str) -> TrainResult | None:
@@ -77,12 +79,19 @@ def write_result(
     run_dir.finish("train", inputs, steps=result.steps, eval_loss=result.eval_loss)
 
 
+def eval_rows(parts: Parts, *, is_whole: bool) -> int:
+    """How many rows the eval loss of the adapter that was kept is of."""
+    rows = parts.task.prepared.eval if is_whole or parts.eval_sample is None else parts.eval_sample
+    return len(rows)
+
+
 def result_of(parts: Parts, state: State, peak_bytes: int) -> TrainResult:
     """The result of a training that stands after its last step."""
     return TrainResult(
         steps=state.step,
         train_loss=state.train_loss,
         eval_loss=state.best_loss if state.whole_loss is None else state.whole_loss,
+        eval_rows=eval_rows(parts, is_whole=state.whole_loss is not None),
         best_step=state.best_step or state.step,
         tokens=state.tokens,
         trained_tokens=state.trained_tokens,

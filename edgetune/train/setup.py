@@ -58,7 +58,7 @@ class Parts:
     """Before what the schedule makes of it."""
     eval_steps: int
     eval_sample: Any
-    """The eval rows that all evaluations but the last are on; None where all are on all."""
+    """The eval rows that evaluations are on; None where they are on all."""
     checkpoint_steps: int
     dtype: str
 
@@ -88,10 +88,19 @@ class Parts:
         return processes.is_main()
 
 
-def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Progress, *, base: Any = None) -> Parts:
+def set_up(
+    recipe: Recipe,
+    run_dir: RunDir,
+    inputs: str,
+    notify: Progress,
+    *,
+    base: Any = None,
+    is_compared: bool = False,
+) -> Parts:
     """Parts of the recipe's training; the same recipe and seed give the same parts. `inputs` is the hash of its files.
 
-    `base`: the recipe's base, where it is loaded already. Raises what data, model and lora raise.
+    `base`: the recipe's base, where it is loaded already. `is_compared`: with other trainings, so that each evaluation
+    is on all eval rows. Raises what data, model and lora raise.
     """
     check_trackers(recipe.train.trackers)
     path = base_folder(recipe.model)
@@ -109,7 +118,7 @@ def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Progress, *, ba
     optimizer = make_optimizer(model, recipe.train, learning_rate, head_share=task.head_share(learning_rate))
     optimizer = accelerator.prepare(optimizer)
     counts = _counts(recipe, len(task.epoch(0)))
-    sample = _eval_sample(recipe, task, counts)
+    sample = None if is_compared else _eval_sample(recipe, task, counts)
     for message in _messages(task, counts["steps"], learning_rate, sample):
         notify({"stage": "train", "message": message})
     inputs = hash_values(inputs, rows.train.fingerprint, rows.eval.fingerprint)
@@ -203,7 +212,7 @@ def _counts(recipe: Recipe, epoch_rows: int) -> dict[str, int]:
 
 
 def _eval_sample(recipe: Recipe, task: Task, counts: Mapping[str, int]) -> Any:
-    """The eval rows of all evaluations but the last, where eval_steps = "auto" and all rows would take too long."""
+    """The eval rows of the evaluations, where eval_steps = "auto" and all rows would take too long."""
     rows, epoch_rows = task.prepared, len(task.epoch(0))
     evaluations = counts["steps"] // counts["eval_steps"]
     if recipe.train.eval_steps != "auto" or not len(rows.eval) or evaluations < 2:
@@ -220,5 +229,7 @@ def _messages(task: Task, steps: int, learning_rate: float, sample: Any) -> list
     found = [report.summary, *report.notes, f"{steps:,} steps, learning rate {learning_rate:.2e}"]
     if sample is not None:
         count = len(task.prepared.eval)
-        found.append(f"evaluations on {len(sample):,} of the {count:,} eval rows, the last on all of them")
+        found.append(
+            f"evaluations on {len(sample):,} of the {count:,} eval rows, and on all where the last step is the best"
+        )
     return found

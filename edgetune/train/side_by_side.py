@@ -37,7 +37,7 @@ from edgetune.train.generation import Generation
 from edgetune.train.head_loss import can_fuse, fused_cross_entropy, head_weight, logit_map
 from edgetune.train.loop import find_inputs
 from edgetune.train.loss import trained_states
-from edgetune.train.result import TrainResult, write_result
+from edgetune.train.result import TrainResult, eval_rows, write_result
 from edgetune.train.setup import Parts, set_up
 from edgetune.train.side_linear import Sharing, SideLinear, branch_of, lora_layers
 from edgetune.train.variants import check_side_by_side
@@ -71,6 +71,8 @@ class _Side:
     """Its LoRA linears by their paths in the base."""
     generator: torch.Generator
     best_loss: float | None = None
+    whole_loss: float | None = None
+    """On all eval rows, where the others were on some of them and the last step is the best."""
     best_step: int = 0
     best: list[Tensor] = dataclasses.field(default_factory=list)
     train_loss: float = 0.0
@@ -238,11 +240,10 @@ def _step(side: _Side, step: int, loss: float, trained: int) -> None:
 
 
 @torch.no_grad()
-def _evaluate(base: Any, sides: Sequence[_Side], sharing: Sharing, step: int, notify: Progress) -> None:
-    """Eval loss of every adapter; weights that are the best so far are kept."""
+def _eval_losses(base: Any, sides: Sequence[_Side], sharing: Sharing, rows: Any) -> list[float]:
+    """Mean loss of every adapter over eval rows, dropout off."""
     recipe = sides[0].parts.recipe
     task = cast(Generation, sides[0].parts.task)
-    rows = task.prepared.eval
     totals, count = torch.zeros(len(sides), device=base.device), 0
     sharing.is_dropping = False
     in_flight = ROWS_IN_FLIGHT * recipe.batch_size
@@ -253,8 +254,15 @@ def _evaluate(base: Any, sides: Sequence[_Side], sharing: Sharing, step: int, no
             totals[group] += _losses(base, group, sharing, batch)
         count += batch.trained
     sharing.is_dropping = True
-    for side, total in zip(sides, totals.tolist(), strict=True):
-        loss = total / max(1, count)
+    return [total / max(1, count) for total in totals.tolist()]
+
+
+def _evaluate(base: Any, sides: Sequence[_Side], sharing: Sharing, step: int, notify: Progress) -> None:
+    """Eval loss of every adapter; weights that are the best so far are kept."""
+    parts = sides[0].parts
+    rows = parts.task.prepared.eval
+    losses = _eval_losses(base, sides, sharing, rows if parts.eval_sample is None else parts.eval_sample)
+    for side, loss in zip(sides, losses, strict=True):
         side.run_dir.append_event(
             {"stage": "train", "step": step, "eval_loss": loss, "train_loss": side.train_loss, "loss": side.train_loss}
         )
@@ -262,6 +270,9 @@ def _evaluate(base: Any, sides: Sequence[_Side], sharing: Sharing, step: int, no
             side.best_loss, side.best_step = loss, step
             side.best = [parameter.detach().clone() for parameter in side.parts.trained]
         side.train_tokens = 0
+    if parts.eval_sample is not None and step == parts.steps:
+        for side, loss in zip(sides, _eval_losses(base, sides, sharing, rows), strict=True):
+            side.whole_loss = loss if side.best_step == step else None
     found = ", ".join(f"{side.name} {side.best_loss:.4f}" for side in sides if side.best_loss is not None)
     notify({"stage": "train", "message": f"step {step}: best eval losses: {found}"})
 
@@ -281,7 +292,8 @@ def _finish(side: _Side, base: Any, cost: Mapping[str, Any]) -> TrainResult | No
     result = TrainResult(
         steps=parts.steps,
         train_loss=side.train_loss,
-        eval_loss=side.best_loss,
+        eval_loss=side.best_loss if side.whole_loss is None else side.whole_loss,
+        eval_rows=eval_rows(parts, is_whole=side.whole_loss is not None),
         best_step=side.best_step,
         tokens_per_s=cost["tokens"] / max(cost["train_s"], 1e-9),
         learning_rate=parts.learning_rate,

@@ -151,7 +151,7 @@ def _measure(recipe: Recipe, run_dir: RunDir, base: Any, file: Path, progress: P
     path = base_folder(table)
     tokenizer = load_tokenizer(path, trust_remote_code=table.trust_remote_code)
     with lent(base):
-        trained = train(recipe, run_dir, base=base, progress=progress)
+        trained = train(recipe, run_dir, base=base, is_compared=True, progress=progress)
     labels = adapters.TASKS[recipe.model.task].labels_of(run_dir.adapter)
     rows = held_out_rows(recipe, path, labels=labels)
     with lent(base):

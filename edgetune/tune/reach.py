@@ -45,7 +45,7 @@ IN_TRAINING = frozenset(
 )
 """What decides the planned peak of a training."""
 ESTIMATED: Mapping[str, frozenset[str]] = {
-    "bundle_bytes": ON_DEVICE,
+    "bundle_bytes": ON_DEVICE | {"export.max_length"},
     "device_bytes": ON_DEVICE,
     "tokens_per_s": ON_DEVICE,
     "train_bytes": IN_TRAINING,

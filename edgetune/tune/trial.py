@@ -199,7 +199,7 @@ class Workbench:
         give_back_memory()
         base = self._base(recipe.model)
         with lent(base):
-            trained = train(recipe, run_dir, base=base, progress=progress)
+            trained = train(recipe, run_dir, base=base, is_compared=True, progress=progress)
         scored = self.score(recipe, run_dir, progress=progress)
         return Measured(
             score=scored.score,

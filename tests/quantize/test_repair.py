@@ -120,7 +120,8 @@ def test_a_fine_tune_that_scales_alone_still_improve_much_is_told_how_much_longe
         done = repaired(recipe, tiny_base, rows)
         packed = len(RepairData(recipe, rows.prepared, rows.pad_id).epoch(0))
         assert done.epochs_more == (pytest.approx(36 / packed) if is_told else None)
-    assert (longer(2.0, 0.2), longer(2.0, 1.2)) == (3.0, 4.0)
+    assert [longer(TrainTable(epochs=2.0), more) for more in (0.2, 1.2)] == ["train.epochs=3", "train.epochs=4"]
+    assert longer(TrainTable(max_steps=40), 0.2) == "train.max_steps=80"
 
 
 @pytest.mark.parametrize("target", ["labels", "teacher", "both"])

@@ -66,13 +66,17 @@ def test_the_divergence_is_that_of_the_distributions(model, rows, tiny_base):
     assert truth.divergence(other) == pytest.approx(float((mine.exp() * (mine - its)).sum(-1).mean()), rel=1e-3)
 
 
-def test_it_holds_no_more_than_it_may(model, rows, monkeypatch):
-    """A bound of 10 tokens, which ends within a part: the divergence is that of the first 10."""
+def test_it_holds_no_more_than_it_may_of_rows_at_even_distances(model, rows, monkeypatch):
+    """A bound that half of the rows would exceed: fewer rows, the first among them, not the first ones."""
     whole = Truth.measure(model, rows)
-    monkeypatch.setattr(module, "MOST_TOKENS", 10)
-    short = Truth.measure(model, rows)
-    assert short.found.equal(whole.found[:10])
-    assert short.loss == whole.loss
-    assert short.divergence(model) == 0.0
-    monkeypatch.setattr(module, "MOST_VALUES", 3 * whole.found.shape[1])
-    assert len(Truth.measure(model, rows).found) == 3
+    assert len(whole.compared.tokens) == len(rows.tokens)
+    monkeypatch.setattr(module, "MOST_TOKENS", len(whole.found) // 2)
+    part = Truth.measure(model, rows)
+    assert len(part.found) <= len(whole.found) // 2
+    assert 1 < len(part.compared.tokens) < len(rows.tokens)
+    assert part.compared.tokens[0].input_ids == rows.tokens[0].input_ids
+    assert part.compared.tokens[1].input_ids != rows.tokens[1].input_ids
+    assert part.loss == whole.loss
+    assert part.divergence(model) == 0.0
+    monkeypatch.setattr(module, "MOST_VALUES", 1)
+    assert len(Truth.measure(model, rows).compared.tokens) == 1

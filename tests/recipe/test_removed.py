@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgetune.errors import RecipeError
-from edgetune.recipe import TABLES, as_toml, parse_recipe, unknown_key
+from edgetune.recipe import TABLES, as_toml, load_recipe, parse_recipe, unknown_key
 from edgetune.recipe.removed import REMOVED
 
 SMALL = '[model]\nbase = "b"\n[data]\ntrain = "t"\n'
@@ -35,3 +35,15 @@ def test_a_recipe_that_asks_for_something_else_is_told_in_one_line_what_to_do(na
     with pytest.raises(RecipeError) as caught:
         parse_recipe(SMALL, source="r.toml", overrides=[f"{name}=7"])
     assert str(caught.value) == f"--set {told}"
+
+
+def test_a_run_folder_s_own_recipe_may_say_otherwise_and_the_command_line_may_not(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    text = '[model]\nbase = "x"\n[data]\ntrain = "y"\n[evaluate]\nbootstrap_samples = 500\n'
+    (tmp_path / "recipe.toml").write_text(text)
+    assert load_recipe(tmp_path / "recipe.toml").data.train == "y"
+    with pytest.raises(RecipeError, match=r"^--set evaluate\.bootstrap_samples: was removed"):
+        load_recipe(tmp_path / "recipe.toml", ["evaluate.bootstrap_samples=400"])
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(RecipeError, match=r"recipe\.toml:6: evaluate\.bootstrap_samples: was removed"):
+        load_recipe(tmp_path / "recipe.toml")

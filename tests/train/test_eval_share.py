@@ -7,10 +7,11 @@ import pytest
 
 from edgetune.data import tokens as module
 from edgetune.run_dir import RunDir
-from edgetune.train import eval_share
+from edgetune.train import eval_share, generation
 from edgetune.train.eval_share import EVAL_SHARE, FORWARD, LEAST_ROWS, sampled_places
 from edgetune.train.events import read_events
 from edgetune.train.loop import train
+from edgetune.train.side_by_side import train_side_by_side
 
 
 def test_few_eval_rows_are_all_looked_at():
@@ -56,3 +57,32 @@ def tiny_tokens() -> module.Tokens:
     lengths = [3, 1, 4, 1, 5]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return module.Tokens(np.arange(14, dtype=np.int32), -np.arange(14, dtype=np.int32), offsets, "x")
+
+
+def test_what_is_compared_with_others_is_evaluated_on_all_rows(make_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(eval_share, "LEAST_ROWS", 3)
+    keys = ("train.eval_steps=auto", "train.max_steps=2", "data.eval_fraction=0.4")
+    run_dir = RunDir(tmp_path / "r")
+    result = train(make_recipe(*keys), run_dir, is_compared=True)
+    looked = [event["eval_loss"] for event in read_events(run_dir.events) if "eval_loss" in event]
+    assert result.eval_loss == min(looked)
+    assert result.eval_rows > 3
+
+
+def test_where_an_earlier_step_is_best_the_result_says_of_how_many_rows_it_is(make_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(eval_share, "LEAST_ROWS", 3)
+    losses = iter([3.0, 1.0, 2.0, 2.5, 2.7, 2.9])
+    monkeypatch.setattr(generation, "evaluate_loss", lambda *_, **__: (next(losses), 1))
+    keys = ("train.eval_steps=auto", "train.max_steps=6", "data.eval_fraction=0.4")
+    result = train(make_recipe(*keys), RunDir(tmp_path / "r"))
+    assert (result.eval_loss, result.best_step, result.eval_rows) == (1.0, 2, 3)
+
+
+def test_adapters_side_by_side_are_evaluated_as_each_alone(make_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(eval_share, "LEAST_ROWS", 3)
+    keys = ("train.eval_steps=auto", "train.max_steps=4", "data.eval_fraction=0.4", "train.learning_rate=1e-3")
+    recipe = make_recipe(*keys)
+    alone = train(recipe, RunDir(tmp_path / "alone"))
+    beside = train_side_by_side({"a": recipe}, tmp_path / "beside").results["a"]
+    assert beside.eval_loss == pytest.approx(alone.eval_loss, rel=1e-4)
+    assert (beside.best_step, beside.eval_rows) == (alone.best_step, alone.eval_rows)
