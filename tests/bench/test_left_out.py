@@ -11,6 +11,7 @@ import pytest
 from edgetune.bench.bench import bench
 from edgetune.bench.left_out import LeftOut
 from edgetune.bench.settings import Settings
+from edgetune.child_process import ProcessDied
 from edgetune.errors import BundleError, ModelError, RunError, Stopped
 from edgetune.evaluate.compare import compare
 from edgetune.report.read import read_report
@@ -26,7 +27,7 @@ def test_an_error_is_kept_with_its_reason_and_exit_code_and_a_stop_is_none() -> 
     assert left_out.attempt("good", lambda: 3) == 3
     left_out.attempt("a", lambda: fail(BundleError("damaged", cure="again")))
     left_out.attempt("a", lambda: fail(BundleError("later")))
-    left_out.attempt("b", lambda: fail(RuntimeError("measuring b ended with code 1\nTrace\nKeyError: 'x'\n")))
+    left_out.attempt("b", lambda: fail(ProcessDied("measuring b ended with code 1\nTrace\nKeyError: 'x'\n")))
     assert left_out.told == [
         {"target": "a", "reason": "damaged; again", "exit_code": 2},
         {"target": "b", "reason": "measuring b ended with code 1: KeyError: 'x'", "exit_code": 1},
@@ -34,6 +35,8 @@ def test_an_error_is_kept_with_its_reason_and_exit_code_and_a_stop_is_none() -> 
     left_out.refuse_if_all(1)
     with pytest.raises(BundleError, match="damaged"):
         left_out.refuse_if_all(0)
+    with pytest.raises(RuntimeError, match="a bug"):
+        left_out.attempt("c", lambda: fail(RuntimeError("a bug of ours")))
     with pytest.raises(Stopped):
         left_out.attempt("c", lambda: fail(Stopped("stopped", signal_number=2)))
 

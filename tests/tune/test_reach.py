@@ -11,7 +11,7 @@ from edgetune.errors import RecipeError
 from edgetune.model.memory import estimate
 from edgetune.model.on_device import expect_on_device
 from edgetune.recipe import TABLES, number_kind, parse_recipe
-from edgetune.tune.reach import IN_TRAINING, ON_DEVICE
+from edgetune.tune.reach import ESTIMATED, IN_TRAINING, ON_DEVICE
 from edgetune.tune.space import FIXED_KEYS, FIXED_TABLES, read_space, recipe_with
 from edgetune.tune.trial import DEVICE_BYTES_PER_S
 
@@ -102,6 +102,7 @@ OTHERS = {
     "export.merge_base": "original",
     "export.repair_on": "both",
     "export.int8_layers": ["o_proj"],
+    "export.max_length": 64,
 }
 """Other values than the default, of keys that are neither switches nor any number."""
 
@@ -131,8 +132,10 @@ def test_the_tables_are_what_the_estimates_depend_on(tiny_base):
     plain, peak, tried = on_device(recipe), estimate(recipe, on="cpu", trained_share=0.5).peak_bytes, set()
     for name, changed in others(recipe):
         tried.add(name)
-        assert all(a != b for a, b in zip(on_device(changed), plain, strict=True)) == (name in ON_DEVICE), name
+        bundle_bytes, *others_of_it = on_device(changed)
+        assert all(a != b for a, b in zip(others_of_it, plain[1:], strict=True)) == (name in ON_DEVICE), name
+        assert (bundle_bytes != plain[0]) == (name in ESTIMATED["bundle_bytes"]), name
         if name not in IN_TRAINING:
             assert estimate(changed, on="cpu", trained_share=0.5).peak_bytes == peak, name
-    assert tried > ON_DEVICE
+    assert tried > ESTIMATED["bundle_bytes"]
     assert tried > {"train.weight_decay", "train.schedule", "lora.alpha", "export.method", "export.repair_steps"}
