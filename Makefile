@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 # One process a core, each with one thread (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n logical --dist worksteal
 
-.PHONY: quickstart test test-all test-browser test-random test-newest lint upgrade benchmark clean
+.PHONY: quickstart test test-all test-browser test-random test-newest lint upgrade benchmark benchmark-check clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/edgetune run recipes/quickstart.toml
@@ -50,6 +50,10 @@ upgrade:
 # runs/benchmark keeps what is done, so that the next call goes on there. ARGS: --list, --only NAME, --full, --minutes 120 ...
 benchmark: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.reproduce $(ARGS)
+
+# Which results under benchmarks/results are older than what they measure, or were not written by their script alone.
+benchmark-check: $(VENV)/.train
+	$(BIN)/python -m benchmarks.check
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,5 +1,7 @@
 """Fills the measured parts of README.md and benchmarks/README.md from results/*.json: no number is typed by hand.
 
+Below a table whose result is older than what it measures (benchmarks/check.py) a line says so.
+
 python -m benchmarks.readme            # rewrite
 python -m benchmarks.readme --check    # exit 1 if a part differs from its JSON (a test does the same)
 """
@@ -8,19 +10,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks.bench_tables import agree_table, page_table
+from benchmarks.check import old_lines
 from benchmarks.memory_tables import fused_loss_table, gpu_run_table, gpu_table, planner_table, side_by_side_table
 from benchmarks.rounding_tables import int4_loss_table, methods_table, repair_table
 from benchmarks.tuned import tune_table
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
+ABSENT, OLD = "Not measured yet.", "Old: "
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md")
 
 
@@ -28,27 +32,36 @@ PAGES = (REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md")
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 if a page is out of date.")
 def main(check: bool) -> None:
     """Rewrite the measured parts of both pages."""
+    old = old_lines()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        filled = fill(text)
+        filled = fill(text, old=old)
         if filled != text and check:
             raise click.ClickException(f"{page.name} differs from benchmarks/results; run python -m benchmarks.readme")
         page.write_text(filled, encoding="utf-8")
 
 
-def fill(text: str, results: Path = RESULTS, *, absent: str | None = None) -> str:
+def fill(text: str, results: Path = RESULTS, *, absent: str = ABSENT, old: Mapping[str, str] | None = None) -> str:
     """The page with each part between `<!-- begin NAME -->` and `<!-- end NAME -->` made anew.
 
-    `absent` stands where a part has no result; without it that is a FileNotFoundError.
+    `absent` stands where a part has no result. `old`: what to say below a part
+    whose result is old, by its name; None leaves what the page says of that, which only git can tell.
     """
     for name, part in PARTS.items():
         pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        if pattern.search(text):
+        if there := pattern.search(text):
             file = results / f"{name}.json"
-            is_absent = absent is not None and not file.exists()
-            body = absent if is_absent else part(json.loads(file.read_text(encoding="utf-8")))
+            body = part(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else absent
+            said = _said_old(there[0]) if old is None else old.get(name)
+            body = f"{body}\n\n{OLD}{said}" if said else body
             text = pattern.sub(lambda found, body=body: f"{found[1]}{body}\n{found[2]}", text)
     return text
+
+
+def _said_old(part: str) -> str | None:
+    """What a part of a page says of its age."""
+    found = re.search(rf"(?m)^{re.escape(OLD)}(.+)$", part)
+    return found[1] if found else None
 
 
 def run_table(summary: dict[str, Any]) -> str:

@@ -207,7 +207,7 @@ def write_page(work: Path) -> Path:
     """benchmarks/README.md with the results of this machine; without pictures, which are of the published ones."""
     text = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"(?m)^!\[.*\]\(.*\)\n\n?", "", text)
-    write_text(work / "README.md", fill(text, work / "results", absent=ABSENT))
+    write_text(work / "README.md", fill(text, work / "results", absent=ABSENT, old={}))
     return work / "README.md"
 
 

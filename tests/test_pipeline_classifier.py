@@ -51,6 +51,18 @@ def test_the_table_has_the_adapter_the_merged_model_and_the_bundle(finished):
     assert "one text" in result.table
 
 
+def test_ledger_and_verdict_tell_how_far_the_labels_are_from_the_fine_tune_s(finished):
+    _, run_dir, result = finished
+    steps = {step["stage"]: step for step in json.loads((run_dir.results / "ledger.json").read_text())["stages"]}
+    assert steps["tuned"]["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert 0.0 < steps["bundle"]["kl"] < 0.1
+    assert steps["bundle"]["same_next_token"] == pytest.approx(steps["bundle"]["same_answers"], abs=0.05)
+    close = result.summary["survival"]["closeness"]
+    assert (close["kl"], close["unit"]) == (steps["bundle"]["kl"], "label")
+    assert close["changed_rows"] == pytest.approx(1.0 - steps["bundle"]["same_answers"])
+    assert "nats a label from the fine-tune, at most 0.1 allowed" in result.summary["survival"]["verdict"]
+
+
 def test_the_bundle_is_verified_calibrated_and_answers(finished):
     _, run_dir, result = finished
     bundle = open_bundle(run_dir.bundle)

@@ -88,7 +88,7 @@ def _distances(close: Closeness, asked: ExportTable) -> Iterator[str]:
         yield "how far it is from the fine-tune token by token was not measured"
     else:
         limit = "more than the" if close.is_far(asked.max_kl) else "at most"
-        yield f"{close.kl:.4f} nats a token from the fine-tune, {limit} {asked.max_kl:g} allowed"
+        yield f"{close.kl:.4f} nats a {close.unit} from the fine-tune, {limit} {asked.max_kl:g} allowed"
     if close.changed_rows is not None:
         limit = "more than the" if close.has_changed(asked.max_changed_rows) else "at most"
         yield f"{close.changed_rows:.1%} of the rows changed, {limit} {asked.max_changed_rows:.0%} allowed"

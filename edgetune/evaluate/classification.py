@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.data.read import Split
+from edgetune.evaluate.distance import distance_of_request
+from edgetune.evaluate.label_distance import LabelDistributions
 from edgetune.evaluate.label_rows import LabelSet, make_calibration_set, make_label_set, read_label_set
 from edgetune.evaluate.labeller import (
     LabelAnswer,
@@ -56,12 +58,13 @@ def rows_of_base(_: Path, labels: Sequence[str], recipe: Recipe, split: Split) -
 
 
 def load(request: Mapping[str, Any]) -> Loaded:
-    """Every row is labelled; labels have no distance."""
+    """Every row is labelled."""
     label_set, (target, own) = read_label_set(Path(request["eval_set"])), _labeller(request)
+    told = LabelDistributions(target, multi_label=label_set.multi_label)
     return Loaded(
         measure_speed=partial(measure_latency, target, latency_texts(label_set)),
-        score=lambda progress: score(target, label_set, calibrated=own, progress=progress),
-        measure_distance=lambda: None,
+        score=lambda progress: score(told, label_set, calibrated=own, progress=progress),
+        measure_distance=lambda: distance_of_request(request, told, label_set.rows),
     )
 
 

@@ -24,12 +24,15 @@ class Closeness:
     """How far a bundle is from the fine-tune."""
 
     kl: float | None
-    """Mean divergence from the fine-tune's next-token distributions, nats a token; None where none are compared."""
+    """Mean divergence from the fine-tune's distributions, nats a `unit`; None where none are compared."""
     changed_rows: float | None
-    """Share of rows whose answer is right with one and wrong with the other; None where nothing is answered."""
+    """Share of rows whose answer is right with one and wrong with the other, of classifiers whose labels differ; None
+    where nothing is answered."""
     interval: tuple[float, float] | None
     """Of the share, by bootstrap over the rows."""
     rows: int
+    unit: str = "token"
+    """What is likely or not: the next token, or of classifiers a label."""
 
     def holds(self, most_kl: float, most_changed: float) -> bool:
         """Whether a bundle may pass: not too far, and these rows do not show that too many have changed."""
@@ -48,10 +51,12 @@ class Closeness:
         return asdict(self)
 
 
-def measure_closeness(kl: float | None, scores: Sequence[tuple[float, float]], bootstrap: Bootstrap) -> Closeness:
-    """Closeness by a divergence in nats a token, and by each row's score, 0..1, of fine-tune and bundle."""
+def measure_closeness(
+    kl: float | None, scores: Sequence[tuple[float, float]], bootstrap: Bootstrap, *, unit: str = "token"
+) -> Closeness:
+    """Closeness by a divergence in nats a `unit`, and by each row's score, 0..1, of fine-tune and bundle."""
     if not scores:
-        return Closeness(kl, None, None, 0)
+        return Closeness(kl, None, None, 0, unit)
     changed = np.abs(np.subtract(*np.asarray(scores, np.float64).T)) >= CHANGED - 1e-9
     means = bootstrap.sums(changed[:, None].astype(np.float64))[:, 0] / len(changed)
-    return Closeness(kl, float(changed.mean()), bootstrap.interval(means), len(changed))
+    return Closeness(kl, float(changed.mean()), bootstrap.interval(means), len(changed), unit)

@@ -1,4 +1,4 @@
-"""How far a target is from the fine-tune, token by token: divergence and agreement of next-token distributions.
+"""How far a target is from the fine-tune: divergence and agreement of next-token (or label) distributions.
 
 The fine-tune's process writes its distributions to a file, every other target's process compares its own with them.
 Imports neither torch nor transformers.
@@ -6,14 +6,13 @@ Imports neither torch nor transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from edgetune.evaluate.rows import EvalRow
 from edgetune.files import atomic_file
 from edgetune.runtime.probabilities import log_softmax
 
@@ -26,8 +25,8 @@ MOST_TOKENS = 2048
 class Distributions(Protocol):
     """A target that tells its distributions."""
 
-    def trained_logits(self, rows: Sequence[EvalRow]) -> Iterator[np.ndarray]:
-        """Logits float32 (trained tokens, vocabulary) of each row, in order."""
+    def trained_logits(self, rows: Sequence[Any]) -> Iterator[np.ndarray]:
+        """Logits float32 (trained tokens, vocabulary) of each row, or (texts, labels) of a batch of texts."""
         ...
 
 
@@ -36,13 +35,26 @@ class Distance:
     """Two models on the same tokens, those that the loss counts; the fine-tune is the truth."""
 
     kl: float
-    """Mean Kullback-Leibler divergence, nats a token."""
+    """Mean Kullback-Leibler divergence, nats a token, of classifiers a label."""
     agreement: float
-    """Share of tokens that both find likeliest."""
+    """Share of tokens, of labels, that both find likeliest."""
     tokens: int
 
 
-def write_distributions(target: Distributions, rows: Sequence[EvalRow], path: Path) -> None:
+def distance_of_request(request: Mapping[str, Any], target: Distributions, rows: Sequence[Any]) -> Distance | None:
+    """What a request asks for (see child.py): the reference writes its distributions, and all are compared with them.
+
+    None where nobody asks, or no reference has written any.
+    """
+    if request["distributions"] is None:
+        return None
+    path = Path(request["distributions"])
+    if request["is_reference"]:
+        write_distributions(target, rows, path)
+    return measure_distance(target, rows, path) if path.exists() else None
+
+
+def write_distributions(target: Distributions, rows: Sequence[Any], path: Path) -> None:
     """Write the target's log-probabilities (tokens, vocabulary) for as many rows as the bounds above allow."""
     found, size, tokens = [], 0, 0
     for logits in target.trained_logits(rows):
@@ -54,7 +66,7 @@ def write_distributions(target: Distributions, rows: Sequence[EvalRow], path: Pa
         np.save(file, np.concatenate(found) if found else np.zeros((0, 1), np.float32))
 
 
-def measure_distance(target: Distributions, rows: Sequence[EvalRow], path: Path) -> Distance | None:
+def measure_distance(target: Distributions, rows: Sequence[Any], path: Path) -> Distance | None:
     """The distance of a target from what write_distributions wrote for the same rows; None without a token."""
     truth = np.load(path, mmap_mode="r")
     divergence, agreed, start = 0.0, 0, 0

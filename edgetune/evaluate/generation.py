@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune.data.read import Split
-from edgetune.evaluate.distance import Distance, measure_distance, write_distributions
+from edgetune.evaluate.distance import distance_of_request
 from edgetune.evaluate.metrics import FieldScore
 from edgetune.evaluate.rows import EvalSet, make_eval_set, read_eval_set
 from edgetune.evaluate.score import Answer, Answerer, Score, Speed, measure_speed, score
@@ -56,19 +56,10 @@ def load(request: Mapping[str, Any]) -> Loaded:
     """The target of a request, which scores as many of the rows as that says; distances are those of all rows."""
     whole, target = read_eval_set(Path(request["eval_set"])), _answerer(request)
     eval_set = whole.evenly(request["most_rows"])
-
-    def distance() -> Distance | None:
-        if request["distributions"] is None:
-            return None
-        path = Path(request["distributions"])
-        if request["is_reference"]:
-            write_distributions(target, whole.rows, path)
-        return measure_distance(target, whole.rows, path) if path.exists() else None
-
     return Loaded(
         measure_speed=partial(measure_speed, target, eval_set),
         score=lambda progress: score(target, eval_set, progress=progress),
-        measure_distance=distance,
+        measure_distance=lambda: distance_of_request(request, target, whole.rows),
     )
 
 

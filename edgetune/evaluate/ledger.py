@@ -38,9 +38,9 @@ class Entry:
     """None for a stage that was measured on some rows."""
     loss: float
     kl: float | None
-    """Nats a token from the fine-tune's distributions, see evaluate.distance."""
+    """Nats a token, of classifiers a label, from the fine-tune's distributions, see evaluate.distance."""
     same_next_token: float | None
-    """Share of tokens that the fine-tune finds likeliest, too."""
+    """Share of tokens, of labels, that the fine-tune finds likeliest, too."""
     same_answers: float | None
     """Share of rows with the fine-tune's answer, letter by letter."""
     first_difference: float | None
@@ -102,8 +102,12 @@ def closeness(stage: str, results: Path, *, confidence: float, samples: int) -> 
     shipped = _answers(results, stage)
     tuned = _of_rows(_answers(results, "tuned"), shipped)
     distance = read_json(results / f"{stage}.json").get("distance")
+    kl, bootstrap = distance and distance["kl"], Bootstrap(samples, confidence)
+    if "labels" in tuned[0]:
+        same = [(1.0, float(one["answer"] == other["answer"])) for one, other in zip(tuned, shipped, strict=True)]
+        return measure_closeness(kl, same, bootstrap, unit="label")
     pairs = list(zip(_points(tuned), _points(shipped), strict=True)) if _points(tuned)[0] is not None else []
-    return measure_closeness(distance and distance["kl"], pairs, Bootstrap(samples, confidence))
+    return measure_closeness(kl, pairs, bootstrap)
 
 
 def make_entries(

@@ -222,9 +222,10 @@ class ExportTable:
     max_gain_kept: float = at(1.25, least=1.0)
     """More, where the rows show it, was learned after the fine-tune was measured: refused as well."""
     max_kl: float = at(0.1, least=0.0)
-    """Farthest, in nats a token, that a bundle may be from the fine-tune in its next-token probabilities."""
+    """Farthest, in nats a token or label, that a bundle's probabilities may be from the fine-tune's."""
     max_changed_rows: float = at(0.1, least=0.0, most=1.0)
-    """Most rows, as a share, that may be right with one of the two and wrong with the other, where the rows show it."""
+    """Most rows, as a share, that may be right with one of the two and wrong with the other, or (of a classifier) get
+    other labels, where the rows show it."""
     repair_steps: int = at(100, least=0)
     """Steps in which a decoder's scales, norms and biases are trained on the grid, its integers frozen; 0: none."""
     repair_on: Literal["labels", "teacher", "both"] = "labels"

@@ -6,7 +6,7 @@ says who wrote it is the user's own, and is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +202,18 @@ def _scores(subject: Subject) -> Iterator[str]:
         found = gain.get(name) or {}
         if isinstance(found.get("kept"), float):
             yield f"Of the fine-tune's gain in {name} {found['kept']:.1%} came through to this bundle."
-    close = gain.get("closeness") or {}
+    yield from _closeness(gain.get("closeness") or {})
+
+
+def _closeness(close: Mapping[str, Any]) -> Iterator[str]:
+    """How far a bundle is from the fine-tune, as its manifest has it."""
+    labels = close.get("unit") == "label"
     if isinstance(close.get("kl"), float):
-        yield f"Its next-token probabilities are {close['kl']:.4f} nats a token from the fine-tune's."
+        what, unit = ("label", "label") if labels else ("next-token", "token")
+        yield f"Its {what} probabilities are {close['kl']:.4f} nats a {unit} from the fine-tune's."
     if isinstance(close.get("changed_rows"), float):
-        yield f"Of the rows {close['changed_rows']:.1%} are right with one of the two and wrong with the other."
+        how = "got other labels from the two" if labels else "are right with one of the two and wrong with the other"
+        yield f"Of the rows {close['changed_rows']:.1%} {how}."
 
 
 def _sizes(subject: Subject) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgetune.evaluate.distance import Distance
-from edgetune.evaluate.ledger import gains, make_entries, plain, to_json
+from edgetune.evaluate.ledger import closeness, gains, make_entries, plain, to_json
 
 
 @pytest.fixture
@@ -114,3 +114,15 @@ def test_a_classifier_s_gain_is_over_calling_every_text_the_commonest_label(tmp_
     kept = gains(None, "bundle", tmp_path, confidence=0.95, samples=100)
     assert kept.loss is None
     assert kept.score.kept == pytest.approx(0.0)
+
+
+def test_of_a_classifier_rows_whose_labels_differ_have_changed_right_or_wrong(tmp_path):
+    def write(stage: str, found: list[str]) -> None:
+        rows = [{"answer": [answer], "labels": ["a"], "correct": answer == "a"} for answer in found]
+        (tmp_path / f"{stage}-answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("tuned", ["a", "a", "b", "b"])
+    write("bundle", ["a", "b", "c", "b"])
+    (tmp_path / "bundle.json").write_text(json.dumps({"distance": {"kl": 0.02, "agreement": 0.5, "tokens": 4}}))
+    found = closeness("bundle", tmp_path, confidence=0.95, samples=100)
+    assert (found.kl, found.changed_rows, found.rows, found.unit) == (0.02, 0.5, 4, "label")

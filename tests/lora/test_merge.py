@@ -322,6 +322,56 @@ def test_names_that_other_wrappers_gave_are_read(untied_base: Path, tmp_path: Pa
     torch.testing.assert_close(logits(load_merged(tmp_path / "m")), logits(model), rtol=1e-4, atol=1e-4)
 
 
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+UNSLOTH_TARGETS = (
+    r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?"
+    rf"(?:{'|'.join(LINEARS)}).*?)|(?:\bmodel\.layers\.[\d]{{1,}}\.(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)"
+    rf"\.(?:{'|'.join(LINEARS)}))"
+)
+"""As an adapter's config has it where Unsloth chose the layers."""
+
+
+@pytest.mark.parametrize(
+    ("config", "beside"),
+    [
+        (
+            {
+                "target_modules": LINEARS,
+                "base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M",
+                "ensure_weight_tying": False,
+            },
+            ("training_args.bin", "README.md", "trainer_state.json", "optimizer.pt", "rng_state.pth"),
+        ),
+        (
+            {
+                "target_modules": UNSLOTH_TARGETS,
+                "base_model_name_or_path": "unsloth/smollm2-135m-bnb-4bit",
+                "auto_mapping": {
+                    "base_model_class": "LlamaForCausalLM",
+                    "parent_library": "transformers.models.llama.modeling_llama",
+                    "unsloth_fixed": True,
+                },
+                "task_type": "CAUSAL_LM",
+            },
+            ("README.md",),
+        ),
+    ],
+    ids=["a checkpoint of TRL's SFTTrainer", "Unsloth's save_pretrained"],
+)
+def test_adapters_laid_out_as_other_trainers_write_them_merge(
+    tiny_base: Path, tmp_path: Path, config: dict[str, Any], beside: tuple[str, ...]
+) -> None:
+    model = by_peft(tiny_base, tmp_path / "a", target_modules=LINEARS)
+    path = tmp_path / "a/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_base / name, tmp_path / "a")
+    for name in beside:
+        (tmp_path / "a" / name).write_bytes(b"not a pickle")
+    merge(tmp_path / "a", tiny_base, tmp_path / "m", merge_base="original")
+    torch.testing.assert_close(logits(load_merged(tmp_path / "m")), logits(model), rtol=1e-4, atol=1e-4)
+
+
 def test_a_head_saved_whole_under_its_adapters_name_is_read(untied_base: Path, tmp_path: Path) -> None:
     model = by_peft(untied_base, tmp_path / "a", target_modules=["q_proj"], modules_to_save=["lm_head"])
     path = tmp_path / "a/adapter_model.safetensors"

@@ -181,3 +181,35 @@ def test_what_is_damaged_is_told_and_stops_nothing(run_dir):
     assert write_cards(run_dir, progress=told.append) == [run_dir.bundle / CARD]
     assert "adapter_config.json" in told[0]["message"]
     assert not (run_dir.adapter / CARD).exists()
+
+
+CLOSE = {"kl": 0.0123, "changed_rows": 0.025, "interval": [0.0, 0.05], "rows": 40}
+
+
+@pytest.mark.parametrize(
+    ("unit", "probabilities", "rows"),
+    [
+        (
+            "token",
+            "Its next-token probabilities are 0.0123 nats a token",
+            "are right with one of the two and wrong",
+        ),
+        ("label", "Its label probabilities are 0.0123 nats a label", "got other labels from the two."),
+    ],
+)
+def test_a_card_tells_how_close_the_bundle_is_to_what_was_measured(run_dir, unit, probabilities, rows):
+    gain = {"score": {"kept": 0.981}, "loss": None, "closeness": {**CLOSE, "unit": unit}}
+    bundle = open_bundle(run_dir.bundle)
+    write_manifest(dataclasses.replace(bundle, verified={"passed": True, "gain_kept": gain}))
+    write_cards(run_dir)
+    text = (run_dir.bundle / CARD).read_text(encoding="utf-8")
+    assert "Of the fine-tune's gain in score 98.1% came through to this bundle." in text
+    assert f"{probabilities} from the fine-tune's." in text
+    assert f"Of the rows 2.5% {rows}" in text
+
+
+def test_a_card_of_a_bundle_that_was_not_compared_says_nothing_of_it(run_dir):
+    write_cards(run_dir)
+    text = (run_dir.bundle / CARD).read_text(encoding="utf-8")
+    assert "probabilities" not in text
+    assert "Of the rows" not in text
