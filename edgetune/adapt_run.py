@@ -183,7 +183,7 @@ def _score(recipe: Recipe, out: RunDir, kind: str, name: str, adapter: Path, pro
     file = folder / f"{name}.json"
     if out.is_current(stage, inputs) and file.exists():
         return read_result(read_json(file))
-    result = evaluate(target, folder / EVAL_SET_FILE, folder, progress=progress)
+    result = evaluate(target, folder / EVAL_SET_FILE, folder, budget=recipe.budget, progress=progress)
     out.finish(stage, inputs)
     return result
 

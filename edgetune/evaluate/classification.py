@@ -62,6 +62,7 @@ def load(request: Mapping[str, Any]) -> Loaded:
         measure_speed=partial(measure_latency, target, latency_texts(label_set)),
         score=lambda progress: score(target, label_set, calibrated=own, progress=progress),
         measure_distance=lambda: None,
+        note=getattr(target, "note", ""),
     )
 
 

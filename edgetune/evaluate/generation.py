@@ -69,6 +69,7 @@ def load(request: Mapping[str, Any]) -> Loaded:
         measure_speed=partial(measure_speed, target, eval_set),
         score=lambda progress: score(target, eval_set, progress=progress),
         measure_distance=distance,
+        note=getattr(target, "note", ""),
     )
 
 
