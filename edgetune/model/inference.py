@@ -65,7 +65,7 @@ def find_place(
     lean = dataclasses.replace(table, compute_dtype="bfloat16") if table.compute_dtype == "auto" else table
     held = table if left(cpu, table) >= 0 else lean
     lacking = (least - there) / 1024**2
-    note = f"{name} is put on the CPU, which is slower: the GPU lacks {lacking:,.0f} MiB; see evaluate.max_rows"
+    note = f"{name} is put on the CPU, which is slower: the GPU lacks {lacking:,.0f} MiB"
     return Place(cpu, held, left(cpu, held), note)
 
 

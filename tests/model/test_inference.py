@@ -45,7 +45,7 @@ def test_a_model_goes_on_the_gpu_where_there_is_room_else_on_the_cpu_and_says_so
     place = find_place(table, BudgetTable(), name="runs/x/merged")
     assert place.device == CPU
     assert place.table == table
-    assert place.note == "runs/x/merged is put on the CPU, which is slower: the GPU lacks 5 MiB; see evaluate.max_rows"
+    assert place.note == "runs/x/merged is put on the CPU, which is slower: the GPU lacks 5 MiB"
     on_gpu(weights + least - 1)
     assert find_place(table, BudgetTable()).device == CPU
     assert find_place(ModelTable(str(tiny_base)), BudgetTable()).device == GPU  # the same base in 4 bits
