@@ -108,10 +108,12 @@ def planner_table(report: dict[str, Any]) -> str:
             f"| {row['peak_mib']:,.0f} MiB | {row['planned_mib'] / row['peak_mib']:.2f} |"
         )
     summary = report["summary"]
+    too_low = sum(row["planned_mib"] < 0.95 * row["peak_mib"] for row in report["rows"])
     lines += [
         "",
         f"{summary['within_10_percent']} of {summary['rows']} within 10 %; planned over measured "
-        f"{summary['least']:.2f} to {summary['most']:.2f}. Peaks are resident memory, each training in a process.",
+        f"{summary['least']:.2f} to {summary['most']:.2f}; {too_low} more than 5 % too low. Peaks are resident "
+        "memory, each training in a process.",
     ]
     return "\n".join(lines)
 
@@ -138,8 +140,8 @@ def _changes(values: dict[str, Any]) -> str:
 def fused_loss_table(report: dict[str, Any]) -> str:
     """The loss fused with the head beside the plain one."""
     lines = [
-        f"{report['positions']:,} positions of {report['hidden']} numbers, forward and backward, float32; medians of "
-        f"{report['rounds']} rounds in turn (least to most).",
+        f"{report['positions']:,} positions of {report['hidden']} numbers, forward and backward, float32; seconds of a "
+        f"core; medians of {report['rounds']} rounds in turn (least to most).",
         "",
         "| vocabulary | memory, fused | memory, plain | times less | seconds, fused | seconds, plain | times faster |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -20,8 +20,7 @@ import click
 from benchmarks.measure import in_child
 from edgetune.assets import nano
 from edgetune.files import write_json
-from edgetune.model.memory import Estimate
-from edgetune.plan import plan
+from edgetune.model.memory import Estimate, estimate
 from edgetune.recipe import load_recipe
 
 MIB = 1024**2
@@ -75,9 +74,21 @@ def make_base(shape: str, folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    facts, path = SHAPES[shape], folder / shape.replace(", ", "-")
-    if path.exists():
+    path = write_config(shape, folder)
+    if (path / "tokenizer.json").exists():
         return path
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(path)).to(torch.bfloat16).save_pretrained(path)
+    for file in Path(nano.__file__).parent.glob("tokenizer*.json"):
+        shutil.copy(file, path)
+    return path
+
+
+def write_config(shape: str, folder: Path) -> Path:
+    """The model folder of a shape, with its config.json."""
+    from transformers import LlamaConfig
+
+    facts, path = SHAPES[shape], folder / shape.replace(", ", "-")
     config = LlamaConfig(
         vocab_size=facts["vocabulary"],
         hidden_size=facts["hidden_size"],
@@ -91,11 +102,15 @@ def make_base(shape: str, folder: Path) -> Path:
         eos_token_id=5,
         pad_token_id=1,
     )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
-    for file in Path(nano.__file__).parent.glob("tokenizer*.json"):
-        shutil.copy(file, path)
+    if not path.exists():
+        config.save_pretrained(path)
     return path
+
+
+def predicted(shape: str, keys: dict[str, Any], folder: Path) -> Estimate:
+    """What the planner says of a configuration, whose texts fill every sequence."""
+    recipe = load_recipe(write_recipe(folder, write_config(shape, folder), folder / "rows.jsonl", keys))
+    return estimate(recipe, on="cpu", sample_tokens=recipe.data.max_seq_len)
 
 
 def write_rows(folder: Path) -> Path:
@@ -151,9 +166,9 @@ def main(out: Path, most: int | None, predict: bool) -> None:
         folder = Path(temporary)
         texts = write_rows(folder)
         for number, (shape, keys) in enumerate(list(grid())[:most]):
-            recipe = write_recipe(folder, make_base(shape, folder), texts, keys)
-            planned = plan(load_recipe(recipe)).estimate
+            planned = predicted(shape, keys, folder)
             if measured is None:
+                recipe = write_recipe(folder, make_base(shape, folder), texts, keys)
                 found = in_child("benchmarks.planner_child", recipe, folder / f"run-{number}")
             else:
                 found = _measured(measured, shape, keys)

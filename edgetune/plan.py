@@ -73,7 +73,7 @@ def plan(recipe: Recipe, *, scored_rows: int | None = SCORED_ROWS) -> Plan:
         allowed //= launched().local_count
     recipe = settle(
         recipe,
-        room_bytes(recipe, kind),
+        room_bytes(recipe.budget, kind),
         lambda asked: _estimate(asked, rows, labels, kind).peak_bytes,
         is_gpu=kind == "cuda",
     )
@@ -99,7 +99,7 @@ def fitted(recipe: Recipe, planned: Plan) -> tuple[Recipe, list[Change]]:
         )
     return fit(
         planned.recipe,
-        room_bytes(recipe, planned.device),
+        room_bytes(recipe.budget, planned.device),
         lambda changed: _estimate(changed, planned.rows, planned.labels, planned.device).peak_bytes,
         is_gpu=planned.device == "cuda",
     )

@@ -36,6 +36,7 @@ def evaluate_target(state: RunState, target: Any, inputs: str, *, name: str = ""
             results,
             distributions=results / DISTRIBUTIONS,
             most_rows=most_rows,
+            budget=state.recipe.budget,
             progress=state.progress,
         )
         score = result.score
@@ -52,7 +53,7 @@ def _evaluation_bytes(result: Any) -> int:
     """The most memory while a target was measured: of both processes, or, with a GPU, of the GPU."""
     from edgetune.model.device import device
 
-    if device().type == "cuda":
+    if device().type == "cuda":  # 0 for one that was put on the CPU
         return int(result.device_scoring_peak_bytes or 0)
     return resident_bytes() + int(result.scoring_peak_bytes)
 

@@ -38,7 +38,14 @@ def verify(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Pr
     prepare_eval_set(recipe, next(iter(targets.values())), out)
     for name in ("tuned", "base", "bundle"):
         if name in targets:
-            evaluate(targets[name], out / EVAL_SET_FILE, out, distributions=out / DISTRIBUTIONS, progress=progress)
+            evaluate(
+                targets[name],
+                out / EVAL_SET_FILE,
+                out,
+                distributions=out / DISTRIBUTIONS,
+                budget=recipe.budget,
+                progress=progress,
+            )
     survival = judge(recipe, run_dir, base, out, is_accepted=force or accepted(run_dir))
     if survival["accepted"]:
         run_dir.update({"accepted": bundle_hash(run_dir.bundle)})

@@ -83,7 +83,8 @@ def evaluate_path(
     out = out or (asked.run_dir.results / "evaluate" if asked.run_dir else Path("results"))
     _refuse_to_overwrite_rows(recipe, targets, out)
     eval_set = prepare_eval_set(recipe, reader, out)
-    results = [evaluate(target, out / EVAL_SET_FILE, out, progress=progress) for target in targets]
+    budget = recipe.budget
+    results = [evaluate(target, out / EVAL_SET_FILE, out, budget=budget, progress=progress) for target in targets]
     return _summarise(recipe, eval_set, results, out)
 
 

@@ -28,6 +28,8 @@ def measure(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     Memory is read between the two: what it takes to load the target and to answer one prompt at a time.
     """
     loaded = TASKS[request["task"]].load(request)
+    if loaded.note:
+        progress({"stage": "evaluate", "message": loaded.note})
     speed = loaded.measure_speed()
     peak_bytes = peak_resident_bytes()
     device_peak_bytes = _device_peak_bytes()
@@ -49,7 +51,8 @@ def measure(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 def _device_peak_bytes() -> int | None:
     """Highest allocated memory of the CUDA device, None where none is used."""
     torch = sys.modules.get("torch")
-    return torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else None
+    is_here = torch is not None and torch.cuda.is_available()
+    return torch.cuda.max_memory_allocated() or None if torch is not None and is_here else None
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def load(request: Mapping[str, Any]) -> Loaded:
         measure_speed=partial(measure_latency, target, latency_texts(label_set)),
         score=lambda progress: score(told, label_set, calibrated=own, progress=progress),
         measure_distance=lambda: distance_of_request(request, told, label_set.rows),
+        note=getattr(target, "note", ""),
     )
 
 

@@ -18,9 +18,10 @@ from edgetune.evaluate.distance import Distance
 from edgetune.evaluate.target import Target as Target
 from edgetune.evaluate.task import TASKS, Score, Speed
 from edgetune.files import atomic_file, write_json
+from edgetune.process_memory import resident_bytes
 from edgetune.progress import Progress, as_stage
 from edgetune.provenance import provenance
-from edgetune.recipe import ModelTable
+from edgetune.recipe import BudgetTable, ModelTable
 from edgetune.report.measure import disk_bytes
 
 CHILD = ["-m", "edgetune.evaluate.child"]
@@ -58,12 +59,14 @@ def evaluate(
     distributions: Path | None = None,
     is_reference: bool | None = None,
     most_rows: int | None = None,
+    budget: BudgetTable | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Measure one target on an eval set file; writes out/<name>.json (with provenance) and out/<name>-answers.jsonl.
 
     `distributions`: a file to which the reference, by default a tuned target, writes what it finds likely, and with
     which others are compared. `most_rows`: where texts are generated as many, at even distances, are scored; None: all.
+    `budget`: what the run may take, this process included; a model that its GPU has no room for goes on the CPU.
 
     Raises what the target's process raised (ModelError, BundleError, CheckError), OutOfMemoryError if it was killed.
     """
@@ -77,6 +80,8 @@ def evaluate(
         "task": target.task,
         "distributions": str(distributions.resolve()) if distributions else None,
         "most_rows": most_rows,
+        "budget": dataclasses.asdict(budget or BudgetTable()),
+        "taken_bytes": resident_bytes(),
         "is_reference": target.kind == "tuned" if is_reference is None else is_reference,
     }
     cure = "close other programs, or lower evaluate.max_rows"

@@ -60,6 +60,7 @@ def load(request: Mapping[str, Any]) -> Loaded:
         measure_speed=partial(measure_speed, target, eval_set),
         score=lambda progress: score(target, eval_set, progress=progress),
         measure_distance=lambda: distance_of_request(request, target, whole.rows),
+        note=getattr(target, "note", ""),
     )
 
 

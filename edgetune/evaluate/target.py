@@ -51,3 +51,5 @@ class Loaded:
     """The score and the answer to each row, frozen dataclasses."""
     measure_distance: Callable[[], Distance | None]
     """How far it is from the fine-tune; None where that is not known."""
+    note: str = ""
+    """A line for its owner; "" where there is nothing to say."""

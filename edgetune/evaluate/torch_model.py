@@ -6,6 +6,7 @@ transformers' `generate` gives the same answers, but computes rows on that have 
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,16 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgetune.data.encode import NOT_TRAINED
 from edgetune.evaluate.rows import EvalRow, Limits
+from edgetune.evaluate.torch_target import load_model
 from edgetune.lora import adapter
 from edgetune.model import base
-from edgetune.model.device import autocast, compute_dtype, device
-from edgetune.model.nf4 import hold_unpacked
-from edgetune.recipe import ModelTable
+from edgetune.model.device import autocast, find_base, held_dtype
+from edgetune.model.inference import Place, in_memory, token_bytes
+from edgetune.model.nf4 import MOST_UNPACKED_BYTES, hold_unpacked
 from edgetune.runtime.batches import by_length, padded
+from edgetune.train.loss import chunks, has_known_head, head_logits
 
-_LOGIT_VALUES = 64_000_000
-"""Float32 logits held at once while taking losses: 256 MB."""
+MOST_ROWS = 64
+"""Rows that are answered at once; fewer where memory does not allow as many."""
 
 
 def load(request: Mapping[str, Any]) -> TorchAnswerer:
@@ -32,24 +36,27 @@ def load(request: Mapping[str, Any]) -> TorchAnswerer:
 
     Raises ModelError.
     """
-    table = ModelTable(**request["model"])
-    if request["kind"] == "merged":
-        on = device()
-        model = base.load_merged(Path(table.base), dtype=compute_dtype(table.compute_dtype, on), device=on)
-    else:
-        model = base.load_base(table)
+    model, place = load_model(request)
     if request["kind"] == "tuned":
         model = adapter.load(model, Path(request["path"]))
-    return TorchAnswerer(model, base.load_tokenizer(Path(table.base), trust_remote_code=table.trust_remote_code))
+    table = place.table
+    tokenizer = base.load_tokenizer(Path(table.base), trust_remote_code=table.trust_remote_code)
+    return TorchAnswerer(model, tokenizer, place=place)
 
 
 class TorchAnswerer:
-    """A causal language model with the tokenizer that turns its answers into text."""
+    """A causal language model with the tokenizer that turns its answers into text.
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 64) -> None:
+    Rows are taken `batch_size` at a time, fewer where its place has no room for as many, and half of those where memory
+    runs out all the same.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = MOST_ROWS, place: Place | None = None) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.note = place.note if place else ""
+        self.room_bytes: float = place.room_bytes if place else math.inf
 
     def generate(
         self,
@@ -62,13 +69,17 @@ class TorchAnswerer:
 
         From here on a small model on a CPU holds the weights that it multiplies with, see `nf4.hold_unpacked`.
         """
-        hold_unpacked(self.model)
+        if hold_unpacked(self.model, most_bytes=round(min(MOST_UNPACKED_BYTES, max(self.room_bytes, 0) / 2))):
+            self.room_bytes /= 2
         texts = [""] * len(rows)
         done = 0
-        lengths = [len(row.prompt_ids) for row in rows]
-        for batch in by_length(lengths, most_rows=self.batch_size, longest_first=True):
-            prompts = [rows[index].prompt_ids for index in batch]
-            for index, ids in zip(batch, greedy(self.model, prompts, limits=limits), strict=True):
+        lengths = [len(row.prompt_ids) + limits.max_new_tokens for row in rows]
+
+        def answer(batch: Sequence[int]) -> list[list[int]]:
+            return greedy(self.model, [rows[index].prompt_ids for index in batch], limits=limits)
+
+        for batch, answers in in_memory(self._batches(lengths), answer):
+            for index, ids in zip(batch, answers, strict=True):
                 texts[index] = self.tokenizer.decode(ids, skip_special_tokens=True)
             done += len(batch)
             if on_done:
@@ -79,10 +90,15 @@ class TorchAnswerer:
     def losses(self, rows: Sequence[EvalRow]) -> list[tuple[float, int]]:
         """(summed nats, trained tokens) of each row; float32 cross entropy over the trained positions."""
         results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-        for batch in self._loss_batches(rows):
-            sums, counts = _batch_losses(self.model, [rows[index] for index in batch])
-            for index, nats, count in zip(batch, sums.tolist(), counts.tolist(), strict=True):
-                results[index] = (nats, count)
+        there = [row for row in range(len(rows)) if rows[row].trained]
+        batches = self._batches([len(rows[row].input_ids) for row in there])
+
+        def sums(batch: Sequence[int]) -> list[tuple[float, int]]:
+            return _batch_losses(self.model, [rows[there[place]] for place in batch])
+
+        for batch, found in in_memory(batches, sums):
+            for place, result in zip(batch, found, strict=True):
+                results[there[place]] = result
         return results
 
     @torch.no_grad()
@@ -101,13 +117,11 @@ class TorchAnswerer:
         greedy(self.model, [row.prompt_ids], limits=limits, on_token=lambda: times.append(time.perf_counter()))
         return len(times) - 1, times[-1] - times[0]
 
-    def _loss_batches(self, rows: Sequence[EvalRow]) -> Iterator[list[int]]:
-        """Indices of rows of like length, as many at once as `batch_size` and the memory for logits allow."""
-        there = [index for index, row in enumerate(rows) if row.input_ids]
-        lengths = [len(rows[index].input_ids) for index in there]
-        most = _LOGIT_VALUES // self.model.config.get_text_config().vocab_size
-        for batch in by_length(lengths, most_rows=self.batch_size, most_tokens=most, longest_first=True):
-            yield [there[place] for place in batch]
+    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """The numbers of rows of like length, the longest first, as many at once as memory has room for."""
+        a_token = token_bytes(self.model.config, held_dtype(self.model).itemsize)
+        most = self.room_bytes / a_token
+        return by_length(lengths, most_rows=self.batch_size, most_tokens=most, longest_first=True)
 
 
 @torch.no_grad()
@@ -172,18 +186,30 @@ def _cache_name(model: Any) -> str:
     return "cache" if "cache" in inspect.signature(causal_lm.forward).parameters else "past_key_values"
 
 
-def _batch_losses(model: Any, rows: Sequence[EvalRow]) -> tuple[Tensor, Tensor]:
-    """Summed nats (B,) and counts (B,) of rows, padded on the right where causal attention never looks."""
-    device = next(model.parameters()).device
-    ids = torch.from_numpy(padded([row.input_ids for row in rows])[0])
-    targets = torch.from_numpy(padded([row.labels[1:] for row in rows], pad_id=-100)[0])
-    kept = (targets != -100).any(dim=0).nonzero().squeeze(1)
-    targets = targets[:, kept].to(device)
-    if not len(kept):
-        return torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.long)
+def _batch_losses(model: Any, rows: Sequence[EvalRow]) -> list[tuple[float, int]]:
+    """Summed nats and their number for each row, padded on the right where causal attention never looks.
+
+    Logits exist for a chunk of positions at a time. Architectures whose head the training does not know are called
+    whole, with the logits of the trained positions of all rows.
+    """
+    causal_lm = find_base(model)
+    ids = torch.from_numpy(padded([row.input_ids for row in rows])[0]).to(model.device)
+    targets = torch.from_numpy(padded([row.labels[1:] for row in rows], pad_id=NOT_TRAINED)[0]).to(model.device)
+    which, where = (targets != NOT_TRAINED).nonzero(as_tuple=True)
+    wanted = targets[which, where]
     with autocast(model):
-        logits = model(input_ids=ids.to(device), use_cache=False, logits_to_keep=kept.to(device)).logits
-    nats = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
-    ).view_as(targets)
-    return nats.double().sum(dim=1), (targets != -100).sum(dim=1)
+        if has_known_head(causal_lm):
+            states = causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[which, where]
+            nats = [_nats(head_logits(causal_lm, some), own) for some, own in chunks(causal_lm, states, wanted)]
+        else:
+            kept, places = where.unique(return_inverse=True)
+            logits = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
+            nats = [_nats(logits[which, places].float(), wanted)]
+    of_row = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
+    of_row.index_add_(0, which, torch.cat(nats)[: len(which)].double())
+    return list(zip(of_row.tolist(), which.bincount(minlength=len(rows)).tolist(), strict=True))
+
+
+def _nats(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Cross entropy (n,) of float32 logits (n, vocabulary) against tokens (n,)."""
+    return torch.nn.functional.cross_entropy(logits, wanted, ignore_index=NOT_TRAINED, reduction="none")

@@ -37,6 +37,13 @@ def context_length(config: Mapping[str, Any], table: ExportTable) -> int:
     return min(longest, table.max_length or longest)
 
 
+def cache_width(config: Any) -> int:
+    """Numbers in a token's keys of one layer, and as many in its values, by a transformers config of a text model."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(heads * width)
+
+
 def text_limit(path: Path, tokenizer: Any) -> int:
     """Longest text in tokens, special ones included, that an encoder's positions and tokenizer allow."""
     config = read_config(path)

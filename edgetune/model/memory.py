@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,17 +24,17 @@ from edgetune.model.nf4 import BLOCK_SIZE, quantized_linears
 from edgetune.model.step import Step, is_target, weight_of
 from edgetune.model.task import TASKS
 from edgetune.process_memory import peak_resident_bytes, reset_peak_resident
-from edgetune.recipe import LoraTable, Recipe, parse_size
+from edgetune.recipe import BudgetTable, LoraTable, ModelTable, Recipe, parse_size
 
 LIBRARY_BYTES = {"cpu": 520 * 1024**2, "cuda": 512 * 1024**2}
 """Resident memory of Python with torch, transformers, peft and datasets; on a GPU what CUDA takes for itself, which
 torch's own counters leave out."""
 WORKSPACE_BYTES = {"cpu": 0, "cuda": 64 * 1024**2}
 """What cuBLAS and cuBLASLt take from torch's allocator on a GPU (Hopper; less on older ones)."""
-SLACK = {"cpu": 0.35, "cuda": 0.0}
+SLACK = {"cpu": 0.42, "cuda": 0.0}
 """What the C library holds beyond tensors that come and go, as a share of them: freed blocks it has not given back,
 unless they are as large as logits, or gradients are checkpointed, where it gives them back at once (model/heap.py).
-torch's counters on a GPU leave such blocks out; see FRAGMENTATION."""
+Fitted to benchmarks/results/planner.json. torch's counters on a GPU leave such blocks out; see FRAGMENTATION."""
 FRAGMENTATION = 0.08
 """The share of a GPU's memory that a recipe made to fit leaves free: for blocks of the wrong size, which its allocator
 holds and cannot use. Where there is room it holds 1 to 20 % more than is used; where not, it gives back what it can."""
@@ -78,30 +79,26 @@ def estimate(
     # A GPU that is not there is taken for one that multiplies bfloat16.
     is_here = kind == device().type or table.compute_dtype != "auto"
     item = compute_dtype(table.compute_dtype, device()).itemsize if is_here else 2
-    linears, ends = quantized_linears(model), end_shapes(model)
-    in_linears = sum(weight_of(module).numel() for module in linears.values())
+    linears = quantized_linears(model)
     total = sum(parameter.numel() for parameter in model.parameters())
-    is_nf4 = table.quantization == "nf4"
     adapter = adapter_parameters(linears, recipe.lora)
     config = model.config.get_text_config()
-    embeddings = sum(rows * width for rows, width in ends)
-    how = table.embedding_quantization
+    embeddings = sum(rows * width for rows, width in end_shapes(model))
     head = task.head_parameters(recipe, labels, config.hidden_size)
     trained = adapter + head + (embeddings if recipe.lora.train_embeddings else 0)
     names = tuple(name for name, _ in model.named_modules())
     is_decoder = has_output_head(model)
     step = Step(recipe, config, linears, item, kind, sample_tokens or recipe.data.max_seq_len, is_decoder, names)
     logits = task.head_bytes(recipe, labels, head) + (logit_bytes(step, trained_share) if is_decoder else 0)
-    returned = max(weight_of(module).numel() for module in linears.values()) * item * is_nf4
+    largest = max(weight_of(module).numel() for module in linears.values())
+    returned = largest * item if table.quantization == "nf4" else 0
     phases = {"largest block": step.block_bytes() + returned, "logits": logits}
     peak_phase = max(phases, key=lambda name: phases[name])
     saved = step.saved_bytes()
     parts = {
         "Python and libraries" if kind == "cpu" else "CUDA context": LIBRARY_BYTES.get(kind, 0),
         "matrix workspace": WORKSPACE_BYTES.get(kind, 0),
-        "base, linears": round(in_linears * nf4_bytes(table.double_quantization)) if is_nf4 else in_linears * item,
-        "base, embeddings": embeddings * item if how == "none" else sum(held_bytes(how, *shape) for shape in ends),
-        "base, the rest": (total - in_linears - embeddings) * item,
+        **base_parts(model, table, item),
         "adapter": adapter * 4,
         "head": head * 4,
         "embedding, trained": (trained - adapter - head) * 4,
@@ -115,6 +112,20 @@ def estimate(
     in_heap = saved + (parts[peak_phase] if peak_phase == "largest block" else 0)
     parts["freed and not given back"] = round(in_heap * slack)
     return Estimate(parts, phases, sum(parts.values()), trained, total)
+
+
+def base_parts(model: Any, table: ModelTable, item: int) -> dict[str, int]:
+    """Bytes of a base by part as [model] holds it, from the model without weights; numbers of `item` bytes."""
+    linears, ends, how = quantized_linears(model), end_shapes(model), table.embedding_quantization
+    in_linears = sum(weight_of(module).numel() for module in linears.values())
+    embeddings = sum(rows * width for rows, width in ends)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    a_weight = nf4_bytes(table.double_quantization) if table.quantization == "nf4" else item
+    return {
+        "base, linears": round(in_linears * a_weight),
+        "base, embeddings": embeddings * item if how == "none" else sum(held_bytes(how, *shape) for shape in ends),
+        "base, the rest": (total - in_linears - embeddings) * item,
+    }
 
 
 def nf4_bytes(double_quantization: bool) -> float:
@@ -150,13 +161,13 @@ def logit_bytes(step: Step, trained_share: float) -> int:
     return round(states + part + min(trained, MOST_CHUNK) * (tokens * (4 + cast) + hidden * 4))
 
 
-def room_bytes(recipe: Recipe, kind: str) -> int:
-    """What a training may take on a "cpu" or "cuda" device: [budget] gpu_memory or memory, else what the machine has.
+def room_bytes(asked: BudgetTable, kind: str) -> int:
+    """What a process may take on a "cpu" or "cuda" device: [budget] gpu_memory or memory, else what the machine has.
 
     Of a GPU a FRAGMENTATION of it stays free, of a CPU without a budget a MACHINE_SHARE is taken; processes on one
     machine share its memory, each has a GPU of its own. Raises RecipeError.
     """
-    budget = parse_size(recipe.budget.gpu_memory or recipe.budget.memory)
+    budget = parse_size(asked.gpu_memory or asked.memory)
     if kind != "cuda":
         return (budget if budget is not None else round(machine_bytes() * MACHINE_SHARE)) // launched().local_count
     if budget is None and not torch.cuda.is_available():

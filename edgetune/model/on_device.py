@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgetune.model.base import base_folder, empty_model
-from edgetune.model.config import context_length
+from edgetune.model.config import cache_width, context_length
 from edgetune.model.embedding import end_shapes, has_output_head
 from edgetune.model.nf4 import quantized_linears
 from edgetune.quantize.precisions import HELD_SCALE_BYTES, PRECISIONS, STORED_SCALE_BYTES
@@ -63,10 +63,9 @@ def expect_on_device(recipe: Recipe) -> OnDevice:
     scales = sum(_scales(shape, export) for shape in [*linears, *ends])
     stored = weights - (HELD_SCALE_BYTES - STORED_SCALE_BYTES) * scales
     texts = sum(file.stat().st_size for file in path.glob("tokenizer*.json"))
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * 4 * CACHE_TOKENS * heads * width * config.num_hidden_layers if is_decoder else 0
+    cache = 2 * 4 * CACHE_TOKENS * cache_width(config) * config.num_hidden_layers if is_decoder else 0
     if is_decoder:  # cosines and sines of half a head for each position
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         stored += float_bytes * context_length(config.to_dict(), export) * width
     peak = RUNTIME_BYTES + round(COPIES * weights) + cache
     return OnDevice(stored + texts, peak, read, config.num_hidden_layers)

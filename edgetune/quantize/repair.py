@@ -24,14 +24,14 @@ from edgetune.data.encode import NOT_TRAINED
 from edgetune.data.prepare import Prepared
 from edgetune.errors import DivergedError
 from edgetune.model.base import load_merged
-from edgetune.model.device import device
+from edgetune.model.inference import find_place
 from edgetune.model.weights import Place
 from edgetune.progress import Progress
 from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.load import load_on_grid
 from edgetune.quantize.repairable import repaired
 from edgetune.quantize.truth import EvalRows, Truth
-from edgetune.recipe import Recipe, TrainTable
+from edgetune.recipe import BudgetTable, ModelTable, Recipe, TrainTable
 from edgetune.train.divergence import Diverged
 from edgetune.train.fit import Position, Training, fit
 from edgetune.train.generation import Generation
@@ -116,7 +116,7 @@ def repair(
     """
     table, started = recipe.export, time.monotonic()
     torch.manual_seed(recipe.train.seed)
-    target = Target.of(merged, rows, recipe, pad_id)
+    target = Target.of(merged, rows, recipe, pad_id, progress)
     model = load_for_loss(merged, matrices, rounds_inputs=table.accuracy_level == 4)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     data = RepairData(recipe, rows, pad_id, target.teacher)
@@ -172,9 +172,9 @@ class Target:
     """The merged model, where repair learns from it; else None, and its memory is free again."""
 
     @classmethod
-    def of(cls, merged: Path, rows: Prepared, recipe: Recipe, pad_id: int) -> Target:
+    def of(cls, merged: Path, rows: Prepared, recipe: Recipe, pad_id: int, progress: Progress | None = None) -> Target:
         """Of a merged folder, by [export] repair_on."""
-        teacher = _teacher(merged)
+        teacher = _teacher(merged, recipe.budget, progress)
         truth = Truth.measure(teacher, EvalRows.of(rows, recipe, pad_id))
         return cls(truth, None if recipe.export.repair_on == "labels" else teacher)
 
@@ -233,7 +233,7 @@ class RepairData(Generation):
             parts = ((rows, wanted, None) for rows, wanted in chunks(model, states, targets))
         else:
             with torch.no_grad():
-                truth, _ = trained_states(self.teacher, batch)
+                truth, _ = trained_states(self.teacher, batch.to(self.teacher.device))
             pairs = zip(chunks(model, states, targets), chunks(self.teacher, truth, targets), strict=True)
             parts = ((rows, wanted, true) for (rows, wanted), (true, _) in pairs)
         total = torch.zeros((), device=states.device)
@@ -248,16 +248,20 @@ class RepairData(Generation):
         if true is None:
             return by_labels
         with torch.no_grad():
-            truth = head_logits(self.teacher, true).log_softmax(-1)
+            truth = head_logits(self.teacher, true).log_softmax(-1).to(logits.device)
         divergence = F.kl_div(logits.log_softmax(-1), truth, reduction="none", log_target=True).sum(-1)
         by_teacher = divergence[wanted != NOT_TRAINED].sum()
         return by_teacher if self.recipe.export.repair_on == "teacher" else (by_labels + by_teacher) / 2
 
 
-def _teacher(merged: Path) -> Any:
-    """The unquantised model: float32 on a CPU, bfloat16 on a GPU."""
-    on = device()
-    teacher = load_merged(merged, dtype=torch.float32 if on.type == "cpu" else torch.bfloat16, device=on)
+def _teacher(merged: Path, budget: BudgetTable, progress: Progress | None) -> Any:
+    """The unquantised model: bfloat16 on a GPU that has room for it by [budget], else on the CPU, there float32."""
+    place = find_place(ModelTable(str(merged), quantization="none"), budget, name=str(merged))
+    if place.note and progress:
+        progress({"stage": "repair", "message": place.note})
+    is_lean = place.device.type != "cpu" or place.table.compute_dtype == "bfloat16"
+    dtype = torch.bfloat16 if is_lean else torch.float32
+    teacher = load_merged(merged, dtype=dtype, device=place.device)
     use_segments(teacher)
     return teacher
 

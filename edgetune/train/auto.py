@@ -35,4 +35,4 @@ def settled(recipe: Recipe, prepared: Prepared[Any], run_dir: RunDir) -> Recipe:
         labels=report.labels,
         sample_tokens=min(report.longest, recipe.data.max_seq_len),
     )
-    return settle(recipe, room_bytes(recipe, kind), lambda asked: peak(asked).peak_bytes, is_gpu=kind == "cuda")
+    return settle(recipe, room_bytes(recipe.budget, kind), lambda asked: peak(asked).peak_bytes, is_gpu=kind == "cuda")

@@ -129,12 +129,16 @@ def use_segments(model: Any) -> bool:
     """Switch the model to attention inside packed samples; False, and no change, if its architecture is not known."""
     from transformers import AttentionInterface
 
-    config = find_base(model).config
-    if config.model_type not in segments.SUPPORTED_TYPES:
+    if not has_known_head(model):
         return False
     AttentionInterface.register(segments.NAME, segments.segment_attention)
-    config._attn_implementation = segments.NAME
+    find_base(model).config._attn_implementation = segments.NAME
     return True
+
+
+def has_known_head(model: Any) -> bool:
+    """Whether the model is of an architecture whose body and head can be called apart, the head by `head_logits`."""
+    return find_base(model).config.model_type in segments.SUPPORTED_TYPES
 
 
 @contextlib.contextmanager

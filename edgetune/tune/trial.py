@@ -174,7 +174,7 @@ class Workbench:
 
     def room_bytes(self, recipe: Recipe) -> int:
         """What a training may take: the budget, else what the machine has."""
-        return room_bytes(recipe, device().type)
+        return room_bytes(recipe.budget, device().type)
 
     def measure(self, recipe: Recipe, folder: Path, *, progress: Progress | None = None) -> Measured:
         """Train the recipe in `folder`, going on from a checkpoint there, and score it; the folder stays.

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from edgetune.evaluate import torch_model
 from edgetune.evaluate.rows import EvalRow, Limits
 from edgetune.evaluate.torch_model import TorchAnswerer, greedy
+from edgetune.model.inference import Place, token_bytes
+from edgetune.recipe import ModelTable
 
 PROMPTS = [[5, 9, 200, 31], [77], [12, 300, 44, 8, 90, 101, 7], [400, 401]]
 
@@ -86,3 +92,67 @@ def test_decode_speed_leaves_the_first_token_out(model, tokenizer):
     tokens, seconds = TorchAnswerer(model, tokenizer).decode_speed(row, limits=_limits(5))
     assert tokens == 4
     assert seconds > 0
+
+
+ROWS = [EvalRow((), None, tuple(ids), tuple(ids), (-100, *ids[1:]), "x:1") for ids in PROMPTS]
+
+
+def _runs_out(monkeypatch, name, most):
+    """Let a function of torch_model run out of memory for more than `most` rows; the sizes that it was asked for."""
+    real, asked = getattr(torch_model, name), []
+
+    def limited(model, rows, **options):
+        asked.append(len(rows))
+        if len(rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, rows, **options)
+
+    monkeypatch.setattr(torch_model, name, limited)
+    return asked
+
+
+def test_where_memory_runs_out_half_the_rows_are_taken_and_answers_and_losses_stay(model, tokenizer, monkeypatch):
+    whole = TorchAnswerer(model, tokenizer)
+    texts, losses = whole.generate(ROWS, limits=_limits(6)), whole.losses(ROWS)
+    answered, summed = _runs_out(monkeypatch, "greedy", 1), _runs_out(monkeypatch, "_batch_losses", 1)
+    assert whole.generate(ROWS, limits=_limits(6)) == texts
+    assert answered == [4, 2, 1, 1, 1, 1]
+    assert [count for _, count in whole.losses(ROWS)] == [count for _, count in losses]
+    assert [nats for nats, _ in whole.losses(ROWS)] == pytest.approx([nats for nats, _ in losses], rel=1e-5)
+    assert summed == [3, 1, 1, 1] * 2  # one row has nothing to learn
+
+
+def test_a_row_that_is_too_much_alone_and_other_errors_are_raised(model, tokenizer, monkeypatch):
+    _runs_out(monkeypatch, "greedy", 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        TorchAnswerer(model, tokenizer).generate(ROWS, limits=_limits(6))
+    monkeypatch.setattr(torch_model, "greedy", lambda *_, **__: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        TorchAnswerer(model, tokenizer).generate(ROWS, limits=_limits(6))
+
+
+def test_as_many_rows_are_taken_at_once_as_have_room(model, tokenizer, monkeypatch):
+    asked = _runs_out(monkeypatch, "greedy", math.inf)
+    room = 2 * (max(map(len, PROMPTS)) + 6) * token_bytes(model.config, 4)
+    place = Place(torch.device("cpu"), ModelTable("x"), room)
+    TorchAnswerer(model, tokenizer, place=place).generate(ROWS, limits=_limits(6))
+    assert asked == [2, 2]
+    asked.clear()
+    TorchAnswerer(model, tokenizer, place=dataclasses.replace(place, room_bytes=0)).generate(ROWS, limits=_limits(6))
+    assert asked == [1, 1, 1, 1]
+
+
+def test_logits_of_losses_exist_for_a_chunk_of_positions_at_a_time(model, tokenizer, monkeypatch):
+    losses = TorchAnswerer(model, tokenizer).losses(ROWS)
+    sizes, real = [], torch_model._nats
+    monkeypatch.setattr(torch_model, "_nats", lambda logits, wanted: sizes.append(len(logits)) or real(logits, wanted))
+    monkeypatch.setattr("edgetune.train.loss.chunk_tokens", lambda _: 4)
+    monkeypatch.setattr("edgetune.train.loss.fill_up", lambda rows, *_: rows)
+    assert TorchAnswerer(model, tokenizer).losses(ROWS) == [(pytest.approx(n, rel=1e-5), c) for n, c in losses]
+    assert sizes == [4, 4, 2]  # 3 + 0 + 6 + 1 trained positions
+
+
+def test_a_head_that_training_does_not_know_has_the_same_losses(model, tokenizer, monkeypatch):
+    losses = TorchAnswerer(model, tokenizer).losses(ROWS)
+    monkeypatch.setattr(torch_model, "has_known_head", lambda _: False)
+    assert TorchAnswerer(model, tokenizer).losses(ROWS) == [(pytest.approx(n, rel=1e-5), c) for n, c in losses]
