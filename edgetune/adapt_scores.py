@@ -55,7 +55,7 @@ def score_bundle(out: RunDir, kind: str, name: str, bundle: Path, progress: Prog
     inputs, stage = hash_values(hash_file(folder / EVAL_SET_FILE), bundle_hash(bundle)), f"{kind}-{name}"
     if not (out.is_current(stage, inputs) and (folder / f"{name}.json").exists()):
         target = dataclasses.replace(target_at(str(bundle)), name=name)
-        evaluate(target, folder / EVAL_SET_FILE, folder, budget=recipe.budget, progress=progress)
+        evaluate(target, folder / EVAL_SET_FILE, folder, progress=progress)
         out.finish(stage, inputs)
 
 
