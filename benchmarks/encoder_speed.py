@@ -139,27 +139,32 @@ def _build(merged: Path, work: Path) -> tuple[dict[str, tuple[str, Path]], str]:
 
 
 def _plain_onnx(merged: Path, work: Path) -> tuple[Path, Path, str]:
-    """The model as torch.onnx.export gives it, in float32, that after ONNX Runtime's quantize_dynamic, and the
-    attention they have: sdpa, or eager where torch cannot export that.
-    """
+    """The folders of plain ONNX and of the same after ONNX Runtime's quantize_dynamic, and the attention they have."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    from benchmarks.encoder_speed_child import load_torch
-
-    classifier = load_torch(merged)
     plain, dynamic = work / "plain", work / "dynamic"
     for folder in (plain, dynamic):
         folder.mkdir()
         shutil.copy(merged / "tokenizer.json", folder)
-    attention = "sdpa"
+    graph, attention = export_plain(merged, plain / "model.onnx")
+    quantize_dynamic(graph, dynamic / "model.onnx", weight_type=QuantType.QInt8)
+    return plain, dynamic, attention
+
+
+def export_plain(merged: Path, out: Path) -> tuple[Path, str]:
+    """The classifier as torch.onnx.export gives it, in float32, and its attention: sdpa, or eager where torch cannot
+    export that.
+    """
+    from benchmarks.encoder_speed_child import load_torch
+
+    classifier = load_torch(merged)
     try:
-        _export(classifier, plain / "model.onnx", attention)
+        _export(classifier, out, "sdpa")
     except Exception as error:  # torch.export and onnxscript raise many kinds
         click.echo(f"torch.onnx cannot export sdpa attention: {error}", err=True)
-        attention = "eager"
-        _export(classifier, plain / "model.onnx", attention)
-    quantize_dynamic(plain / "model.onnx", dynamic / "model.onnx", weight_type=QuantType.QInt8)
-    return plain, dynamic, attention
+        _export(classifier, out, "eager")
+        return out, "eager"
+    return out, "sdpa"
 
 
 def _export(classifier: Any, out: Path, attention: str) -> None:

@@ -20,6 +20,7 @@ from benchmarks.bench_tables import agree_table, page_table
 from benchmarks.check import old_lines
 from benchmarks.memory_tables import fused_loss_table, gpu_run_table, gpu_table, planner_table, side_by_side_table
 from benchmarks.rounding_tables import int4_loss_table, methods_table, repair_table
+from benchmarks.survival_table import survival_table
 from benchmarks.tuned import tune_table
 
 REPOSITORY = Path(__file__).parent.parent
@@ -265,51 +266,6 @@ def snips_tries_table(report: dict[str, Any]) -> str:
         points = [f"{step / steps:.0%}: {found:.4f} ({train:.4f})" for step, found, train in item["curve"][1::2]]
         lines.append(f"| {item['name']} | {item['settings']} | {', '.join(points)} |")
     return "\n".join(lines)
-
-
-def survival_table(report: dict[str, Any]) -> str:
-    """One table a task: what each way to the device keeps of the fine-tune."""
-    found = []
-    for task, values in report["tasks"].items():
-        found += [
-            f"**{task}**",
-            "",
-            "| on the device | score | gain kept | of the loss | KL | file | bits a weight | peak memory | tokens/s |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-            *(_survival_row(row) for row in values["rows"]),
-            "",
-        ]
-    machine = report["provenance"]
-    return "\n".join(
-        [
-            *found,
-            "Gain kept: (it - base) / (fine-tune - base) on the same test rows, 95% paired bootstrap interval. KL: "
-            "nats a token from the fine-tune's probabilities. Each in a fresh process, one after the other, on "
-            f"{machine['cores']} cores of {machine['processor']}.",
-        ]
-    )
-
-
-def _survival_row(row: dict[str, Any]) -> str:
-    if "failed" in row:
-        return f"| {row['name']} | {row['failed']} | - | - | - | - | - | - | - |"
-    score = "-" if row["score"] is None else f"{row['score']:.1%}"
-    if row["interval"]:
-        score += f" ({row['interval'][0]:.1%} to {row['interval'][1]:.1%})"
-    kl = "-" if row["kl"] is None else f"{row['kl']:.4f}"
-    speed = "-" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f}"
-    return (
-        f"| {row['name']} | {score} | {_gain(row['gain_kept_score'])} | {_gain(row['gain_kept_loss'])} | {kl} "
-        f"| {row['file_bytes'] / 2**20:.2f} MiB | {row['bits_per_weight']:.1f} "
-        f"| {row['peak_bytes'] / 2**20:,.0f} MiB | {speed} |"
-    )
-
-
-def _gain(gain: dict[str, Any] | None) -> str:
-    if gain is None or gain["kept"] is None:
-        return "-"
-    low, high = gain["interval"]
-    return f"{gain['kept']:.3f} ({low:.3f} to {high:.3f})"
 
 
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -97,8 +97,7 @@ STEPS = (
     Step(
         "survival",
         "benchmarks.survival",
-        ("{work}/quickstart",),
-        full=("{work}/nano-snips", "{work}/quickstart"),
+        ("{work}/quickstart", "--task", "quickstart"),
         after=("quickstart",),
     ),
     Step(

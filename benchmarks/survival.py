@@ -1,203 +1,212 @@
-"""Does the fine-tune survive int4? Finished runs, carried to the device by EdgeTune and by others, on the same rows.
+"""Does the fine-tune survive on the device? A finished run, carried there by EdgeTune and by others, on the same rows.
 
-    edgetune run recipes/nano-snips.toml && edgetune run recipes/quickstart.toml
-    python -m benchmarks.survival runs/nano-snips runs/quickstart
+    edgetune run recipes/quickstart.toml
+    python -m benchmarks.survival runs/quickstart --task quickstart
 
-For each run: the fine-tune as it was trained and merged; onnxruntime-genai's builder at its default int4 and with
-k_quant and an int8 head; llama.cpp's Q4_0, Q4_K_M and Q8_0 of the same merged weights; EdgeTune's default, and
-`export-best`. Each contestant is measured in a fresh process, on the run's test rows; the search sees eval rows
-only. Needs `pip install -e '.[bench]'`.
+One run at a time, for hours where the model is large: what was measured is written at once, and the next call goes on
+there. Rows are: the fine-tune as it was trained and merged, which the run itself has measured; then each of
+benchmarks.survival_ways, made now and measured in a fresh process. The test rows are looked at once for each; the
+answers stay in RUN/survival. Needs `pip install -e '.[bench]'`.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.measure import in_child, load_at_start
-from edgetune.evaluate.ledger import gains
+from benchmarks.measure import load_at_start
+from benchmarks.smollm2 import NOTE
+from benchmarks.survival_ways import Way, WayFailed, model_file, three_bits, ways_of
+from edgetune.errors import EdgeTuneError
+from edgetune.evaluate.evaluate import Result, evaluate, read_result
+from edgetune.evaluate.ledger import Kept, gains
+from edgetune.evaluate.target import Target
+from edgetune.evaluate.texts import EVAL_SET_FILE
 from edgetune.files import read_json, write_json
 from edgetune.hashes import hash_tree
+from edgetune.model.weights import find_tensors
 from edgetune.provenance import provenance
-from edgetune.run_dir import RunDir
-from edgetune.run_scores import DISTRIBUTIONS
+from edgetune.recipe import load_recipe
+from edgetune.run_dir import DISTRIBUTIONS, RunDir
 
-BUILDER = {
-    "onnxruntime-genai default int4": {},
-    "onnxruntime-genai k_quant, int8 head": {"algo_config": "k_quant", "matmul_mixed_precision": "last_matmul:int8"},
+WHAT = "Does the fine-tune survive on the device? Finished runs, carried there by EdgeTune and by others, same rows."
+MEASURED_BY_THE_RUN = {"tuned": "as it was trained", "merged": "merged, not rounded"}
+"""Name in results/ -> name of its row."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task whose run is published."""
+
+    made_by: str
+    """The command."""
+    note: str = ""
+    """Said beside its figures."""
+
+
+TASKS = {
+    "smollm2-snips": Task("python -m benchmarks.smollm2 recipes/smollm2-snips.toml", NOTE),
+    "smollm2-home": Task("python -m benchmarks.smollm2 recipes/smollm2-home.toml", NOTE),
+    "nano-snips": Task("edgetune run recipes/nano-snips.toml"),
+    "quickstart": Task("edgetune run recipes/quickstart.toml"),
+    "babyllama": Task("python -m benchmarks.babyllama TEXT"),
+    "minilm-banking77": Task("edgetune run recipes/minilm-banking77.toml"),
 }
-"""The builder's own options."""
-GGUF = ("Q4_0", "Q4_K_M", "Q8_0")
-WEIGHT_FILES = (".onnx", ".data", ".gguf", ".safetensors")
+FORMER_NAMES = {"babyllama-105": "babyllama"}
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--task", "name", type=click.Choice(list(TASKS)), required=True, help="What the run is of.")
+@click.option("--again", multiple=True, metavar="ROW", help="Measure this row anew; may be repeated.")
+@click.option("--olive", default="python", show_default=True, help="A Python that has olive-ai.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/survival.json"))
-def main(runs: tuple[Path, ...], out: Path) -> None:
-    """Measure RUNS (finished run folders of decoders) and write JSON; contestants that it has already are kept."""
-    load = load_at_start()
-    tasks = read_json(out)["tasks"] if out.exists() else {}
-    for path in runs:
-        run_dir = RunDir(path)
-        name = read_json(run_dir.results / "summary.json")["recipe"]
-        before = tasks.get(name, {})
-        merged = hash_tree(run_dir.merged)
-        known = before["rows"] if before.get("merged_sha256") == merged else []
-        rows = []
-        for row in _rows(run_dir, {row["name"]: row for row in known}):
-            rows.append(row)
-            click.echo(f"{name}: {_line(row)}", err=True)
-        tasks[name] = {
-            "rows": rows,
+def main(run: Path, name: str, again: tuple[str, ...], olive: str, out: Path) -> None:
+    """Measure RUN, a finished run folder, and write JSON after each row; other tasks stay in it as they are."""
+    load, run_dir = load_at_start(), RunDir(run)
+    report = read_report(out)
+    merged = hash_tree(run_dir.merged)
+    rows = {key: row for key, row in _known(report, name, merged).items() if key not in again}
+    ways = {way.name: way for way in ways_of(load_recipe(run_dir.recipe), olive)}
+    names = [*MEASURED_BY_THE_RUN.values(), *ways]
+    for key in names:
+        if key in rows:
+            continue
+        rows[key] = row_of(run_dir, ways[key]) if key in ways else _row_of_the_run(run_dir, key)
+        click.echo(line(rows[key]), err=True)
+        report["tasks"][name] = {
+            "rows": [rows[one] for one in names if one in rows],
+            "made_by": TASKS[name].made_by,
+            "note": TASKS[name].note,
             "merged_sha256": merged,
             "parameters": _parameters(run_dir.merged),
             "load_at_start": load,
+            "provenance": provenance(),
         }
-        write_json(out, {"what": __doc__.splitlines()[0], "tasks": tasks, "provenance": provenance()})
+        write_json(out, {**report, "what": WHAT, "three_bits": three_bits(), "provenance": provenance()})
 
 
-def _rows(run_dir: RunDir, known: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One row after the other: what the run has measured, then the contestants, unless all of them are `known`."""
-    parameters = _parameters(run_dir.merged)
-    ours = {"tuned": "4-bit base + adapter (trained)", "merged": "merged, float32", "bundle": "EdgeTune default"}
-    for stage, name in ours.items():
-        result = read_json(run_dir.results / f"{stage}.json")
-        distance, speed = result["distance"] or {}, result["speed"] or {}
-        yield _row(
-            name,
-            {
-                **{key: result["score"][key] for key in ("score", "interval", "loss")},
-                "kl": distance.get("kl"),
-                "same_next_token": distance.get("agreement"),
-                "peak_bytes": result["peak_bytes"],
-                "tokens_per_s": speed.get("tokens_per_s"),
-            },
-            _weight_bytes(run_dir.bundle) if stage == "bundle" else result["disk_bytes"],
-            parameters,
-            run_dir,
-            run_dir.results / f"{stage}-answers.jsonl",
-        )
-    rest = [row for name, row in known.items() if name not in ours.values()]
-    if len(rest) == 1 + len(BUILDER) + len(GGUF):
-        yield from rest
-        return
-    with tempfile.TemporaryDirectory(dir=run_dir.path) as work:
-        for name, kind, path in _contestants(run_dir, Path(work)):
-            if kind not in ("bundle", "gguf"):
-                yield {"name": name, "failed": kind}
-                continue
-            answers = Path(work) / "answers.jsonl"
-            found = in_child(
-                "benchmarks.survival_child",
-                kind,
-                path,
-                run_dir.results / "rows.json",
-                run_dir.results / DISTRIBUTIONS,
-                answers,
-                run_dir.merged / "tokenizer.json",
-            )
-            yield _row(name, found, _weight_bytes(path), parameters, run_dir, answers)
+def read_report(path: Path) -> dict[str, Any]:
+    """What is published so far; each task with its own provenance, which one file once had for all of them."""
+    if not path.exists():
+        return {"tasks": {}}
+    found: dict[str, Any] = read_json(path)
+    for values in found["tasks"].values():
+        values.setdefault("provenance", found["provenance"])
+    found["tasks"] = {FORMER_NAMES.get(name, name): values for name, values in found["tasks"].items()}
+    return found
 
 
-def _contestants(run_dir: RunDir, work: Path) -> Iterator[tuple[str, str, Path]]:
-    """(name, kind, path) of each model that is made for this benchmark."""
-    from benchmarks.gguf_model import quantize, write_gguf
+def _known(report: Mapping[str, Any], task: str, merged: str) -> dict[str, dict[str, Any]]:
+    """The rows of a task that were measured on this merged model, by their names."""
+    before = report["tasks"].get(task, {})
+    rows = before["rows"] if before.get("merged_sha256") == merged else []
+    return {row["name"]: row for row in rows if "commit" in row}
 
-    searched = work / "searched"
-    command = [sys.executable, "-m", "edgetune", "export-best", str(run_dir.path), "--out", str(searched)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise click.ClickException(done.stderr[-2000:])
-    yield "EdgeTune export-best", "bundle", searched
-    for name, options in BUILDER.items():
+
+def row_of(run_dir: RunDir, way: Way) -> dict[str, Any]:
+    """Make a way's model in a folder that vanishes, and measure it; one that cannot be made says why."""
+    answers, facts = run_dir.path / "survival", {"name": way.name, **_when()}
+    answers.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".survival.", dir=run_dir.path) as work:
+        started = time.perf_counter()
         try:
-            yield name, "bundle", _by_builder(run_dir, work / name.replace(" ", "-"), options)
-        except ValueError as error:  # widths that are no multiple of its blocks
-            yield name, f"the builder fails: {error}", work
-    source = write_gguf(run_dir.merged, work / "model.gguf")
-    for kind in GGUF:
-        yield f"llama.cpp {kind}", "gguf", quantize(source, work / f"{kind}.gguf", kind)
+            made = way.make(run_dir, Path(work).resolve())
+            facts["made_s"] = round(time.perf_counter() - started, 1)
+            task = load_recipe(run_dir.recipe).model.task
+            target = Target("gguf" if made.is_file() else "bundle", _slug(way.name), made, None, task)
+            found = evaluate(
+                target, run_dir.results / EVAL_SET_FILE, answers, distributions=run_dir.results / DISTRIBUTIONS
+            )
+        except (WayFailed, EdgeTuneError) as error:
+            return {**facts, "failed": " ".join(str(error).split())}
+        return {**facts, **_measured(run_dir, found, answers / f"{target.name}-answers.jsonl", model_bytes(made))}
 
 
-def _by_builder(run_dir: RunDir, out: Path, options: dict[str, str]) -> Path:
-    """What onnxruntime-genai's builder makes of the merged folder, with EdgeTune's threads, template and manifest."""
-    import dataclasses
-
-    from edgetune.bundle.settings import write_settings
-    from edgetune.export.decoder import _import_builder
-    from edgetune.export.silence import silenced
-    from edgetune.runtime.bundle import open_bundle, write_manifest
-
-    bundle = open_bundle(run_dir.bundle)
-    builder, _ = _import_builder()
-    with silenced(), tempfile.TemporaryDirectory() as cache:
-        given = [f"{name}={value}" for name, value in options.items()]
-        parsed = builder.parse_extra_options("", str(run_dir.merged), str(out), "int4", "cpu", cache, given)
-        builder.create_model("", str(run_dir.merged), str(out), "int4", "cpu", cache, **parsed)
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        if (run_dir.bundle / file).exists():
-            shutil.copy(run_dir.bundle / file, out)
-    write_settings(out, chat=bundle.chat_format, context_length=bundle.context_length)
-    write_manifest(dataclasses.replace(bundle, path=out, files={}, verified={}))
-    return out
+def _row_of_the_run(run_dir: RunDir, name: str) -> dict[str, Any]:
+    """What the run has measured of its fine-tune."""
+    stage = next(key for key, value in MEASURED_BY_THE_RUN.items() if value == name)
+    values = read_json(run_dir.results / f"{stage}.json")
+    found, commit = read_result(values), values["provenance"]["commit"]
+    measured = _measured(run_dir, found, run_dir.results / f"{stage}-answers.jsonl", found.disk_bytes)
+    return {"name": name, "commit": commit, "measured_unix": values["provenance"]["started_unix"], **measured}
 
 
-def _row(
-    name: str, found: dict[str, Any], size_bytes: int, parameters: int, run_dir: RunDir, answers: Path
-) -> dict[str, Any]:
-    """One row of the table: what was measured, and the gain kept."""
-    kept = _gains(run_dir, answers)
+def _measured(run_dir: RunDir, found: Result, answers: Path, size_bytes: int) -> dict[str, Any]:
+    """The columns of a row."""
+    kept, distance = _gains(run_dir, answers), found.distance
+    columns = found.speed.columns if found.speed else {}
     return {
-        "name": name,
-        **found,
+        **{key: getattr(found.score, key) for key in ("score", "interval", "loss", "rows")},
         "gain_kept_score": kept.score.to_json() if kept.score else None,
         "gain_kept_loss": kept.loss.to_json() if kept.loss else None,
+        "kl": distance.kl if distance else None,
+        "same_next_token": distance.agreement if distance else None,
+        "same_answers": same_answers(run_dir.results / "tuned-answers.jsonl", answers),
         "file_bytes": size_bytes,
-        "bits_per_weight": 8 * size_bytes / parameters,
+        "bits_per_weight": 8 * size_bytes / _parameters(run_dir.merged),
+        "peak_bytes": found.peak_bytes,
+        **{key: columns.get(key) for key in ("tokens_per_s", "latency_s")},
     }
 
 
-def _gains(run_dir: RunDir, answers: Path) -> Any:
-    """Gain kept by a file of answers: beside those of the run's base and fine-tune."""
+def same_answers(tuned: Path, answers: Path) -> float | None:
+    """Share of rows with the fine-tune's answer, letter by letter; None where nothing is answered."""
+    pairs = zip(*(map(json.loads, path.read_text("utf-8").splitlines()) for path in (tuned, answers)), strict=True)
+    same = [one["answer"] == other["answer"] for one, other in pairs if one["answer"] is not None]
+    return sum(same) / len(same) if same else None
+
+
+def _gains(run_dir: RunDir, answers: Path) -> Kept:
+    """Gain kept by a file of answers: beside those of the run's base, where it has any, and fine-tune."""
+    stages = [stage for stage in ("base", "tuned") if (run_dir.results / f"{stage}.json").is_file()]
     with tempfile.TemporaryDirectory() as folder:
-        for stage in ("base", "tuned"):
+        for stage in stages:
             shutil.copy(run_dir.results / f"{stage}-answers.jsonl", folder)
         shutil.copy(answers, Path(folder) / "contestant-answers.jsonl")
-        return gains("base", "contestant", Path(folder), confidence=0.95, samples=2000)
+        base = "base" if "base" in stages else None
+        return gains(base, "contestant", Path(folder), confidence=0.95, samples=2000)
+
+
+def model_bytes(made: Path) -> int:
+    """Bytes that hold weights: the .gguf file, or the bundle's graph with its data."""
+    return sum(item.stat().st_size for item in ([made] if made.is_file() else made.iterdir()) if model_file(item))
 
 
 def _parameters(merged: Path) -> int:
-    from edgetune.model.weights import find_tensors
-
     return sum(place.size_bytes // place.dtype.itemsize for place in find_tensors(merged).values())
 
 
-def _weight_bytes(path: Path) -> int:
-    """Bytes that hold weights: the .gguf file, or the bundle's graph with its data."""
-    files = [path] if path.is_file() else [item for item in path.iterdir() if item.name.endswith(WEIGHT_FILES)]
-    return sum(item.stat().st_size for item in files)
+def _when() -> dict[str, Any]:
+    found = provenance()
+    return {"commit": found["commit"], "measured_unix": found["started_unix"]}
 
 
-def _line(row: dict[str, Any]) -> str:
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row in words."""
     if "failed" in row:
         return f"{row['name']:40} {row['failed']}"
     gain = (row["gain_kept_score"] or row["gain_kept_loss"] or {}).get("kept")
     score = "-" if row["score"] is None else f"{row['score']:.1%}"
     kept = "-" if gain is None else f"{gain:.3f}"
     kl = "-" if row["kl"] is None else f"{row['kl']:.5f}"
-    speed = row["tokens_per_s"] or 0
     return (
         f"{row['name']:40} score {score:>6}  loss {row['loss']:.4f}  gain kept {kept}  KL {kl}  "
         f"{row['file_bytes'] / 2**20:6.2f} MiB ({row['bits_per_weight']:.2f} bits)  "
-        f"peak {row['peak_bytes'] / 2**20:4.0f} MiB  {speed:7,.0f} tokens/s"
+        f"peak {row['peak_bytes'] / 2**20:4.0f} MiB"
     )
 
 

@@ -1,4 +1,4 @@
-"""`edgetune export-best` of a run: candidates of bundle/search.py, scored on the run's eval rows."""
+"""`edgetune export-best` of a run: candidates of bundle/search.py, measured on the run's eval rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ MOST_ROWS = 400
 
 
 def search(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None) -> Any:
-    """bundle.search.search with bundles scored on the recipe's eval rows, at most MOST_ROWS of them."""
+    """bundle.search.search with bundles measured on the recipe's eval rows, at most MOST_ROWS of them."""
     from edgetune.bundle import search as sweeping
+    from edgetune.bundle.candidates import Measured
     from edgetune.evaluate.evaluate import Target, evaluate
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
@@ -27,11 +28,12 @@ def search(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None)
     judged = dataclasses.replace(recipe, evaluate=dataclasses.replace(recipe.evaluate, max_rows=most))
     with tempfile.TemporaryDirectory(prefix=".search-rows.", dir=run_dir.path) as folder:
         out = Path(folder)
-        prepare_eval_set(judged, run_targets(recipe, run_dir, base)["base"], out, split="eval")
+        prepare_eval_set(judged, run_targets(recipe, run_dir, base)["merged"], out, split="eval")
 
-        def measure(bundle: Path) -> sweeping.Measured:
-            result = evaluate(Target("bundle", "candidate", bundle), out / EVAL_SET_FILE, out, progress=progress)
-            speed = getattr(result.speed, "tokens_per_s", None)
-            return sweeping.Measured(result.score.score, speed, result.peak_bytes)
+        def measure(bundle: Path) -> Measured:
+            target = Target("bundle", "candidate", bundle, None, recipe.model.task)
+            result = evaluate(target, out / EVAL_SET_FILE, out, progress=progress)
+            speeds = result.speed.columns if result.speed else {}
+            return Measured(result.score.score, result.score.loss, result.peak_bytes, **speeds)
 
         return sweeping.search(recipe, run_dir, measure, progress=progress)

@@ -7,7 +7,7 @@ import json
 import random
 from pathlib import Path
 
-from edgetune.bundle.search import Point, mark_front
+from edgetune.bundle.candidates import Point, mark_front
 from edgetune.evaluate.distance import Distance
 from edgetune.evaluate.evaluate import Result, Target, result_values
 from edgetune.evaluate.labeller import LabelAnswer, LabelScore, Latency

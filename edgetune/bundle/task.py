@@ -23,7 +23,7 @@ class Task(Protocol):
     KIND: str
     """What people call such a model."""
     IS_DECODER: bool
-    """Whether its scales can be repaired, its settings searched for, and its adapter kept beside the base."""
+    """Whether its scales can be repaired, and its adapter kept beside the base."""
 
     def check_merged(self, merged: Path) -> None:
         """Raises ModelError for a merged folder that cannot be exported, before any work."""

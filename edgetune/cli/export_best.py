@@ -31,7 +31,8 @@ def command(run: Path, *, out: Path | None, overrides: tuple[str, ...], force: b
     """Search for the int4 bundle of a run that loses least within [budget], and export it as `edgetune export` does.
 
     Block sizes, symmetry, method, head bits and int8 layers are swept without training; what no other candidate beats
-    in loss and bytes is measured as a bundle. Writes RUN/results/search.json and search.png.
+    in loss and bytes, and the run's own settings, are measured as bundles, by score, loss and speed on the eval rows.
+    Writes RUN/results/search.json and search.png.
     """
     from edgetune.bundle.export import export
     from edgetune.errors import RecipeError
@@ -56,17 +57,16 @@ def command(run: Path, *, out: Path | None, overrides: tuple[str, ...], force: b
 
 
 def _search(recipe: Recipe, run_dir: RunDir, out: Path | None, *, force: bool, progress: Any) -> SearchResult:
-    """Sweep the run's merged decoder; also draws results/search.png."""
+    """Sweep the run's merged model; also draws results/search.png."""
     from edgetune.bundle.export import refuse_early
-    from edgetune.bundle.task import TASKS
     from edgetune.errors import RecipeError
     from edgetune.lock import only_process
     from edgetune.report.frontier import draw_frontier
     from edgetune.search_run import search
 
-    if not TASKS[recipe.model.task].IS_DECODER or recipe.export.precision != "int4":
+    if recipe.export.precision != "int4":
         raise RecipeError(
-            f"{run_dir.path}: the search is for int4 bundles of decoders",
+            f"{run_dir.path}: the search is for int4 bundles",
             cure='use `edgetune export`, or set export.precision="int4"',
         )
     refuse_early(recipe, run_dir, out, force=force)

@@ -68,15 +68,16 @@ def _as_json(result: ExportResult, found: SearchResult | None) -> dict[str, Any]
 
 def _front(found: SearchResult) -> list[str]:
     """The front as a table, and why the chosen one was chosen."""
-    lines = [f"{'candidate':<46}{'MiB':>8}{'loss':>9}{'score':>8}{'tokens/s':>10}{'memory':>10}"]
+    lines = [f"{'candidate':<46}{'MiB':>8}{'loss':>9}{'score':>8}{'speed':>14}{'memory':>10}"]
     for point in sorted(found.points, key=lambda point: point.size_bytes):
         if point.peak_bytes is None:
             continue
         score = "-" if point.score is None else f"{point.score:.1%}"
-        speed = "-" if point.tokens_per_s is None else f"{point.tokens_per_s:,.0f}"
+        speed = "-" if point.tokens_per_s is None else f"{point.tokens_per_s:,.0f} tokens/s"
+        speed = speed if point.latency_s is None else f"{point.latency_s * 1e3:,.1f} ms"
         mark = "*" if point == found.chosen else " "
         lines.append(
-            f"{mark + ' ' + point.name:<46}{point.size_bytes / 1024**2:>8.2f}{point.loss:>9.4f}{score:>8}{speed:>10}"
-            f"{point.peak_bytes / 1024**2:>6,.0f} MiB"
+            f"{mark + ' ' + point.name:<46}{point.size_bytes / 1024**2:>8.2f}{point.found_loss:>9.4f}{score:>8}"
+            f"{speed:>14}{point.peak_bytes / 1024**2:>6,.0f} MiB"
         )
     return [*lines, f"chosen (*): {found.reason}", ""]

@@ -44,9 +44,9 @@ def with_settings_of(target: Target, recipe: Recipe) -> Recipe:
     return recipe.with_classify(multi_label=spec.multi_label, out_of_scope_label=outside)
 
 
-def rows_of(target: Target, recipe: Recipe, _: Split) -> LabelSet:
-    """The test rows, else the eval rows, with the numbers that the target has for labels; whatever the split."""
-    return make_label_set(recipe, _spec(target).labels)
+def rows_of(target: Target, recipe: Recipe, split: Split) -> LabelSet:
+    """The split's rows, with the numbers that the target has for labels; eval rows are calibrated on themselves."""
+    return rows_of_base(target.path, _spec(target).labels, recipe, split)
 
 
 def rows_of_base(_: Path, labels: Sequence[str], recipe: Recipe, split: Split) -> LabelSet:

@@ -14,7 +14,7 @@ EVAL_SET_FILE = "rows.json"
 
 
 def prepare_eval_set(recipe: Recipe, target: Target, out: Path, *, split: Split = "test") -> Rows:
-    """The recipe's rows as a target reads them, written to out/rows.json; `split` where the task tells them apart.
+    """The recipe's rows as a target reads them, written to out/rows.json.
 
     Raises DataError, ModelError, BundleError.
     """

@@ -192,7 +192,7 @@ def _candidate(point: Mapping[str, Any], chosen: Mapping[str, Any]) -> Candidate
     settings = [
         f"block {point['block_size']}",
         "symmetric" if point["symmetric"] else "asymmetric",
-        f"head {point['head_bits']}",
+        *([f"head {point['head_bits']}"] if point.get("head_bits") else []),
         "GPTQ" if point.get("calibrated") else "nearest",
         *([f"{len(layers)} in int8"] if layers else []),
     ]
