@@ -111,7 +111,17 @@ def estimate(
     slack = 0.0 if recipe.gradient_checkpointing else SLACK.get(kind, 0.0)
     in_heap = saved + (parts[peak_phase] if peak_phase == "largest block" else 0)
     parts["freed and not given back"] = round(in_heap * slack)
+    if kind == "cpu" and table.quantization == "nf4":
+        loading = _loading_bytes(base_parts(model, table, item), total)
+        parts["loading, beyond the step"] = max(0, loading - sum(parts.values()))
     return Estimate(parts, phases, sum(parts.values()), trained, total)
+
+
+def _loading_bytes(base: dict[str, int], parameters: int) -> int:
+    """Resident memory while a base is put in 4 bits on a CPU: its 16-bit file, mapped, what was made of it so far, and
+    the heap of that, about as large as the 4-bit linears.
+    """
+    return LIBRARY_BYTES["cpu"] + 2 * parameters + sum(base.values()) + base["base, linears"]
 
 
 def base_parts(model: Any, table: ModelTable, item: int) -> dict[str, int]:

@@ -15,10 +15,6 @@ TOLD = ("shape", "planned_mib", "parts_mib", *planner.MEASURED)
 """What a row of planner.json has beside the keys of its recipe."""
 
 
-KNOWN = ("135M", True)
-"""The one configuration of planner.json that is planned more than 5 % too low; benchmarks/README.md says so."""
-
-
 def _near(rows: list[dict[str, Any]]) -> int:
     """How many are planned within 10 % of what was measured."""
     return sum(abs(row["planned_mib"] / row["peak_mib"] - 1) <= 0.1 for row in rows)
@@ -30,7 +26,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def test_on_a_cpu_the_planner_is_near_each_measured_peak(tmp_path: Path) -> None:
-    rows, too_low = _read("planner")["rows"], []
+    rows = _read("planner")["rows"]
     assert len(rows) >= 24
     for row in rows:
         keys = {key: value for key, value in row.items() if key not in TOLD}
@@ -38,9 +34,7 @@ def test_on_a_cpu_the_planner_is_near_each_measured_peak(tmp_path: Path) -> None
         assert planned.peak_bytes / planner.MIB == pytest.approx(
             row["planned_mib"], abs=0.1
         )  # the pages are up to date
-        if planned.peak_bytes / planner.MIB < 0.95 * row["peak_mib"]:
-            too_low.append((row["shape"], row.get("train.gradient_checkpointing", False)))
-    assert too_low == [KNOWN]
+        assert planned.peak_bytes / planner.MIB >= 0.95 * row["peak_mib"]
     assert _near(rows) >= 0.9 * len(rows)
 
 
