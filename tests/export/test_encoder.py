@@ -30,7 +30,7 @@ GRID = BundleGrid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head
 Exported = Callable[..., Built]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_every_encoder_is_exported_and_passes_verification(kind: str, exported: Exported, texts: list[str]) -> None:
     verification = verify_encoder(exported(kind), texts)
     assert verification.failures == ()
