@@ -21,6 +21,7 @@ from benchmarks.memory_tables import (
     gpu_table,
     planner_table,
     side_by_side_table,
+    stages_table,
 )
 from benchmarks.rounding_tables import int4_loss_table, methods_table, repair_table
 from benchmarks.survival_table import survival_table
@@ -277,6 +278,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "classify_throughput": classify_throughput_table,
     "encoder_speed": encoder_speed_table,
     "survival": survival_table,
+    "stages": stages_table,
     "snips_tries": snips_tries_table,
     "gpu": gpu_table,
     "gpu_run": gpu_run_table,

@@ -112,6 +112,8 @@ def repair(
     scale, activations as in training; with a teacher, the merged model too. Raises RunError if the loss is no number.
     """
     table, started = recipe.export, time.monotonic()
+    if progress:
+        progress({"stage": "repair", "message": f"repairing in {table.repair_steps} steps"})
     torch.manual_seed(recipe.train.seed)
     target = Target.of(merged, rows, recipe, pad_id)
     model = load_for_loss(merged, matrices, rounds_inputs=table.accuracy_level == 4)
