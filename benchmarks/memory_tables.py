@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 NAMES = {
@@ -195,3 +195,22 @@ def _mib(found: dict[str, float]) -> str:
 
 def _spread(found: dict[str, float]) -> str:
     return f"{found['median']:.2f} ({found['least']:.2f} to {found['most']:.2f})"
+
+
+def stages_table(report: Mapping[str, Any]) -> str:
+    """One row a case and stage."""
+    rows = ["| model | stage | seconds | planned | MiB | planned |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+    for name, case in report["cases"].items():
+        for stage, row in case["stages"].items():
+            cells = (row["seconds"], row["planned_seconds"], row["mib"], row["planned_mib"])
+            shown = ["-" if cell is None else f"{cell:,.0f}" for cell in cells]
+            rows.append(f"| {name} | {stage} | {' | '.join(shown)} |")
+    notes = [
+        f"{name} ({case['parameters'] / 1e6:,.0f} million parameters): {case['recipe']}"
+        + (f", {', '.join(case['settings'])}" if case["settings"] else "")
+        + (f"; {case['note']}" if case["note"] else "")
+        + f"; load average {case['load_at_start']:.1f} at the start, on {case['provenance']['cores']} cores of "
+        f"{case['provenance']['processor']}, at commit {case['provenance']['commit'][:7]}."
+        for name, case in report["cases"].items()
+    ]
+    return "\n".join([*rows, "", *notes])

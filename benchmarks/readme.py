@@ -18,7 +18,14 @@ import click
 
 from benchmarks.bench_tables import agree_table, page_table
 from benchmarks.check import old_lines
-from benchmarks.memory_tables import fused_loss_table, gpu_run_table, gpu_table, planner_table, side_by_side_table
+from benchmarks.memory_tables import (
+    fused_loss_table,
+    gpu_run_table,
+    gpu_table,
+    planner_table,
+    side_by_side_table,
+    stages_table,
+)
 from benchmarks.rounding_tables import int4_loss_table, methods_table, repair_table
 from benchmarks.survival_table import survival_table
 from benchmarks.tuned import tune_table
@@ -284,6 +291,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "classify_throughput": classify_throughput_table,
     "encoder_speed": encoder_speed_table,
     "survival": survival_table,
+    "stages": stages_table,
     "snips_tries": snips_tries_table,
     "gpu": gpu_table,
     "gpu_run": gpu_run_table,

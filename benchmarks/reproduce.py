@@ -138,6 +138,7 @@ STEPS = (
     ),
     _run("nano-snips", needs_data=True, is_full_only=True),
     Step("busy", "benchmarks.busy", is_full_only=True),
+    Step("stages", "benchmarks.stages", ("--work", "{work}/stages"), is_full_only=True),
     Step("repair", "benchmarks.repair", ("{work}/quickstart",), after=("quickstart",), is_full_only=True),
     Step("methods", "benchmarks.methods", ("{work}/nano-snips",), after=("nano-snips",), is_full_only=True),
 )

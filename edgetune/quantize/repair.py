@@ -115,6 +115,8 @@ def repair(
     Raises DivergedError.
     """
     table, started = recipe.export, time.monotonic()
+    if progress:
+        progress({"stage": "repair", "message": f"repairing in {table.repair_steps} steps"})
     torch.manual_seed(recipe.train.seed)
     target = Target.of(merged, rows, recipe, pad_id, progress)
     model = load_for_loss(merged, matrices, rounds_inputs=table.accuracy_level == 4)
