@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from edgetune.bundle.generation import build_bundle
 from edgetune.cli import main
 from edgetune.files import read_json
+from edgetune.lora.merge import merge
 from edgetune.recipe import load_recipe
 from edgetune.run_dir import RunDir
 
@@ -106,6 +107,20 @@ def test_a_bundle_that_lost_the_fine_tune_is_refused(run_dir, tmp_path, tiny_bas
     assert "export.repair_steps" in line
     assert "--force" in line
     assert read_json(run_dir.bundle / "edgetune.json")["verified"]["passed"] is False
+
+
+def test_a_bundle_merged_on_the_other_real_base_is_judged_as_what_it_is(run_dir, tmp_path, tiny_base):
+    """The adapter learned on the 4-bit base; on the original weights it is another model, and near."""
+    right = read_json(run_dir.results / "survival.json")
+    merge(run_dir.adapter, tiny_base, tmp_path / "original", merge_base="original")
+    _export(run_dir, tmp_path / "original")
+    limit = 2 * right["closeness"]["kl"]
+    done = verify("--set", f"export.max_kl={limit}")
+    assert done.exit_code == 5, done.stdout + done.stderr
+    assert f"more than the {limit:g} allowed" in done.stderr.splitlines()[-1]
+    found = read_json(run_dir.results / "verify/survival.json")
+    assert found["is_close"] is False
+    assert found["loss"]["shipped"] != right["loss"]["shipped"]
 
 
 def test_a_bundle_that_has_become_another_model_is_refused_whatever_its_gain(run_dir, tmp_path, tiny_base):

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from edgetune.bundle.generation import build_bundle, training_rows
+from edgetune.export.graph import Weights
+from edgetune.model.weights import find_tensors
 from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
 from edgetune.quantize.load import load_on_grid
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.logits import Logits
+from edgetune.verify.generation import weight_checks
 
 IDS = [5, 9, 17, 33, 65, 12, 40, 7]
 
@@ -45,6 +48,8 @@ def test_bundle_and_torch_agree_after_repair(tiny_base, tiny_rows, tmp_path, mon
     built = tmp_path / "bundle"
     built.mkdir()
     bundle, _ = build_bundle(tiny_base, built, recipe, is_chat=True, quantized=folder)
+    trained = Weights({**find_tensors(tiny_base), **folder.vectors}, folder)
+    assert [check.detail for check in weight_checks(bundle, trained) if not check.passed] == []
     expected = torch_logits(tiny_base, folder, level)
     found = Logits(bundle).logits(IDS)
     limit = 2e-5 * np.abs(expected).max()
@@ -53,5 +58,7 @@ def test_bundle_and_torch_agree_after_repair(tiny_base, tiny_rows, tmp_path, mon
     assert (differences.min() if level == 4 else differences.max()) < limit
     other = dataclasses.replace(recipe.export, repair_steps=0)
     plain = quantize_decoder(tiny_base, tmp_path / "plain", dataclasses.replace(recipe, export=other), grid, rows=rows)
+    rounded = {check.name: check.passed for check in weight_checks(bundle, Weights(find_tensors(tiny_base), plain))}
+    assert not rounded["weight bytes"]  # the bytes are what repair has trained, not what rounding made
     unrepaired = torch_logits(tiny_base, plain, level)
     assert np.abs(found - unrepaired).max() > 100 * limit
