@@ -250,6 +250,7 @@ min_gain_kept = 0
 """
 
 
+@pytest.mark.slow
 def test_a_classifier_is_swept_too(tiny_encoder, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("edgetune.bundle.sweep.BLOCK_SIZES", (32, 64))
