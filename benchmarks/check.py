@@ -45,6 +45,7 @@ MEASURES: Mapping[str, tuple[str, ...]] = {
     "side_by_side": TRAINING,
     "sms_spam": RUN,
     "snips_tries": (*TRAINING, "recipes/nano-snips.toml"),
+    "stages": (*RUN, "recipes/quickstart.toml"),
     "survival": (*BUNDLE, *SCORES, *RUNTIME),
     "train_throughput": TRAINING,
     "tune": ("edgetune/tune", "edgetune/train"),

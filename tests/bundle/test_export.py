@@ -42,7 +42,9 @@ def test_the_bundle_opens_answers_and_carries_its_proof(run):
     assert {"base", "merged_sha256", "recipe_sha256", "packages"} <= set(bundle.provenance)
     told = [event["message"].split()[0] for event in events if event["stage"] == "export"]
     assert told == ["putting", "building", "verifying"]
-    repaired = [event["step"] for event in events if event["stage"] == "repair"]
+    first, *steps = [event for event in events if event["stage"] == "repair"]
+    assert first["message"] == f"repairing in {recipe.export.repair_steps} steps"
+    repaired = [event["step"] for event in steps]
     assert repaired == list(range(1, recipe.export.repair_steps + 1))
     assert Decoder(bundle).generate("turn on the lamp", max_new_tokens=4).token_ids
 

@@ -159,4 +159,12 @@ def test_a_fine_tune_that_had_not_converged_is_to_be_trained_longer_first(judged
     write_manifest(dataclasses.replace(bundle, provenance={**bundle.provenance, "repair": {"epochs_more": 1.0}}))
     longer = judged(set(range(90)))["cure"]
     assert longer.startswith("try edgetune run RECIPE --set train.epochs=3 or --set export.repair_steps=400")
-    assert longer == f"try {cures(RECIPE, open_bundle(run_dir.bundle))}"
+    assert longer == f"try {cures(RECIPE, open_bundle(run_dir.bundle), is_far=False)}"
+
+
+def test_what_has_become_another_model_is_not_to_be_repaired_more(judged: Judged) -> None:
+    """The gain is kept and the distributions are far: more steps on labels would take it further."""
+    found = judged(set(range(100)), kl=0.2)
+    assert not found["passed"]
+    assert found["cure"].startswith('try edgetune run RECIPE --set export.repair_on="teacher"')
+    assert "repair_steps" not in found["cure"]
