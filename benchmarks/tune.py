@@ -2,10 +2,13 @@
 
     EDGETUNE_DATA=... python -m benchmarks.tune trainings --task nano-snips     # the table, resumable
     EDGETUNE_DATA=... python -m benchmarks.tune searches                        # over what tables are whole
+    EDGETUNE_DATA=... python -m benchmarks.tune populations --task nano-snips   # of real trainings, on Ray Tune
     EDGETUNE_DATA=... python -m benchmarks.tune tests --task nano-snips         # default and tuned, on test rows
 
-All three write into results/tune.json and go on where they were stopped. Trainings are real ones, on few rows so that
-one core can do a whole grid; searches are `edgetune tune`'s own, over that table (tune_table.py); tests train the
+All of them write into results/tune.json and go on where they were stopped. Trainings are real ones, on few rows so that
+one core can do a whole grid; searches are `edgetune tune`'s own, over that table (tune_table.py); a population's values
+change while it trains, which no table can stand for, so that its members are trained: as many as a search's budget has
+trainings, their rank the recipe's; tests train the
 recipe as it is and with the values that the searches found, with new seeds, and score both on test rows that nothing
 else has seen.
 """
@@ -37,6 +40,8 @@ from edgetune.run_dir import RunDir
 from edgetune.tune import study as studies
 from edgetune.tune.effects import paired_effect
 from edgetune.tune.findings import row
+from edgetune.tune.member import PopulationDir
+from edgetune.tune.population import train_population
 from edgetune.tune.run import run_trials
 from edgetune.tune.space import recipe_with
 from edgetune.tune.storage import quiet_optuna
@@ -121,6 +126,21 @@ def searches(work: Path, seeds: int) -> None:
 @main.command()
 @task_option
 @work_option
+@click.option("--seeds", default=5, show_default=True)
+def populations(task: str, work: Path, seeds: int) -> None:
+    """Train a population of BUDGET members with each of so many seeds: what a search may spend, all of it."""
+    recipe = task_recipe(task, work)
+    for seed in range(seeds):
+        if seed in [run["seed"] for run in _read(task).get("populations", [])]:
+            continue
+        run = _population(recipe, TASKS[task], work / task / f"population-{seed}", seed)
+        _keep(task, lambda found, run=run: {**found, "populations": [*found.get("populations", []), run]})
+        click.echo(f"{task}: population, seed {seed}: {run['score']:.4f}", err=True)
+
+
+@main.command()
+@task_option
+@work_option
 def tests(task: str, work: Path) -> None:
     """Train the default and the tuned recipe with TEST_SEEDS and score both on the test rows."""
     recipe = task_recipe(task, work)
@@ -177,6 +197,28 @@ def _search(recipe: Recipe, task: Task, bench: TableBench, sampler: str, pruner:
             course.append((spent, trial["objectives"][0]))
             values = trial["values"]
     return {"seed": seed, "trials": len(rows), "course": course, "values": values}
+
+
+def _population(recipe: Recipe, task: Task, folder: Path, seed: int) -> dict[str, Any]:
+    """What a population found by the time that it had spent its tokens, which it does at its end alone."""
+    rate = next(axis for axis in task.axes if axis.key == "train.learning_rate")
+    space = {rate.key: {"low": rate.points[0], "high": rate.points[-1], "log": True}}
+    table = dataclasses.replace(recipe.tune, population=BUDGET, space=space, seed=seed)
+    changed = dataclasses.replace(recipe, tune=table)
+    found = train_population(
+        changed, PopulationDir(folder), progress=lambda event: click.echo(event.get("message"), err=True)
+    ).document
+    shutil.rmtree(folder)
+    best = found["best"]
+    return {
+        "seed": seed,
+        "members": found["population"],
+        "generations": found["generations"],
+        "tokens": found["tokens"],
+        "score": best["loss"] if best["score"] is None else best["score"],
+        "lineage": best["lineage"],
+        "member_minutes": round(found["member_minutes"], 1),
+    }
 
 
 def _own(recipe: Recipe, bench: TableBench) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 POINTS = 200
+POPULATION = "population-based training"
 METRICS = {"nano-snips": "eval loss of the int4 model", "minilm-banking77": "eval accuracy of the int4 model"}
 
 
@@ -37,6 +38,8 @@ def main(out: Path) -> None:
             lines = [[best_at(run["course"], place) for place in places] for run in runs]
             axes.plot(places / whole, np.mean(lines, axis=0), label=method)
             axes.fill_between(places / whole, np.min(lines, axis=0), np.max(lines, axis=0), alpha=0.08)
+        if found := task.get("populations"):
+            axes.plot([run["tokens"] / whole for run in found], [run["score"] for run in found], "k.", label=POPULATION)
         axes.axhline(task["default"], color="0.4", linestyle="--", label="default recipe")
         axes.set(xlabel="tokens spent, in whole trainings", ylabel=METRICS[name], title=name)
         axes.legend(frameon=False)
@@ -94,6 +97,8 @@ def _searches(name: str, task: Mapping[str, Any], budget: int) -> str:
             f"| {method} | {statistics.fmean(ends):.4f} ({min(ends):.4f} to {max(ends):.4f}) | {trials:.0f} "
             f"| {'not reached' if needed is None else f'{needed:.1f}'} |"
         )
+    if found := task.get("populations"):
+        lines.append(_populations(found, random, is_loss=task["is_loss"], whole=task["training_tokens"]))
     best = task["extremes"][0 if task["is_loss"] else 1]
     lines += [
         "",
@@ -101,6 +106,17 @@ def _searches(name: str, task: Mapping[str, Any], budget: int) -> str:
         f"the {len(task['table'])} trainings in the table has {best:.4f}.",
     ]
     return "\n".join(lines)
+
+
+def _populations(runs: Sequence[Mapping[str, Any]], random: float, *, is_loss: bool, whole: int) -> str:
+    """Of populations: real trainings, scored when all tokens are spent."""
+    ends, members = [run["score"] for run in runs], runs[0]["members"]
+    mean, tokens = statistics.fmean(ends), statistics.fmean(run["tokens"] for run in runs)
+    is_there = mean <= random if is_loss else mean >= random
+    return (
+        f"| {POPULATION}, {len(runs)} seeds | {mean:.4f} ({min(ends):.4f} to {max(ends):.4f}) | {members} members "
+        f"| {f'{tokens / whole:.1f}' if is_there else 'not reached'} |"
+    )
 
 
 def _tests(name: str, task: Mapping[str, Any]) -> str:

@@ -64,6 +64,20 @@ def test_tokens_are_counted_until_the_mean_of_the_seeds_is_there():
     assert tokens_until(task, "TPE", 0.5) is None
 
 
+@pytest.mark.parametrize(("score", "told"), [(0.9, "12.0"), (1.1, "not reached")])
+def test_a_population_stands_beside_the_searches_with_all_its_tokens(score, told):
+    runs = [{"course": [(10, 3.0), (40, 1.0)], "trials": 4}]
+    task = {"is_loss": True, "training_tokens": 10, "budget_tokens": 120, "searches": {"random": runs}, "table": [1]}
+    population = [{"score": score, "members": 12, "tokens": 120}] * 2
+    report = {"tasks": {"nano-snips": {**task, "default": 2.0, "extremes": [0.5, 3.0], "populations": population}}}
+    report |= {"threads": 1, "budget_trainings": 12, "provenance": {"processor": "X"}}
+    row = next(line for line in tune_table(report).splitlines() if "population" in line)
+    assert (
+        row
+        == f"| population-based training, 2 seeds | {score:.4f} ({score:.4f} to {score:.4f}) | 12 members | {told} |"
+    )
+
+
 def test_the_table_of_searches_shows_no_part_that_was_not_measured():
     report = {"tasks": {"nano-snips": {"table": []}}, "threads": 1, "provenance": {"processor": "X"}}
     assert tune_table(report) == "Trained in 1 thread of X."

@@ -37,8 +37,9 @@ from edgetune.train.restart import begin_events, go_back, remember
 from edgetune.train.setup import Parts, set_up
 from edgetune.train.stop import StopRequest, listen_for_stop
 from edgetune.train.watch import (
+    follow_changes,
     follow_plateau,
-    hold_against_overfitting,
+    hold_values,
     note_start,
     watch_for_divergence,
     watch_for_overfitting,
@@ -84,12 +85,22 @@ class TrainResult:
 
 
 def train(
-    recipe: Recipe, run_dir: RunDir, *, base: Any = None, force: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    run_dir: RunDir,
+    *,
+    base: Any = None,
+    force: bool = False,
+    start: RunDir | None = None,
+    evaluations: int | None = None,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Train the recipe's adapter in its run folder; goes on from a checkpoint there, returns at once if finished.
 
     `base`: the recipe's base, where it is loaded already (model.lend.lent takes the adapter off it afterwards).
-    `force` first empties the folder of an older run. Several processes, started by a launcher, all call this.
+    `force` first empties the folder of an older run. `start`: a training of the same steps, adapter and data that was
+    paused, from whose checkpoint this one begins. `evaluations`: it is paused after so many in all, its checkpoint
+    saved; unless that is its end, the result is of what was made. Several processes, started by a launcher, all call
+    this.
 
     Raises Stopped after SIGINT or SIGTERM (a checkpoint was saved), RunError for a folder of another recipe or a full
     disk, DataError for data without a trainable token, HardwareError for an optimizer this machine cannot run.
@@ -108,7 +119,10 @@ def train(
             return finished
         reset_peak()
         try:
-            result = _train(recipe, run_dir, inputs, base, notify)
+            parts = set_up(recipe, run_dir, inputs, notify, base=base)
+            if evaluations is not None:
+                parts = dataclasses.replace(parts, pause_step=evaluations * parts.eval_steps)
+            result = _train(parts, run_dir, inputs, start, notify)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -156,16 +170,15 @@ def _read_result(run_dir: RunDir, inputs: str) -> TrainResult | None:
     return TrainResult(**{name: value for name, value in values.items() if name in known})
 
 
-def _train(recipe: Recipe, run_dir: RunDir, inputs: str, base: Any, notify: Progress) -> TrainResult:
-    parts = set_up(recipe, run_dir, inputs, notify, base=base)
+def _train(parts: Parts, run_dir: RunDir, inputs: str, other: RunDir | None, notify: Progress) -> TrainResult:
     processes.copy_from_main(parts.trained)
     start = remember(parts)
-    found = processes.main_does(lambda: _find_checkpoint(parts, run_dir))
+    found = processes.main_does(lambda: _find_checkpoint(parts, run_dir, other))
     if found:
         checkpoint.restore(found, parts.model, parts.optimizer, scaler=parts.scaler)
         notify({"stage": "train", "message": f"goes on after step {found.state.step} of {parts.steps}"})
     state = found.state if found else State()
-    hold_against_overfitting(parts, state)
+    hold_values(parts, state)
     with (
         listen_for_stop() as request,
         liger_kernels(parts.model, parts.recipe.train.use_liger_kernel),
@@ -173,13 +186,17 @@ def _train(recipe: Recipe, run_dir: RunDir, inputs: str, base: Any, notify: Prog
     ):
         state = _run_with_restarts(parts, run_dir, state, start, notify, request)
     peak_bytes = max(processes.gathered(peak_memory_bytes()))
+    if state.step < parts.steps and not state.is_over:
+        return _result(parts, state, peak_bytes)
     return processes.main_does(lambda: _finish(parts, run_dir, state, inputs, peak_bytes))
 
 
-def _find_checkpoint(parts: Parts, run_dir: RunDir) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from, the run folder being as it was then."""
+def _find_checkpoint(parts: Parts, run_dir: RunDir, other: RunDir | None) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from, the run folder being as it was then; at first that of another training, if any."""
     checkpoint.sweep(run_dir)
     write_text(run_dir.recipe, parts.recipe.to_toml())
+    if other is not None and not checkpoint.find(run_dir):
+        checkpoint.adopt(other, run_dir, inputs=parts.inputs)
     found = checkpoint.newest(run_dir, inputs=parts.inputs)
     checkpoint.restore_best(run_dir, found.folder if found else None)
     begin_events(run_dir, found.state if found else State())
@@ -199,8 +216,8 @@ def _run_with_restarts(
 
 
 def _run_steps(parts: Parts, run_dir: RunDir, state: State, notify: Progress, request: StopRequest) -> None:
-    """Optimizer steps until the last one, early stopping, or a signal, and all that follows each of them."""
-    if state.is_over:
+    """Optimizer steps until the last one, a pause, early stopping, or a signal, and all that follows each of them."""
+    if state.is_over or state.step == parts.pause_step:
         return
     for made in fit(parts.training, state):
         after_s = time.perf_counter()
@@ -218,12 +235,13 @@ def _run_steps(parts: Parts, run_dir: RunDir, state: State, notify: Progress, re
         _report(parts, run_dir, state, event, notify)
         if step % parts.eval_steps == 0 or is_last:
             _evaluate(parts, run_dir, state, notify)
+        follow_changes(parts, run_dir, state, notify)
         state.wall_s += made.wall_s + time.perf_counter() - after_s
         signal_number = max(processes.gathered(request.signal_number or 0))  # it may reach them in different steps
-        is_stopping = signal_number != 0
-        if parts.is_main and (step % parts.checkpoint_steps == 0 or is_last or state.is_over or is_stopping):
+        is_stopping, is_end = signal_number != 0, is_last or state.is_over or step == parts.pause_step
+        if parts.is_main and (step % parts.checkpoint_steps == 0 or is_end or is_stopping):
             checkpoint.save(run_dir, state, parts.model, parts.optimizer, inputs=parts.inputs, scaler=parts.scaler)
-        if is_last or state.is_over:
+        if is_end:
             return
         if is_stopping:
             raise Stopped(

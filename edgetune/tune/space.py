@@ -36,6 +36,7 @@ FIXED_KEYS = {
     "export.min_gain_kept": "it changes no model",
     "train.trackers": "it changes no model",
     "train.checkpoint_steps": "it changes no model",
+    "train.changes": "they are found by a population",
 }
 """Keys that are the same in all trials, and why."""
 RANGE_KEYS = ("low", "high", "log", "step")

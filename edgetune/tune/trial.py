@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgetune.data.prepare import longest_row, prepare
 from edgetune.evaluate.live import Rows, eval_rows, score_live, with_adapter
@@ -27,6 +27,9 @@ from edgetune.recipe import ModelTable, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.loop import train
 from edgetune.train.schedule import auto_learning_rate
+
+if TYPE_CHECKING:
+    from edgetune.train.loop import TrainResult
 
 Progress = Callable[[Mapping[str, Any]], None]
 DEVICE_BYTES_PER_S = 8e9
@@ -144,10 +147,7 @@ class Workbench:
         """
         started = time.perf_counter()
         run_dir = TrialDir(folder, shared_cache=self.cache)
-        give_back_memory()
-        base = self._base(recipe.model)
-        with lent(base):
-            trained = train(recipe, run_dir, base=base, progress=progress)
+        trained = self.train(recipe, run_dir, progress=progress)
         scored = self.score(recipe, run_dir, progress=progress)
         return Measured(
             score=scored.score,
@@ -160,6 +160,13 @@ class Workbench:
             wall_s=time.perf_counter() - started,
             train_bytes=self.peak_bytes(recipe),
         )
+
+    def train(self, recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None, **more: Any) -> TrainResult:
+        """train.loop.train on the base that stays loaded; `more` are its other arguments. Raises what that raises."""
+        give_back_memory()
+        base = self._base(recipe.model)
+        with lent(base):
+            return train(recipe, run_dir, base=base, progress=progress, **more)
 
     def score(self, recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None) -> Any:
         """The adapter that a training left in `run_dir`, scored on the eval rows as tune.score_of says."""

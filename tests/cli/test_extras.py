@@ -63,3 +63,12 @@ def test_a_module_of_nobody_is_a_bug():
 @pytest.mark.parametrize("name", ["scipy.optimize", "pyarrow", "sklearn", "psutil"])
 def test_what_training_needs_by_the_way_is_brought_by_its_extra(name):
     assert "pip install 'edgetune[train]'" in str(missing_extra(ModuleNotFoundError(name=name)))
+
+
+def test_a_population_without_ray_says_what_to_install(tmp_path):
+    recipe = tmp_path / "a.toml"
+    recipe.write_text('[model]\nbase = "edgetune:nano"\n[data]\ntrain = "edgetune:home"\n[tune]\npopulation = 4\n')
+    done = _run(["tune", str(recipe)], ["ray"], cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "pip install 'edgetune[ray]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
