@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 # One process a core, each with one thread (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n logical --dist worksteal
 
-.PHONY: quickstart test test-all test-random test-newest lint upgrade benchmark clean
+.PHONY: quickstart test test-all test-browser test-random test-newest lint upgrade benchmark clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/edgetune run recipes/quickstart.toml
@@ -18,6 +18,10 @@ test: $(VENV)/.dev lint
 # The slow ones too.
 test-all: $(VENV)/.dev lint
 	$(PYTEST) -m 'not gpu and not network and not browser' $(ARGS)
+
+# Pages in a real Chromium: `apt-get install chromium`, or CHROMIUM names the program.
+test-browser: $(VENV)/.dev
+	$(BIN)/python -m pytest -m browser tests/report/test_browser.py $(ARGS)
 
 # In an order drawn anew each time; the seed is printed, and ARGS="-p randomly --randomly-seed=N" repeats it.
 test-random: $(VENV)/.dev
@@ -59,7 +63,7 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	touch $@ $(VENV)/.train
 
 $(VENV)/.bench: $(BIN)/python pyproject.toml
-	$(INSTALL) -e '.[bench]'
+	$(INSTALL) -e '.[bench,lm-eval]'
 	touch $@ $(VENV)/.train
 
 clean:

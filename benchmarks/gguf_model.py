@@ -1,4 +1,4 @@
-"""A Hugging Face Llama folder -> GGUF: llama.cpp runs the weights that a bundle holds. For benchmarks.decode."""
+"""A Hugging Face Llama folder -> GGUF: llama.cpp runs the weights that a bundle holds. For benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import gguf
-import llama_cpp
 import numpy as np
 from safetensors import safe_open
 
@@ -29,13 +28,16 @@ OTHER_TENSORS = {
 }
 
 
-def write_gguf(folder: Path, out: Path) -> Path:
-    """Write a Llama folder (config.json, *.safetensors, tokenizer.json) as a float32 GGUF file."""
+def write_gguf(folder: Path, out: Path, *, kind: str = "F32", architecture: str = "llama") -> Path:
+    """Write a Llama folder (config.json, *.safetensors, tokenizer.json) as a GGUF file.
+
+    `kind`: of its matrices, one that the library can write: F32, F16, BF16, Q8_0, Q4_0 ...; vectors are float32.
+    """
     config = json.loads((folder / "config.json").read_text())
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or hidden // heads
-    writer = gguf.GGUFWriter(str(out), "llama")
+    writer = gguf.GGUFWriter(str(out), architecture)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(hidden)
@@ -52,7 +54,9 @@ def write_gguf(folder: Path, out: Path) -> Path:
     for name, tensor in _tensors(folder):
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             tensor = _interleave(tensor, heads if "q_proj" in name else kv_heads)
-        writer.add_tensor(_gguf_name(name), np.ascontiguousarray(tensor, dtype=np.float32))
+        stored = gguf.GGMLQuantizationType[kind if tensor.ndim > 1 else "F32"]
+        values = gguf.quantize(np.ascontiguousarray(tensor, dtype=np.float32), stored)
+        writer.add_tensor(_gguf_name(name), values, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -62,6 +66,8 @@ def write_gguf(folder: Path, out: Path) -> Path:
 
 def quantize(source: Path, out: Path, kind: str) -> Path:
     """Quantise a GGUF file by llama.cpp itself; kind is Q4_0, Q4_K_M or Q8_0."""
+    import llama_cpp
+
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))

@@ -31,6 +31,7 @@ from benchmarks.measure import step_seconds
 from edgetune.data.pack import Batch
 from edgetune.lora.adapter import attach
 from edgetune.model.base import empty_model, load_base
+from edgetune.model.device import autocast
 from edgetune.model.embedding import end_modules, with_quantized_ends
 from edgetune.model.fit import fit
 from edgetune.model.memory import FRAGMENTATION, estimate, limit_gpu_memory, peak_memory_bytes, reset_peak
@@ -40,7 +41,7 @@ from edgetune.run_dir import RunDir
 from edgetune.train.fused import frozen_weight, fuse
 from edgetune.train.liger import liger_kernels
 from edgetune.train.loop import train
-from edgetune.train.loss import autocast, loss_sum, use_segments
+from edgetune.train.loss import loss_sum, use_segments
 from edgetune.train.offload import offload_checkpoints
 from edgetune.train.optimizer import make_optimizer
 

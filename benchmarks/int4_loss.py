@@ -19,7 +19,10 @@ import torch
 
 from edgetune.files import write_json
 from edgetune.provenance import provenance
-from edgetune.quantize.grid import dequantize, quantize
+from edgetune.quantize.grid import dequantize
+from edgetune.quantize.methods import round_weight
+from edgetune.recipe import Method
+from edgetune.runtime.grid import Grid
 
 TOKENS = 30720
 MODELS = {"stories260K": ("stories260K.bin", "tok512.model"), "babyllama-105": ("model5000.bin", "tok105.model")}
@@ -82,13 +85,13 @@ def _windows(tokenizer, text: Path, context: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _put_on_grid(model, grid: dict, method: str) -> None:
+def _put_on_grid(model, grid: dict, method: Method) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             is_head = "embed_tokens" in name or "lm_head" in name
             bits = grid["head_bits"] if is_head else grid["bits"]
-            settings = {"bits": bits, "block_size": grid["block_size"], "symmetric": grid["symmetric"]}
-            parameter.copy_(dequantize(quantize(parameter, **settings, method=method)))
+            own = Grid(bits, grid["block_size"], grid["symmetric"])
+            parameter.copy_(dequantize(round_weight(parameter, own, method)))
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ def _bundles(run: Path, work: Path) -> tuple[Path, Path]:
     if not (run / "merged").is_dir():
         _edgetune("merge", run)
     _edgetune("export", run, "--out", work / MERGED, *same)
-    _edgetune("export", run, "--keep-adapter", "--out", work / "kept", *same)
+    _edgetune("export-adapter", run, "--out", work / "kept", *same)
     return work / MERGED, work / "kept"
 
 

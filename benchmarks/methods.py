@@ -24,9 +24,10 @@ from edgetune.files import write_json
 from edgetune.model.base import load_merged
 from edgetune.provenance import provenance
 from edgetune.quantize.decoder import quantize_decoder
-from edgetune.quantize.moments import Rows
+from edgetune.quantize.hessian import Rows
 from edgetune.quantize.precisions import grid_of
-from edgetune.quantize.repair import MOST_EVAL_ROWS, eval_loss, load_for_loss
+from edgetune.quantize.repair import eval_loss, load_for_loss
+from edgetune.quantize.truth import MOST_EVAL_ROWS
 from edgetune.recipe import Method, Recipe, load_recipe
 
 METHODS = get_args(Method)

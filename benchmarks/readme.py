@@ -14,7 +14,9 @@ from typing import Any
 
 import click
 
+from benchmarks.bench_tables import agree_table, page_table
 from benchmarks.memory_tables import fused_loss_table, gpu_run_table, gpu_table, planner_table, side_by_side_table
+from benchmarks.rounding_tables import int4_loss_table, methods_table, repair_table
 from benchmarks.tuned import tune_table
 
 REPOSITORY = Path(__file__).parent.parent
@@ -143,50 +145,6 @@ def busy_table(report: dict[str, Any]) -> str:
         f"Median of {report['rounds']} rounds in turn, on {machine['cores']} cores of {machine['processor']}.",
     ]
     return "\n".join(lines)
-
-
-def int4_loss_table(report: dict[str, Any]) -> str:
-    """Loss rise of published weights on each grid."""
-    names = list(report["models"])
-    head = [f"{name}, {method}" for name in names for method in ("rtn", "search")]
-    lines = [f"| grid | {' | '.join(head)} |", "| --- |" + " ---: |" * len(head)]
-    rises: dict[str, dict[str, str]] = {}
-    for name, model in report["models"].items():
-        for grid in model["grids"]:
-            symmetry = "symmetric" if grid["symmetric"] else "asymmetric"
-            small_head = "" if grid["head_bits"] == 8 else f", int{grid['head_bits']} head"
-            label = f"int{grid['bits']} block {grid['block_size']} {symmetry}{small_head}"
-            rise = grid["loss"] - model["float32_loss"]
-            rises.setdefault(label, {})[f"{name}, {grid['method']}"] = f"{rise:+.4f}"
-    lines += [f"| {label} | {' | '.join(row[column] for column in head)} |" for label, row in rises.items()]
-    whole = ", ".join(f"{name} {model['float32_loss']:.4f}" for name, model in report["models"].items())
-    lines += ["", f"Nats per token over {report['tokens']:,} tokens, against float32: {whole}."]
-    return "\n".join(lines)
-
-
-def methods_table(report: dict[str, Any]) -> str:
-    """Loss of a fine-tuned decoder on each grid, by the method of rounding."""
-    names = list(dict.fromkeys(row["method"] for row in report["rows"]))
-    grids: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in report["rows"]:
-        symmetry = "symmetric" if row["symmetric"] else "asymmetric"
-        grids.setdefault(f"{row['precision']} block {row['block_size']} {symmetry}", {})[row["method"]] = row
-    lines = [f"| grid | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
-    for grid, rows in grids.items():
-        lines.append(f"| {grid} | {_losses(rows, names, 'loss')} |")
-        if any(row["repaired_loss"] is not None for row in rows.values()):
-            steps = report["repair_steps"]
-            lines.append(f"| the same, {steps} steps of repair | {_losses(rows, names, 'repaired_loss')} |")
-    lines += [
-        "",
-        f"Nats per trained token of merged `{report['base']}` on {report['eval_rows']} eval rows; in float32 "
-        f"{report['float32_loss']:.4f}. gptq and awq saw {report['calibration_rows']:,} training rows.",
-    ]
-    return "\n".join(lines)
-
-
-def _losses(rows: dict[str, dict[str, Any]], names: list[str], key: str) -> str:
-    return " | ".join(f"{rows[name][key]:.4f}" if name in rows else "-" for name in names)
 
 
 def banking77_table(report: dict[str, Any]) -> str:
@@ -345,11 +303,13 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "quickstart": run_table,
     "nano-snips": run_table,
     "train_throughput": train_table,
+    "busy": busy_table,
     "decode": decode_table,
     "decode_nano": decode_table,
     "keep_adapter": keep_adapter_table,
     "int4_loss": int4_loss_table,
     "methods": methods_table,
+    "repair": repair_table,
     "banking77": banking77_table,
     "sms_spam": sms_spam_table,
     "classify_throughput": classify_throughput_table,
@@ -362,6 +322,8 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "fused_loss": fused_loss_table,
     "side_by_side": side_by_side_table,
     "tune": tune_table,
+    "agree": agree_table,
+    "page": page_table,
 }
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def _run(recipe: str, **settings: Any) -> Step:
 BANKING77 = ("--work", "{work}/banking77")
 STEPS = (
     _run("quickstart"),
+    Step("agree", "benchmarks.agree", ("--run", "{work}/quickstart"), after=("quickstart",)),
     Step("int4_loss", "benchmarks.int4_loss", needs_data=True),
     Step("decode_nano", "benchmarks.decode", ("--merged", "{work}/quickstart/merged"), after=("quickstart",)),
     Step("decode", "benchmarks.decode", ("--rounds", "3"), full=()),
@@ -137,6 +138,8 @@ STEPS = (
         is_full_only=True,
     ),
     _run("nano-snips", needs_data=True, is_full_only=True),
+    Step("busy", "benchmarks.busy", is_full_only=True),
+    Step("repair", "benchmarks.repair", ("{work}/quickstart",), after=("quickstart",), is_full_only=True),
     Step("methods", "benchmarks.methods", ("{work}/nano-snips",), after=("nano-snips",), is_full_only=True),
 )
 

@@ -5,7 +5,7 @@
 
 For each run: the fine-tune as it was trained and merged; onnxruntime-genai's builder at its default int4 and with
 k_quant and an int8 head; llama.cpp's Q4_0, Q4_K_M and Q8_0 of the same merged weights; EdgeTune's default, and
-`export --search`. Each contestant is measured in a fresh process, on the run's test rows; the search sees eval rows
+`export-best`. Each contestant is measured in a fresh process, on the run's test rows; the search sees eval rows
 only. Needs `pip install -e '.[bench]'`.
 """
 
@@ -112,11 +112,11 @@ def _contestants(run_dir: RunDir, work: Path) -> Iterator[tuple[str, str, Path]]
     from benchmarks.gguf_model import quantize, write_gguf
 
     searched = work / "searched"
-    command = [sys.executable, "-m", "edgetune", "export", str(run_dir.path), "--search", "--out", str(searched)]
+    command = [sys.executable, "-m", "edgetune", "export-best", str(run_dir.path), "--out", str(searched)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise click.ClickException(done.stderr[-2000:])
-    yield "EdgeTune --search", "bundle", searched
+    yield "EdgeTune export-best", "bundle", searched
     for name, options in BUILDER.items():
         try:
             yield name, "bundle", _by_builder(run_dir, work / name.replace(" ", "-"), options)

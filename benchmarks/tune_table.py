@@ -8,8 +8,10 @@ al. 2015, Efficient Benchmarking of Hyperparameter Optimizers via Surrogates.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ import numpy as np
 from edgetune.errors import DivergedError
 from edgetune.recipe import Recipe
 from edgetune.tune.space import recipe_with
-from edgetune.tune.trial import Measured, Workbench
+from edgetune.tune.trial import Measured, TrialDir, Workbench
 
 MARKS = 10
 """Points of a training's course that are kept: its tenths."""
@@ -52,7 +54,9 @@ def grid(axes: Sequence[Axis]) -> Iterator[dict[str, float]]:
 
 
 def train_entry(bench: Workbench, recipe: Recipe, values: Mapping[str, float], folder: Path) -> dict[str, Any]:
-    """One training of the table: its eval losses by tenths of its course, tokens, seconds, and its int4 score."""
+    """One training of the table: its eval losses by tenths of its course, tokens, seconds, and its int4 scores: with
+    each weight rounded by itself, and under "exported" calibrated and repaired.
+    """
     changed = recipe_with(recipe, values)
     course: list[tuple[float, float]] = []
     tokens = 0
@@ -69,15 +73,21 @@ def train_entry(bench: Workbench, recipe: Recipe, values: Mapping[str, float], f
         return {"values": dict(values), "diverged": True, "tokens": tokens}
     shares, losses = zip(*course, strict=True)
     tenths = np.interp(np.arange(1, MARKS + 1) / MARKS, shares, losses)
-    score = measured.loss if measured.score is None else measured.score
+    started = time.perf_counter()
+    as_exported = dataclasses.replace(changed, tune=dataclasses.replace(changed.tune, score_of="exported"))
+    exported = bench.score(as_exported, TrialDir(folder, shared_cache=bench.cache))
     return {
         "values": dict(values),
         "eval_losses": [round(float(loss), 5) for loss in tenths],
-        "score": score,
-        "loss": measured.loss,
+        **_scores(measured),
         "tokens": measured.tokens,
         "wall_s": round(measured.wall_s, 1),
+        "exported": {**_scores(exported), "wall_s": round(time.perf_counter() - started, 1)},
     }
+
+
+def _scores(found: Any) -> dict[str, float]:
+    return {"score": found.loss if found.score is None else found.score, "loss": found.loss}
 
 
 class TableBench:
@@ -95,6 +105,8 @@ class TableBench:
         self.tokens = int(np.median([entry["tokens"] for entry in entries if "tokens" in entry]))
         """Of a training that goes straight through; one that diverges and restarts takes more."""
         shape = tuple(len(axis.points) for axis in axes)
+        self.is_exported = all("exported" in entry or "diverged" in entry for entry in entries)
+        """Whether the scores are those of models calibrated and repaired; of an older table they are not."""
         rows = {self._key(entry["values"]): self._row(entry, worst_score) for entry in entries}
         table = [rows[self._key(values)] for values in grid(axes)]
         self._table = np.array(table).reshape(*shape, MARKS + 3)
@@ -140,4 +152,5 @@ class TableBench:
         tokens = entry.get("tokens", self.tokens)
         if entry.get("diverged"):
             return [DIVERGED] * (MARKS + 1) + [worst_score, tokens]
-        return [*entry["eval_losses"], entry["loss"], entry["score"], tokens]
+        scores = entry.get("exported", entry) if self.is_exported else entry
+        return [*entry["eval_losses"], scores["loss"], scores["score"], tokens]

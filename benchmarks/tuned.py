@@ -1,6 +1,6 @@
-"""Draws tune.png: the best score so far over the tokens spent, by method, from results/tune.json; and its table.
+"""The searches of results/tune.json as a picture, the best score so far over the tokens spent, and as a table.
 
-python -m benchmarks.tuned
+python -m benchmarks.tuned draws the picture anew
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results"
 POINTS = 200
 POPULATION = "population-based training"
+ROUNDED = {
+    "deployed": "Each weight was rounded by itself.",
+    "exported": "Models were calibrated and repaired as export does.",
+}
 METRICS = {"nano-snips": "eval loss of the int4 model", "minilm-banking77": "eval accuracy of the int4 model"}
 
 
@@ -25,52 +29,56 @@ METRICS = {"nano-snips": "eval loss of the int4 model", "minilm-banking77": "eva
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "tune.png", show_default=True)
 def main(out: Path) -> None:
     """Draw the picture."""
+    draw(json.loads((RESULTS / "tune.json").read_text(encoding="utf-8")), out)
+    click.echo(f"{out}")
+
+
+def draw(report: Mapping[str, Any], out: Path) -> None:
+    """The median of each method's seeds over the tokens spent, from the least to the most of them shaded."""
     from matplotlib.figure import Figure
 
-    report = json.loads((RESULTS / "tune.json").read_text(encoding="utf-8"))
-    tasks = {name: task for name, task in report["tasks"].items() if "searches" in task}
-    figure = Figure(figsize=(6.5 * len(tasks), 4.2), dpi=120, layout="constrained")
+    tasks = {name: task for name, task in report["tasks"].items() if task.get("searches")}
+    figure = Figure(figsize=(6.5 * max(1, len(tasks)), 4.2), dpi=120, layout="constrained")
     for number, (name, task) in enumerate(tasks.items(), 1):
         axes = figure.add_subplot(1, len(tasks), number)
         whole = task["training_tokens"]
-        places = np.linspace(whole, task["budget_tokens"], POINTS)
+        places = np.linspace(whole, task["budgets"][-1] * whole, POINTS)
         for method, runs in task["searches"].items():
-            lines = [[best_at(run["course"], place) for place in places] for run in runs]
-            axes.plot(places / whole, np.mean(lines, axis=0), label=method)
+            lines = [[found_at(run["course"], place)[1] for place in places] for run in runs]
+            axes.plot(places / whole, np.median(lines, axis=0), label=method)
             axes.fill_between(places / whole, np.min(lines, axis=0), np.max(lines, axis=0), alpha=0.08)
         if found := task.get("populations"):
             axes.plot([run["tokens"] / whole for run in found], [run["score"] for run in found], "k.", label=POPULATION)
         axes.axhline(task["default"], color="0.4", linestyle="--", label="default recipe")
         axes.set(xlabel="tokens spent, in whole trainings", ylabel=METRICS[name], title=name)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(task["budgets"], [str(budget) for budget in task["budgets"]])
         axes.legend(frameon=False)
         axes.grid(alpha=0.25)
     figure.savefig(out, bbox_inches="tight")
-    click.echo(f"{out}")
 
 
-def best_at(course: Sequence[Sequence[float]], tokens: float) -> float:
-    """The best score of a search when so many tokens were spent; its first one before that."""
-    place = bisect_right([spent for spent, _ in course], tokens)
-    return float(course[max(0, place - 1)][1])
+def found_at(course: Sequence[Sequence[Any]], tokens: float) -> Sequence[Any]:
+    """Tokens, score and values of the best trial of a search when so many tokens were spent; before that its first."""
+    place = bisect_right([spent for spent, *_ in course], tokens)
+    return course[max(0, place - 1)]
 
 
-def tokens_until(task: Mapping[str, Any], method: str, wanted: float) -> float | None:
-    """Tokens that a method's mean over its seeds takes to a score, in whole trainings; None if it is not reached."""
-    is_loss = task["is_loss"]
-    for place in np.linspace(task["training_tokens"], task["budget_tokens"], POINTS):
-        mean = statistics.fmean(best_at(run["course"], place) for run in task["searches"][method])
-        if mean <= wanted if is_loss else mean >= wanted:
-            return float(place / task["training_tokens"])
+def tokens_until(task: Mapping[str, Any], method: str, wanted: float, budget: int) -> float | None:
+    """Tokens that a method's median over its seeds takes to a score, in whole trainings; None if it is not reached with
+    the budget.
+    """
+    whole = task["training_tokens"]
+    for place in np.linspace(whole, budget * whole, POINTS):
+        median = statistics.median(found_at(run["course"], place)[1] for run in task["searches"][method])
+        if median <= wanted if task["is_loss"] else median >= wanted:
+            return float(place / whole)
     return None
 
 
 def tune_table(report: Mapping[str, Any]) -> str:
     """What each method found with the same tokens, when it had what random search ends with, and what tests say."""
-    parts = [
-        _searches(name, task, report["budget_trainings"])
-        for name, task in report["tasks"].items()
-        if "searches" in task
-    ]
+    parts = [_searches(name, task) for name, task in report["tasks"].items() if task.get("searches")]
     tests = [_tests(name, task) for name, task in report["tasks"].items() if "test_effect" in task]
     if tests:
         head = ["| on test rows | default | tuned | better by (95 %) | seeds |", "| --- | ---: | ---: | ---: | ---: |"]
@@ -80,43 +88,49 @@ def tune_table(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _searches(name: str, task: Mapping[str, Any], budget: int) -> str:
-    seeds = len(next(iter(task["searches"].values())))
-    random = statistics.fmean(run["course"][-1][1] for run in task["searches"]["random"])
+def _searches(name: str, task: Mapping[str, Any]) -> str:
+    """For each budget the median of the seeds (least to most), and the tokens to random search's end."""
+    budgets, whole = task["budgets"], task["training_tokens"]
+    heads = [f"{budget} trainings' tokens: median (least to most) | to random's end" for budget in budgets]
     lines = [
-        f"| {name}: method | {METRICS[name]}, mean (least to most) | trials | trainings' worth of tokens to "
-        "random search's end |",
-        "| --- | ---: | ---: | ---: |",
-        f"| default recipe | {task['default']:.4f} | | |",
+        f"| {name}: {METRICS[name]} | {' | '.join(heads)} |",
+        f"| --- |{' ---: | ---: |' * len(budgets)}",
+        "| default recipe |" + f" {task['default']:.4f} | |" * len(budgets),
     ]
+    seeds = max(map(len, task["searches"].values()))
     for method, runs in task["searches"].items():
-        ends = [run["course"][-1][1] for run in runs]
-        trials = statistics.fmean(run["trials"] for run in runs)
-        needed = tokens_until(task, method, random)
-        lines.append(
-            f"| {method} | {statistics.fmean(ends):.4f} ({min(ends):.4f} to {max(ends):.4f}) | {trials:.0f} "
-            f"| {'not reached' if needed is None else f'{needed:.1f}'} |"
-        )
-    if found := task.get("populations"):
-        lines.append(_populations(found, random, is_loss=task["is_loss"], whole=task["training_tokens"]))
+        cells = []
+        for budget in budgets:
+            ends = [found_at(run["course"], budget * whole)[1] for run in runs]
+            random = statistics.median(found_at(run["course"], budget * whole)[1] for run in task["searches"]["random"])
+            needed = tokens_until(task, method, random, budget)
+            told = "-" if needed is None else f"{needed:.1f}"
+            cells.append(f"{statistics.median(ends):.4f} ({min(ends):.4f} to {max(ends):.4f}) | {told}")
+        of = "" if len(runs) == seeds else f" ({len(runs)} of the seeds)"
+        lines.append(f"| {method}{of} | {' | '.join(cells)} |")
+    if "populations" in task:
+        lines.append(_populations(task))
     best = task["extremes"][0 if task["is_loss"] else 1]
     lines += [
         "",
-        f"{seeds} seeds each, tokens of {budget} whole trainings of {task['training_tokens']:,} tokens; the best of "
-        f"the {len(task['table'])} trainings in the table has {best:.4f}.",
+        f"{seeds} seeds each; a whole training has {whole:,} tokens; the best of the {len(task['table'])} trainings in "
+        f"the table has {best:.4f}. {ROUNDED[task['score_of']]}",
     ]
     return "\n".join(lines)
 
 
-def _populations(runs: Sequence[Mapping[str, Any]], random: float, *, is_loss: bool, whole: int) -> str:
-    """Of populations: real trainings, scored when all tokens are spent."""
-    ends, members = [run["score"] for run in runs], runs[0]["members"]
-    mean, tokens = statistics.fmean(ends), statistics.fmean(run["tokens"] for run in runs)
-    is_there = mean <= random if is_loss else mean >= random
-    return (
-        f"| {POPULATION}, {len(runs)} seeds | {mean:.4f} ({min(ends):.4f} to {max(ends):.4f}) | {members} members "
-        f"| {f'{tokens / whole:.1f}' if is_there else 'not reached'} |"
-    )
+def _populations(task: Mapping[str, Any]) -> str:
+    """Of populations, which are real trainings with the smallest budget, scored when all its tokens are spent."""
+    runs, whole = task["populations"], task["training_tokens"]
+    smallest, *larger = task["budgets"]
+    ends = [run["score"] for run in runs]
+    median = statistics.median(ends)
+    random = statistics.median(found_at(run["course"], smallest * whole)[1] for run in task["searches"]["random"])
+    is_there = median <= random if task["is_loss"] else median >= random
+    tokens = statistics.fmean(run["tokens"] for run in runs)
+    told = f"{tokens / whole:.1f}" if is_there else "-"
+    name = f"{POPULATION}, {runs[0]['members']} members, {len(runs)} seeds"
+    return f"| {name} | {median:.4f} ({min(ends):.4f} to {max(ends):.4f}) | {told} |" + " | |" * len(larger)
 
 
 def _tests(name: str, task: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """New rows for a run: its adapter goes on, in a run folder of its own, and must not forget. `edgetune adapt` shows it.
 
 In the flow: RUN's recipe, adapter and rows with new rows -> OUT/mixture -> scores of the adapter as it is -> training
--> the same scores again -> where the old rows' has not fallen too far, the other stages: OUT/bundle.
+-> the same scores again -> where the old rows' has not fallen too far, the other stages: OUT/bundle, held against RUN's
+by the same rows.
 """
 
 from __future__ import annotations
@@ -14,19 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgetune.adapt_scores import KINDS, change, drift_of, judge, score_adapter, score_bundle
 from edgetune.errors import CheckError, RecipeError, RunError
-from edgetune.files import atomic_folder, read_json, write_json
-from edgetune.hashes import hash_tree, hash_values
+from edgetune.files import atomic_folder, write_json
 from edgetune.lock import only_process
+from edgetune.progress import Progress
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe
 from edgetune.run_dir import RunDir, claim
 
-Progress = Callable[[Mapping[str, Any]], None]
 NEW_EVAL_FRACTION = 0.2
 """Of the new rows that are set apart to score on, unless the recipe sets more apart or eval rows are given."""
-COMPARED_ROWS = 5_000
-"""Rows of each kind that drift is measured on, at most."""
 DECIDED = ("data.train", "data.eval", "data.test", "lora.init_from")
 """Keys that an adaptation decides itself."""
 
@@ -53,9 +52,10 @@ def adapt(
 ) -> dict[str, Any]:
     """Go on with a run's adapter on new rows, in the run folder `out`; results/adapt.json, as values.
 
-    A bundle is made only where the run has one. Raises CheckError if the old rows' score fell by more than allowed:
-    the adapter and its scores stay, and no bundle is written or replaced. RunError for a run without an adapter,
-    DataError for rows that do not go with the old ones, and what the stages raise.
+    A bundle is made only where the run has one. Raises CheckError if the old rows' score fell by more than allowed, of
+    the adapter (then no bundle is written) or of the bundle against the run's (then none is replaced); the adapter and
+    all scores stay. RunError for a run without an adapter, DataError for rows that do not go with the old ones, and
+    what the stages raise.
     """
     from edgetune.data.replay import mix
     from edgetune.lora.task import TASKS
@@ -74,23 +74,26 @@ def adapt(
     say(mixture.summary)
     with only_process(out):
         refuse_over_budget(recipe, plan(recipe))
-        before = {kind: _score(recipe, out, kind, "before", run_dir.adapter, progress) for kind in ("old", "new")}
-        found: dict[str, Any] = {"drift": _drift(old, new, before)}
+        before = {kind: score_adapter(recipe, out, kind, "before", run_dir.adapter, progress) for kind in KINDS}
+        found: dict[str, Any] = {"drift": drift_of(old, new, before)}
         trained = train(recipe, out, progress=progress)
-        for kind in ("old", "new"):
-            _score(recipe, out, kind, "after", out.adapter, progress)
-            found[kind] = _change(out, kind)
-        values = _judge(found, asked) | {"rows": dataclasses.asdict(mixture), "train": dataclasses.asdict(trained)}
-        values |= {"run": str(run_dir.path), "adapter": str(out.adapter), "bundle": None, "replaced": None}
-        write_json(out.results / "adapt.json", {**values, "provenance": provenance(recipe.train.seed)})
+        for kind in KINDS:
+            score_adapter(recipe, out, kind, "after", out.adapter, progress)
+            found[kind] = change(out, kind, "before", "after")
+        values = judge(found, asked.allowed_drop) | {
+            "rows": dataclasses.asdict(mixture),
+            "train": dataclasses.asdict(trained),
+        }
+        values |= {"run": str(run_dir.path), "adapter": str(out.adapter)}
+        values |= dict.fromkeys(("bundle", "bundles", "replaced"))
+        _write(out, recipe, values)
         if not values["passed"]:
             raise CheckError(
                 f"{out.path}: {values['verdict']}; no bundle was written",
                 cure="raise --replay, lower train.learning_rate with --set, or allow more with --allowed-drop",
             )
         if run_dir.bundle.exists():
-            values |= _deploy(recipe, run_dir, out, asked, progress)
-            write_json(out.results / "adapt.json", {**values, "provenance": provenance(recipe.train.seed)})
+            _deploy(recipe, run_dir, out, asked, values, progress)
     return values
 
 
@@ -165,104 +168,50 @@ def _with_columns_of(data: Any) -> Any:
     return data if has_them and data.columns else dataclasses.replace(data, columns={}, format="auto")
 
 
-def _score(recipe: Recipe, out: RunDir, kind: str, name: str, adapter: Path, progress: Progress | None) -> Any:
-    """The result of an adapter on the old or new eval rows, measured now or before; answers in results/adapt-<kind>."""
-    from edgetune.data.replay import NEW_EVAL, OLD_EVAL
-    from edgetune.evaluate.evaluate import Target, evaluate, read_result
-    from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
-    from edgetune.model.base import hash_base, resolve_base
-
-    model, folder = recipe.model, out.results / f"adapt-{kind}"
-    base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)
-    target = Target("tuned", name, adapter, dataclasses.replace(model, base=str(base), revision=None), model.task)
-    rows = str(out.mixture / (OLD_EVAL if kind == "old" else NEW_EVAL))
-    judged = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, eval=rows, test=None))
-    folder.mkdir(parents=True, exist_ok=True)
-    eval_set = prepare_eval_set(judged, target, folder, split="eval")
-    inputs, stage = hash_values(eval_set.fingerprint, hash_tree(adapter), hash_base(base), model), f"{kind}-{name}"
-    file = folder / f"{name}.json"
-    if out.is_current(stage, inputs) and file.exists():
-        return read_result(read_json(file))
-    result = evaluate(target, folder / EVAL_SET_FILE, folder, progress=progress)
-    out.finish(stage, inputs)
-    return result
-
-
-def _change(out: RunDir, kind: str) -> dict[str, Any]:
-    """Scores and losses before and after, and how sure the difference is."""
-    from edgetune.evaluate.compare import compare
-
-    folder = out.results / f"adapt-{kind}"
-    files = [folder / f"{name}-answers.jsonl" for name in ("before", "after")]
-    found, losses = (
-        compare(*files),
-        [read_json(folder / f"{name}.json")["score"]["loss"] for name in ("before", "after")],
-    )
-    return {
-        "metric": found.metric,
-        "rows": found.rows,
-        "before": found.a_score,
-        "after": found.b_score,
-        "difference": found.difference,
-        "interval": found.interval,
-        "confidence": found.confidence,
-        "p_value": found.p_value,
-        "loss_before": losses[0],
-        "loss_after": losses[1],
-    }
-
-
-def _judge(found: dict[str, Any], asked: Asked) -> dict[str, Any]:
-    """Whether the old rows' score fell no further than allowed, in values and in words."""
-    old = found["old"]
-    is_loss = old["metric"] == "loss"
-    fell = old["difference"] / max(old["before"], 1e-9) if is_loss else -old["difference"]
-    passed = fell <= asked.allowed_drop
-    if is_loss:
-        verdict = f"the loss on the old rows went from {old['before']:.4f} to {old['after']:.4f}"
-        verdict += f", {fell:+.1%}; allowed: {asked.allowed_drop:+.1%}"
-    else:
-        verdict = f"the old rows' score went from {old['before']:.1%} to {old['after']:.1%}"
-        verdict += f", {-100 * fell:+.1f} points; allowed: {-100 * asked.allowed_drop:+.1f}"
-    return {**found, "allowed_drop": asked.allowed_drop, "fell": fell, "passed": passed, "verdict": verdict}
-
-
-def _drift(old: Recipe, new: Recipe, before: Mapping[str, Any]) -> dict[str, Any]:
-    """How far the new rows are from the old ones: data.drift's measures, and the loss of the adapter as it was."""
-    from edgetune.data.drift import Rows, drift
-    from edgetune.data.replay import sample
-    from edgetune.model.base import load_tokenizer, resolve_base
-
-    model = old.model
-    base = resolve_base(model.base, model.revision, trust_remote_code=model.trust_remote_code)
-    tokenizer = load_tokenizer(base, trust_remote_code=model.trust_remote_code)
-
-    def read(recipe: Recipe) -> Rows:
-        examples = sample(recipe, COMPARED_ROWS)
-        texts = [example.text or "\n".join(turn.content for turn in example.messages) for example in examples]
-        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return Rows(ids, texts, [example.labels for example in examples])
-
-    found = drift(read(old), read(new), seed=old.train.seed)
-    measures = [{**dataclasses.asdict(item), "is_drift": item.is_drift} for item in found.measures]
-    losses = {
-        kind: {"loss": result.score.loss, "interval": result.score.loss_interval} for kind, result in before.items()
-    }
-    return {**dataclasses.asdict(found), "measures": measures, "loss": losses}
+def _write(out: RunDir, recipe: Recipe, values: Mapping[str, Any]) -> None:
+    write_json(out.results / "adapt.json", {**values, "provenance": provenance(recipe.train.seed)})
 
 
 def _deploy(
-    recipe: Recipe, run_dir: RunDir, out: RunDir, asked: Asked, progress: Progress | None
-) -> dict[str, str | None]:
-    """The other stages of the adapted run; its bundle in the run's place too, where that is asked for."""
+    recipe: Recipe, run_dir: RunDir, out: RunDir, asked: Asked, values: dict[str, Any], progress: Progress | None
+) -> None:
+    """The other stages of the adapted run, its bundle held against the run's; put in its place where that is asked for.
+
+    Adds to `values` and writes them. Raises CheckError for a bundle that kept too little of the gain, or whose score on
+    the old rows fell too far: it is marked as not verified, and the run's stays.
+    """
     from edgetune.pipeline import run
     from edgetune.verify_run import refuse_lost_gain
 
     result = run(recipe, out, progress=progress)
     refuse_lost_gain(out, result.summary["survival"])
-    if not asked.replaces:
-        return {"bundle": str(out.bundle)}
-    with only_process(run_dir), atomic_folder(run_dir.bundle) as place:
-        shutil.copytree(out.bundle, place, dirs_exist_ok=True)
-    run_dir.update({"bundle_from": str(out.path)})
-    return {"bundle": str(out.bundle), "replaced": str(run_dir.bundle)}
+    was_scored = (out.results / f"adapt-{KINDS[-1]}" / "bundle-before.json").exists()
+    was_replaced = was_scored and run_dir.read().get("bundle_from") == str(out.path)  # its own was scored before that
+    for kind in KINDS:
+        if not was_replaced:
+            score_bundle(out, kind, "bundle-before", run_dir.bundle, progress)
+        score_bundle(out, kind, "bundle-after", out.bundle, progress)
+    found = {kind: change(out, kind, "bundle-before", "bundle-after") for kind in KINDS}
+    values["bundles"] = judge(found, asked.allowed_drop, of=" of the bundle")
+    if not values["bundles"]["passed"]:
+        _mark_failed(out.bundle)
+        _write(out, recipe, values)
+        raise CheckError(
+            f"{out.bundle}: {values['bundles']['verdict']}; {run_dir.bundle} stays as it was",
+            cure="raise --replay, or export.repair_steps with --set, or allow more with --allowed-drop",
+        )
+    values["bundle"] = str(out.bundle)
+    if asked.replaces:
+        with only_process(run_dir), atomic_folder(run_dir.bundle) as place:
+            shutil.copytree(out.bundle, place, dirs_exist_ok=True)
+        run_dir.update({"bundle_from": str(out.path)})
+        values["replaced"] = str(run_dir.bundle)
+    _write(out, recipe, values)
+
+
+def _mark_failed(path: Path) -> None:
+    """Say in a bundle's manifest that it is not verified."""
+    from edgetune.runtime.bundle import open_bundle, write_manifest
+
+    bundle = open_bundle(path)
+    write_manifest(dataclasses.replace(bundle, verified={**(bundle.verified or {}), "passed": False}))

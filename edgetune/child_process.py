@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from edgetune import errors
+from edgetune.progress import Progress
 
-Progress = Callable[[Mapping[str, Any]], None]
 Answer = Callable[[Mapping[str, Any], Progress], Mapping[str, Any]]
 
 

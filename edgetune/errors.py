@@ -116,6 +116,11 @@ class OtherProcessError(EdgeTuneError):
         self.exit_code = exit_code
 
 
+def is_stop(error: BaseException) -> bool:
+    """Whether an exception says that the user, or the system, wants the process to end; none says that work failed."""
+    return isinstance(error, Stopped) or not isinstance(error, Exception)
+
+
 def shown(value: Any) -> str:
     """A value of the user's as a message shows it: Python's notation, cut where it is long."""
     try:

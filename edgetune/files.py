@@ -15,16 +15,25 @@ from typing import Any
 from edgetune.errors import EdgeTuneError, RunError
 
 
-def read_json(path: Path, kind: type[EdgeTuneError] = RunError, *, cure: str = "") -> dict[str, Any]:
-    """A JSON object from a file. Raises an error of that kind if it is missing or damaged."""
+def read_text(path: Path, kind: type[EdgeTuneError] = RunError, *, cure: str = "") -> str:
+    """The text of a file in UTF-8. Raises an error of that kind if it is missing or no such text."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise kind(f"{path}: no such file", cure=cure) from None
-    except RecursionError:
-        raise kind(f"{path}: cannot be read: nested too deeply", cure=cure) from None
     except OSError as error:
         raise kind(f"{path}: cannot be read: {error.strerror}", cure=cure) from None
+    except ValueError as error:
+        raise kind(f"{path}: cannot be read: {error}", cure=cure) from None
+
+
+def read_json(path: Path, kind: type[EdgeTuneError] = RunError, *, cure: str = "") -> dict[str, Any]:
+    """A JSON object from a file. Raises an error of that kind if it is missing or damaged."""
+    text = read_text(path, kind, cure=cure)
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise kind(f"{path}: cannot be read: nested too deeply", cure=cure) from None
     except ValueError as error:
         raise kind(f"{path}: cannot be read: {error}", cure=cure) from None
     if not isinstance(value, dict):

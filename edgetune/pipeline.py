@@ -14,11 +14,12 @@ from typing import Any, Literal
 from edgetune.files import write_json, write_text
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.launch import launched
+from edgetune.progress import Progress
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe
-from edgetune.run_dir import RunDir, claim
-from edgetune.run_scores import DISTRIBUTIONS, evaluate_target, evaluate_variants, write_ledger
-from edgetune.run_state import Progress, RunState
+from edgetune.run_dir import DISTRIBUTIONS, RunDir, claim
+from edgetune.run_scores import evaluate_target, evaluate_variants, write_ledger
+from edgetune.run_state import RunState
 from edgetune.run_summary import RunResult, finish
 
 
@@ -60,7 +61,7 @@ def _carry_to_device(state: RunState, estimate: Any, trained: Any) -> RunResult:
     from edgetune.bundle.task import decisive_tables
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import prepare_eval_set
-    from edgetune.model.base import hash_base, resolve_base
+    from edgetune.model.base import base_folder, hash_base
     from edgetune.quantize.precisions import grid_of
     from edgetune.verify_run import accepted
 
@@ -69,7 +70,7 @@ def _carry_to_device(state: RunState, estimate: Any, trained: Any) -> RunResult:
     _give_back_memory()
     validated = _cross_validate(state)
     recipe = state.recipe = _write_recipe(state)
-    base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    base = base_folder(recipe.model)
     targets = run_targets(recipe, run_dir, base)
     eval_set = prepare_eval_set(recipe, next(iter(targets.values())), run_dir.results)
     if eval_set.left_out:

@@ -59,11 +59,11 @@ def check_recipe(recipe: Recipe, *, on: str, scored_rows: int | None) -> Checked
 def _check_base(recipe: Recipe, found: Findings) -> tuple[Path | None, Any]:
     """The base's folder and tokenizer, as far as they can be had, once the recipe's adapter fits them."""
     from edgetune.lora.adapter import check_adapter, check_targets
-    from edgetune.model.base import check_base, check_shapes, load_tokenizer, resolve_base
+    from edgetune.model.base import base_folder, check_base, check_shapes, load_tokenizer
     from edgetune.quantize.matrices import check_int8_layers
 
     table, attempt, is_trusted = recipe.model, found.attempt, recipe.model.trust_remote_code
-    base = attempt(lambda: resolve_base(table.base, table.revision, trust_remote_code=is_trusted))
+    base = attempt(lambda: base_folder(table))
     if base is None:
         return None, None
     is_sound = attempt(lambda: check_base(base, trust_remote_code=is_trusted, task=table.task))
@@ -80,7 +80,7 @@ def _check_base(recipe: Recipe, found: Findings) -> tuple[Path | None, Any]:
 
 def _check_machine(recipe: Recipe, base: Path | None, found: Findings, *, on: str) -> None:
     """Packages, and what this machine's device can do where it is the one that is planned for."""
-    from edgetune.model.base import read_config
+    from edgetune.model.config import read_config
     from edgetune.model.device import device
     from edgetune.train.liger import check_liger
     from edgetune.train.optimizer import check_optimizer

@@ -7,9 +7,11 @@ import functools
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,11 @@ RECORDED_PACKAGES = (
 
 
 def provenance(seed: int | None = None) -> dict[str, Any]:
-    """What a result must carry to be repeated: versions, commit, platform, processor, cores, seed, command."""
+    """What a result must carry to be repeated: versions, commit, platform, machine, seed, command.
+
+    `cores` are those that this process may use, `memory_bytes` is the machine's, `gpus` are NVIDIA's, none where there
+    are none.
+    """
     return {
         "edgetune": __version__,
         "commit": _commit(Path(__file__).parent.parent),
@@ -42,6 +48,8 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "gpus": [dict(gpu) for gpu in _gpus()],
         "seed": seed,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started_unix": round(time.time(), 3),
@@ -82,3 +90,30 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    """Physical memory of this machine; None where the system does not tell."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+@functools.cache
+def _gpus() -> tuple[Mapping[str, Any], ...]:
+    """{"name", "memory_bytes", "driver"} of each GPU that nvidia-smi, which comes with the driver, knows of.
+
+    Asked once: what a machine has stays.
+    """
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    command = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        rows = [[part.strip() for part in line.rsplit(",", 2)] for line in told.splitlines() if line.strip()]
+        return tuple(
+            {"name": name, "memory_bytes": int(mib) * 1024**2 if mib.isdecimal() else None, "driver": driver}
+            for name, mib, driver in rows
+        )
+    return ()

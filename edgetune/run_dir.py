@@ -16,7 +16,10 @@ from edgetune.errors import RunError
 from edgetune.files import open_for_user, read_json, write_error, write_json, write_text
 from edgetune.provenance import provenance
 from edgetune.recipe import TABLES
+from edgetune.recipe.removed import removed_keys
 
+DISTRIBUTIONS = "distributions.npy"
+"""In results/: what the fine-tune finds likely; other targets are compared with it."""
 CLAIMED_TABLES = ("model", "data", "lora", "train")
 """What makes a run folder another run; [export] and [evaluate] may change over the same adapter."""
 
@@ -220,8 +223,9 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _defaults(table: str) -> dict[str, Any]:
-    """Keys of a table with their defaults, those without a value left out."""
+    """Keys of a table with their defaults, those without a value left out; of keys that are gone what now holds."""
     values = {item.name: item.default for item in dataclasses.fields(TABLES[table])}
+    values |= {key: removed.now for key, removed in removed_keys(table).items()}
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in values.items()

@@ -13,10 +13,9 @@ from edgetune.files import read_json, write_json
 from edgetune.hashes import hash_values
 from edgetune.process_memory import resident_bytes
 from edgetune.provenance import provenance
+from edgetune.run_dir import DISTRIBUTIONS
 from edgetune.run_state import RunState
 
-DISTRIBUTIONS = "distributions.npy"
-"""What the fine-tune finds likely, in the run's results: other targets are compared with it."""
 VARIANT_ROWS = 100
 """Rows on which graphs are measured that are built for the ledger alone: what they differ in shows in the logits."""
 FLOAT_ONNX, EXACT_ONNX = "onnx-fp32", "onnx-exact"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgetune.hashes import hash_file, hash_tree
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass

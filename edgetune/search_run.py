@@ -1,17 +1,16 @@
-"""`edgetune export --search` of a run: candidates of bundle/search.py, scored on the run's eval rows."""
+"""`edgetune export-best` of a run: candidates of bundle/search.py, scored on the run's eval rows."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 
-Progress = Callable[[Mapping[str, Any]], None]
 MOST_ROWS = 400
 
 
@@ -21,9 +20,9 @@ def search(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None)
     from edgetune.evaluate.evaluate import Target, evaluate
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
-    from edgetune.model.base import resolve_base
+    from edgetune.model.base import base_folder
 
-    base = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    base = base_folder(recipe.model)
     most = min(MOST_ROWS, recipe.evaluate.max_rows or MOST_ROWS)
     judged = dataclasses.replace(recipe, evaluate=dataclasses.replace(recipe.evaluate, max_rows=most))
     with tempfile.TemporaryDirectory(prefix=".search-rows.", dir=run_dir.path) as folder:

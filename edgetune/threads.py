@@ -11,8 +11,8 @@ from collections.abc import MutableMapping
 
 SETTINGS = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
 """GNU's OpenMP, in torch for Linux: turns of a waiting loop, of the order of 0.1 ms. LLVM's and Intel's, in torch for
-macOS and Windows: milliseconds. As torch comes the first spins for minutes and the second for 200 ms, which on a core
-that another process wants makes small operators ten times slower; see benchmarks/README.md, "Beside other work"."""
+macOS and Windows: milliseconds. As torch comes the first spins for minutes and the second for 200 ms, which slows
+small operators down on a core that another process wants; see benchmarks/README.md, "Beside other work"."""
 CHOICES = (*SETTINGS, "OMP_WAIT_POLICY")
 """Variables by which a user says how threads wait."""
 

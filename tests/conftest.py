@@ -8,12 +8,14 @@ import io
 import json
 import os
 import platform
+import shutil
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from warm_process import OWNER, servers_folder, warm_ask
 
 import edgetune  # noqa: F401  (before torch: how its threads wait)
 
@@ -23,12 +25,19 @@ pytest_plugins = ["small_models"]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Of workers side by side (-n), each keeps to a core, and so do the processes that it starts."""
+    os.environ.setdefault(OWNER, str(os.getpid()))
     worker = getattr(config, "workerinput", None)
     if worker:
         os.environ["OMP_NUM_THREADS"] = "1"
         if hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
+
+
+def pytest_unconfigure() -> None:
+    """The servers of warm processes end with pytest's first process."""
+    if os.environ.get(OWNER) == str(os.getpid()):
+        shutil.rmtree(servers_folder(), ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -75,10 +84,16 @@ def settled_heap() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_processes() -> Iterator[None]:
-    """Torch models are measured in processes that start at once, see warm_process.py."""
-    from warm_process import warm_ask
+def unsynced_files() -> Iterator[None]:
+    """No test waits for the disk to have a file, which is for power cuts: some milliseconds for each of thousands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_processes() -> Iterator[None]:
+    """Models are measured in processes that start at once, see warm_process.py."""
     from edgetune.bench import measure
     from edgetune.evaluate import evaluate
 
@@ -136,6 +151,44 @@ def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = (REPOSITORY / "edgetune/assets/home/train.jsonl").read_text(encoding="utf-8").splitlines()[:64]
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return path
+
+
+FINISHED = """
+[model]
+base = "{base}"
+compute_dtype = "float32"
+[data]
+train = "{rows}"
+max_seq_len = 128
+[lora]
+r = 8
+[train]
+max_steps = 40
+batch_size = 4
+gradient_accumulation_steps = 1
+learning_rate = 2e-2
+[export]
+calibration_rows = 0
+repair_steps = 0
+[evaluate]
+metric = "loss"
+"""
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_rows: Path) -> Path:
+    """A folder with tiny.toml and the finished run of it, runs/tiny: for tests that work on a copy."""
+    from click.testing import CliRunner
+
+    from edgetune.cli import main
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(FINISHED.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = CliRunner().invoke(main, ["run", "tiny.toml"])
+    assert done.exit_code == 0, done.stderr
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -263,3 +316,9 @@ def word_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         classifier=classifier,
     )
     return write_manifest(bundle).path
+
+
+@pytest.fixture
+def labels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repair as if nothing were far from the merged model: one that was never trained has all to learn from labels."""
+    monkeypatch.setattr("edgetune.quantize.truth.Truth.divergence", lambda *_: 0.0)

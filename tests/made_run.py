@@ -115,6 +115,41 @@ def make_label_run(folder: Path, labels: tuple[str, ...] = ("card", "money", "we
     return folder
 
 
+def encoder_target(name: str) -> dict[str, object]:
+    """An encoder as `edgetune bench` measures it."""
+
+    def noisy(median: float) -> dict[str, object]:
+        return {"median": median, "p95": median * 1.2, "least": median * 0.9, "most": median * 1.1, "spread": 0.2}
+
+    lacks = {"absent": "labels texts, writes none"}
+    sizes = (1, 8, 32)
+    batches = {str(n): {"latency_s": noisy(0.01 * n), "texts_per_s": noisy(100.0 * n)} for n in sizes}
+    peaks = {
+        "cold": noisy(80.0 * MIB),
+        "warm": noisy(70.0 * MIB),
+        "device": {"absent": "no GPU was used"},
+        "tokens": 64,
+    }
+    return {
+        "name": name,
+        "path": name,
+        "kind": "bundle",
+        "task": "classification",
+        "disk_bytes": 20 * MIB,
+        "score": {"metric": "accuracy", "value": 0.9, "interval": [0.85, 0.93], "rows": 60},
+        "loss": {"value": 0.3, "interval": [0.2, 0.4], "texts": 60},
+        "classes": {"accuracy": 0.9, "macro_f1": 0.88, "ece": 0.02},
+        **dict.fromkeys(("perplexity", "kl", "peak_bytes", "decode_tokens_per_s"), lacks),
+        "device": "cpu",
+        "context_length": 64,
+        "load_s": noisy(0.1),
+        "labelling": {
+            "batch": {"16": batches, "64": batches, "128": {"absent": "its texts hold 64 tokens"}},
+            "peak_bytes": {"1": peaks, "32": peaks},
+        },
+    }
+
+
 def bench_report(names: tuple[str, ...] = ("base", "bundle")) -> dict[str, object]:
     """A report as `edgetune bench` writes it; the base's energy and long context are absent."""
 
@@ -140,7 +175,9 @@ def bench_report(names: tuple[str, ...] = ("base", "bundle")) -> dict[str, objec
         target["energy_j_per_token"] = {"absent": "no energy counter can be read here"}
         targets.append(target)
     data = {"source": "rows.jsonl", "metric": "json", "rows": 40}
-    return {"format": "edgetune-bench", "version": 1, "data": data, "targets": targets, "provenance": provenance(0)}
+    settings = {"threads": 1, "repeats": 2, "cores": [0]}
+    facts = {"format": "edgetune-bench", "version": 1, "settings": settings, "reference": names[0], "left_out": []}
+    return {**facts, "data": data, "targets": targets, "training": [], "provenance": provenance(0)}
 
 
 def _start(folder: Path, task: str, metric: str) -> RunDir:

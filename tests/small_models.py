@@ -161,8 +161,9 @@ def exported(
     """What a bundle of a model type at a precision was built from, as Built; each made once, for it takes seconds."""
     from edgetune.bundle.classification import save_tokenizer, token_batches
     from edgetune.export.encoder import build_encoder
-    from edgetune.quantize.classification import put_on_grid
-    from edgetune.runtime.bundle import Bundle, ClassifierFormat, Grid, write_manifest
+    from edgetune.quantize.classification import quantize_classifier
+    from edgetune.runtime.bundle import Bundle, ClassifierFormat, write_manifest
+    from edgetune.runtime.grid import BundleGrid
     from edgetune.verify.classification import Built
 
     @cache
@@ -170,9 +171,9 @@ def exported(
         classifier, tokenizer = a_classifier(kind), encoder_tokenizer(kind)
         spec, folder = classifier.spec, tmp_path_factory.mktemp(f"{kind}-{precision}")
         bits = {"int4": 4, "int8": 8}.get(precision)
-        grid = None if bits is None else Grid(bits, block_size, is_symmetric, accuracy_level=4, head_bits=8)
+        grid = None if bits is None else BundleGrid(bits, block_size, is_symmetric, accuracy_level=4, head_bits=8)
         batches = token_batches(tokenizer, ["turn on the lamp", "off", "what is the weather"], max_length=40)
-        matrices = put_on_grid(classifier, grid, batches) if grid else {}
+        matrices = quantize_classifier(classifier, grid, batches) if grid else {}
         build_encoder(
             classifier,
             folder,

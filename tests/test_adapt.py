@@ -9,34 +9,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from edgetune import adapt_scores
 from edgetune.cli import main
 from edgetune.files import read_json
 from edgetune.hashes import hash_tree
 from edgetune.recipe import load_recipe
+from edgetune.runtime.bundle import open_bundle
 
-RECIPE = """
-[model]
-base = "{base}"
-compute_dtype = "float32"
-[data]
-train = "{rows}"
-eval_fraction = 0.2
-max_seq_len = 128
-[lora]
-r = 8
-[train]
-max_steps = 20
-batch_size = 4
-gradient_accumulation_steps = 1
-learning_rate = 2e-2
-[export]
-calibration_rows = 0
-repair_steps = 0
-min_gain_kept = 0.0
-[evaluate]
-metric = "loss"
-bootstrap_samples = 100
-"""
 LABELS = """
 [model]
 base = "{base}"
@@ -50,6 +29,9 @@ max_steps = 12
 learning_rate = 5e-3
 """
 
+COLUMNS = ("--set", 'data.columns={ prompt = "question", completion = "reply" }')
+SHORT = ("--set", "train.max_steps=12", "--set", "train.learning_rate=5e-3", "--set", "export.min_gain_kept=0")
+
 
 def edgetune(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -61,42 +43,45 @@ def new_rows(path, count=40):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_base, tiny_rows) -> Path:
-    """A folder with a finished run with a bundle, runs/tiny, and new rows."""
-    path = tmp_path_factory.mktemp("adapt")
-    (path / "tiny.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows))
-    new_rows(path / "new.jsonl")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        done = edgetune("run", "tiny.toml")
-    assert done.exit_code == 0, done.stderr
-    return path
-
-
 @pytest.fixture
-def here(finished, tmp_path, monkeypatch) -> Path:
-    """A copy of it, the current folder."""
-    shutil.copytree(finished, tmp_path / "copy")
+def here(finished_run, tmp_path, monkeypatch) -> Path:
+    """The current folder: a copy of a finished run with a bundle, runs/tiny, and new rows."""
+    shutil.copytree(finished_run, tmp_path / "copy")
+    new_rows(tmp_path / "copy" / "new.jsonl")
     monkeypatch.chdir(tmp_path / "copy")
     return tmp_path / "copy"
 
 
-COLUMNS = ("--set", 'data.columns={ prompt = "question", completion = "reply" }')
-SHORT = ("--set", "train.max_steps=12", "--set", "train.learning_rate=5e-3")
+@pytest.fixture(scope="module")
+def adapted(finished_run, tmp_path_factory):
+    """A copy of the finished run after an adaptation, whose bundle took the place of the run's; and what that said."""
+    path = tmp_path_factory.mktemp("adapted") / "copy"
+    shutil.copytree(finished_run, path)
+    new_rows(path / "new.jsonl")
+    options = (*COLUMNS, *SHORT, "--allowed-drop", 1, "--replace", "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        return path, edgetune("adapt", "runs/tiny", "--data", "new.jsonl", *options)
 
 
-def test_new_rows_are_learned_and_the_bundle_is_replaced_where_the_old_ones_are_kept(here):
-    before = hash_tree(here / "runs/tiny/bundle")
-    done = edgetune(
-        "adapt", "runs/tiny", "--data", "new.jsonl", *COLUMNS, *SHORT, "--allowed-drop", 1, "--replace", "--json"
-    )
+def test_new_rows_are_learned_and_the_bundle_is_replaced_where_the_old_ones_are_kept(
+    finished_run, adapted, monkeypatch
+):
+    here, done = adapted
+    monkeypatch.chdir(here)
+    before = hash_tree(finished_run / "runs/tiny/bundle")
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["new"]["after"] < found["new"]["before"] - 0.5
     assert found["rows"]["replayed"] == found["rows"]["new_train"] > 20
     assert found == {key: value for key, value in read_json(here / "runs/tiny-adapted/results/adapt.json").items()
                      if key != "provenance"}  # fmt: skip
+    bundles = found["bundles"]
+    assert bundles["passed"]
+    assert bundles["new"]["after"] < bundles["new"]["before"] - 0.5
+    for kind in ("old", "new"):
+        assert bundles[kind]["before"] == pytest.approx(found[kind]["before"], rel=0.2)
+        assert bundles[kind]["after"] == pytest.approx(found[kind]["after"], rel=0.2)
     drifted = {measure["name"] for measure in found["drift"]["measures"] if measure["is_drift"]}
     assert {"vocabulary", "unseen"} <= drifted
     assert {"zebra", "eats", "grass"} & set(found["drift"]["typical_words"])
@@ -105,7 +90,11 @@ def test_new_rows_are_learned_and_the_bundle_is_replaced_where_the_old_ones_are_
     shown = edgetune("adapt", "runs/tiny", "--data", "new.jsonl", *COLUMNS, *SHORT, "--allowed-drop", 1)
     assert shown.exit_code == 0
     assert "new rows" in shown.stdout
+    assert "old rows, bundle" in shown.stdout
+    assert "the loss of the bundle on the old rows went from" in shown.stdout
     assert "up to date" in shown.stderr
+    again = read_json(here / "runs/tiny-adapted/results/adapt.json")["bundles"]
+    assert again["old"] == bundles["old"]  # against the bundle that was there before this one took its place
 
 
 @pytest.mark.slow
@@ -122,6 +111,31 @@ def test_a_bundle_of_an_adapter_that_forgot_is_refused_and_the_old_one_stays(her
     assert hash_tree(here / "runs/tiny/bundle") == before
     assert not (here / "runs/tiny-adapted/bundle").exists()
     assert (here / "runs/tiny-adapted/adapter").is_dir()
+
+
+def test_a_bundle_that_forgot_more_than_its_adapter_replaces_nothing(adapted, tmp_path, monkeypatch):
+    here = tmp_path / "copy"
+    shutil.copytree(adapted[0], here)
+    monkeypatch.chdir(here)
+    before, change = hash_tree(here / "runs/tiny/bundle"), adapt_scores.change
+
+    def worse(out, kind, *names):
+        found = change(out, kind, *names)
+        is_bundle = names[0].startswith("bundle")
+        return {**found, "difference": 9.0, "after": found["before"] + 9.0} if is_bundle else found
+
+    monkeypatch.setattr("edgetune.adapt_run.change", worse)
+    options = (*COLUMNS, *SHORT, "--allowed-drop", 1, "--replace")
+    done = edgetune("adapt", "runs/tiny", "--data", "new.jsonl", *options)
+    assert done.exit_code == 5, done.stderr
+    found = read_json(here / "runs/tiny-adapted/results/adapt.json")
+    assert (found["passed"], found["bundles"]["passed"]) == (True, False)
+    assert (found["bundle"], found["replaced"]) == (None, None)
+    assert "runs/tiny-adapted/bundle: the loss of the bundle on the old rows went from" in done.stderr
+    assert "runs/tiny/bundle stays as it was" in done.stderr
+    assert "old rows, bundle" in done.stdout
+    assert hash_tree(here / "runs/tiny/bundle") == before
+    assert not open_bundle(here / "runs/tiny-adapted/bundle").verified["passed"]
 
 
 @pytest.mark.slow

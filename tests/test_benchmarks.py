@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import banking77, classify_throughput, sms_spam
+from benchmarks import agree, banking77, classify_throughput, sms_spam
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -70,3 +70,16 @@ def test_messages_are_split_once_for_all_with_copies_together(tmp_path: Path) ->
         assert counts[name] == {label: sum(row["label"] == label for row in found) for label in ("ham", "spam")}
     assert sms_spam.split(source, tmp_path / "again") == counts
     assert read(tmp_path / "again" / "test.csv") == parts["test"]
+
+
+def test_the_right_answer_of_a_question_stands_once_among_four_others() -> None:
+    answers = [f"answer {number % 7}" for number in range(20)]
+    for number, answer in enumerate(answers):
+        choices = agree._choices(answers, number)
+        assert len(set(choices)) == 4
+        assert choices[number % 4] == answer
+
+
+def test_how_far_off_a_number_is_is_a_share_of_its_reference() -> None:
+    assert agree.Check("peak memory", "bundle", 103.0, 100.0).off == pytest.approx(0.03)
+    assert agree.Check("perplexity", "merged", 1.0, -2.0).off == pytest.approx(1.5)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from benchmarks.tune_table import MARKS, Axis, TableBench, grid
-from benchmarks.tuned import best_at, tokens_until, tune_table
+from benchmarks.tuned import draw, found_at, tokens_until, tune_table
 from edgetune.recipe import parse_recipe
 
 AXES = (Axis("train.learning_rate", (1e-3, 1e-2, 1e-1)), Axis("lora.r", (4, 16)))
@@ -55,27 +55,57 @@ def test_beyond_the_table_its_edge_counts_and_a_diverged_training_is_the_worst(t
     assert (found.loss, found.tokens, events[0]["eval_loss"]) == (20.0, 300, 20.0)
 
 
-def test_tokens_are_counted_until_the_mean_of_the_seeds_is_there():
-    runs = [{"course": [(10, 3.0), (40, 1.0)]}, {"course": [(10, 3.0), (20, 1.0)]}]
-    task = {"is_loss": True, "training_tokens": 10, "budget_tokens": 100, "searches": {"TPE": runs}}
-    assert [best_at(runs[0]["course"], tokens) for tokens in (5, 10, 39, 40, 99)] == [3.0, 3.0, 3.0, 1.0, 1.0]
-    assert tokens_until(task, "TPE", 2.0) == pytest.approx(2.0, abs=0.1)
-    assert tokens_until(task, "TPE", 1.0) == pytest.approx(4.0, abs=0.1)
-    assert tokens_until(task, "TPE", 0.5) is None
+@pytest.fixture
+def task():
+    """Two searches by one method."""
+    runs = [
+        {"course": [(10, 3.0, {"lora.r": 4}), (40, 1.0, {"lora.r": 8})]},
+        {"course": [(10, 3.0, {}), (20, 1.0, {})]},
+    ]
+    facts = {"budgets": [4, 10], "training_tokens": 10, "table": [{}] * 6, "default": 3.0, "extremes": [0.5, 9.0]}
+    return {**facts, "is_loss": True, "score_of": "exported", "searches": {"random": runs, "TPE": runs}}
 
 
-@pytest.mark.parametrize(("score", "told"), [(0.9, "12.0"), (1.1, "not reached")])
-def test_a_population_stands_beside_the_searches_with_all_its_tokens(score, told):
-    runs = [{"course": [(10, 3.0), (40, 1.0)], "trials": 4}]
-    task = {"is_loss": True, "training_tokens": 10, "budget_tokens": 120, "searches": {"random": runs}, "table": [1]}
-    population = [{"score": score, "members": 12, "tokens": 120}] * 2
-    report = {"tasks": {"nano-snips": {**task, "default": 2.0, "extremes": [0.5, 3.0], "populations": population}}}
-    report |= {"threads": 1, "budget_trainings": 12, "provenance": {"processor": "X"}}
-    row = next(line for line in tune_table(report).splitlines() if "population" in line)
+def test_tokens_are_counted_until_the_median_of_the_seeds_is_there(task):
+    course = task["searches"]["TPE"][0]["course"]
+    assert [found_at(course, tokens)[1] for tokens in (5, 10, 39, 40, 99)] == [3.0, 3.0, 3.0, 1.0, 1.0]
+    assert found_at(course, 99)[2] == {"lora.r": 8}
+    assert tokens_until(task, "TPE", 2.0, 10) == pytest.approx(2.0, abs=0.1)
+    assert tokens_until(task, "TPE", 1.0, 10) == pytest.approx(4.0, abs=0.1)
+    assert tokens_until(task, "TPE", 0.5, 10) is None
+
+
+def test_searches_are_shown_by_budget_as_a_table_and_a_picture(task, tmp_path):
+    report = {"tasks": {"nano-snips": task}, "threads": 1, "provenance": {"processor": "X"}}
+    lines = tune_table(report).splitlines()
+    assert lines[0].count("trainings' tokens") == 2
+    assert "| TPE | 1.0000 (1.0000 to 1.0000) | 4.0 | 1.0000 (1.0000 to 1.0000) | 4.0 |" in lines
     assert (
-        row
-        == f"| population-based training, 2 seeds | {score:.4f} ({score:.4f} to {score:.4f}) | 12 members | {told} |"
+        "2 seeds each; a whole training has 10 tokens; the best of the 6 trainings in the table has 0.5000."
+        in lines[-3]
     )
+    assert lines[-3].endswith("calibrated and repaired as export does.")
+    draw(report, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_is_of_exported_models_where_all_its_trainings_are(table):
+    entries = [entry(values) | {"exported": {"loss": 0.5, "score": 0.25}} for values in grid(AXES)]
+    exported = TableBench(AXES, entries, worst_score=20.0, learning_rate=1e-2)
+    assert (table.is_exported, exported.is_exported) == (False, True)
+    assert exported.extremes == (0.25, 0.25)
+
+
+@pytest.mark.parametrize(("score", "told"), [(0.9, "12.0"), (1.1, "-")])
+def test_a_population_stands_beside_the_searches_with_all_its_tokens(score, told):
+    runs = [{"course": [(10, 3.0), (40, 1.0)]}]
+    task = {"is_loss": True, "training_tokens": 10, "budgets": [12, 24], "searches": {"random": runs}, "table": [1]}
+    population = [{"score": score, "members": 12, "tokens": 120}] * 2
+    facts = {"default": 2.0, "extremes": [0.5, 3.0], "score_of": "deployed", "populations": population}
+    report = {"tasks": {"nano-snips": {**task, **facts}}, "threads": 1, "provenance": {"processor": "X"}}
+    row = next(line for line in tune_table(report).splitlines() if "population" in line)
+    name = "population-based training, 12 members, 2 seeds"
+    assert row == f"| {name} | {score:.4f} ({score:.4f} to {score:.4f}) | {told} | | |"
 
 
 def test_the_table_of_searches_shows_no_part_that_was_not_measured():

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from edgetune.child_process import ask
+
 SCRIPT = """
 from edgetune.child_process import answer
 
@@ -40,3 +42,10 @@ def test_any_other_failure_keeps_its_trace():
     done = subprocess.run([sys.executable, "-c", script], input="{}", capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "of a kind not known" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["edgetune.bench.child", "edgetune.evaluate.child"])
+def test_what_measures_answers_in_a_fresh_process(module):
+    """Most tests call its main in a process that stands ready, see warm_process.py."""
+    with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
+        ask(["-m", module], {"name": "it", "measure": "nothing", "task": "nothing"}, name="it")

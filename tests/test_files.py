@@ -7,7 +7,7 @@ import os
 import pytest
 
 from edgetune.errors import ModelError, RunError
-from edgetune.files import atomic_file, atomic_folder, read_json, write_json
+from edgetune.files import atomic_file, atomic_folder, read_json, read_text, write_json
 
 
 def _fail_inside(block, *, write):
@@ -36,6 +36,22 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         (temporary / "new").write_text("2")
     assert [item.name for item in folder.iterdir()] == ["new"]
     assert [item.name for item in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_files_are_on_the_disk_before_they_take_their_place(tmp_path, monkeypatch):
+    """What a power cut leaves is the old or the new one. Elsewhere tests do not wait for the disk, see conftest.py."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, path.exists())))
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    assert synced == [(path.stat().st_ino, False)]
+    synced.clear()
+    path = tmp_path / "bundle"
+    with atomic_folder(path) as temporary:
+        (temporary / "part").mkdir()
+        for name in ("a", "part/b"):
+            (temporary / name).write_text(name)
+    assert sorted(synced) == sorted(((path / name).stat().st_ino, False) for name in ("a", "part/b"))
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path):
@@ -75,3 +91,13 @@ def test_a_folder_and_nothing_in_place_of_a_json_file_are_named(tmp_path):
         read_json(tmp_path)
     with pytest.raises(RunError, match=r"b\.json: no such file"):
         read_json(tmp_path / "b.json")
+
+
+def test_a_text_that_cannot_be_read_is_refused_in_one_line(tmp_path):
+    (tmp_path / "whole.txt").write_text("für uns", encoding="utf-8")
+    assert read_text(tmp_path / "whole.txt") == "für uns"
+    (tmp_path / "latin.txt").write_bytes(b"f\xfcr uns")
+    for name, problem in {"latin.txt": "cannot be read", "none.txt": "no such file", "": "cannot be read"}.items():
+        with pytest.raises(ModelError, match=problem) as raised:
+            read_text(tmp_path / name, ModelError, cure="copy it")
+        assert raised.value.cure == "copy it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,15 @@ def python(code: str, *arguments: object) -> str:
     return finished.stdout
 
 
+@cache
+def loaded(code: str) -> frozenset[str]:
+    """What stands in sys.modules after `code` in a fresh interpreter."""
+    return frozenset(json.loads(python(f"{code}\n{LOADED}").splitlines()[-1]))
+
+
 def third_party(code: str) -> set[str]:
     """Packages of neither the standard library nor ours that are loaded after `code`, those of start-up left out."""
-    before, after = (json.loads(python(f"{text}\n{LOADED}").splitlines()[-1]) for text in ("", code))
-    packages = {name.partition(".")[0] for name in set(after) - set(before)}
+    packages = {name.partition(".")[0] for name in loaded(code) - loaded("")}
     return packages - sys.stdlib_module_names - {"edgetune", "__mp_main__"}
 
 
@@ -69,9 +75,7 @@ for verb in main.commands:
 
 def test_help_loads_few_modules() -> None:
     """What its time goes into; the time itself is measured by benchmarks/start.py."""
-    code = f"import click\n{LOADED}"
-    clicks, ours = (set(json.loads(python(text).splitlines()[-1])) for text in (code, HELP + LOADED))
-    added = ours - clicks
+    added = loaded(HELP) - loaded("import click")
     assert len(added) <= MOST_ADDED_MODULES, sorted(added)
 
 

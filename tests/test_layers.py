@@ -2,13 +2,13 @@
 
 | layer | modules | third-party at module top | may import |
 |---|---|---|---|
-| 0 words | errors, recipe, metric_names, files, hashes, ... provenance, child_process, threads | none | layer 0 |
+| 0 words | errors, recipe, files, figure, progress, text_table, task_names, ... threads | none | layer 0 |
 | 1 device | runtime | jinja2, numpy, onnxruntime, tokenizers | 0, 1 |
 | 2 parts | data, model, lora, quantize, assets | and torch, transformers, peft, safetensors | 0 to 2 |
-| 2 parts, too | evaluate.{metrics, text_metrics, resample, gain, calibration, ...} | the same | same |
-| 3 graphs | export | and onnx, onnx_ir | 0 to 3 |
+| 2 parts, too | evaluate.{metrics, text_metrics, resample, gain, closeness, ...} | the same | same |
+| 3 graphs | export | and onnx_ir | 0 to 3 |
 | 4 proof | verify | the same | 0 to 4 |
-| 5 stages | quantize.{decoder, repair}, train, tune, bundle, ... | and accelerate, optuna, ray | 0 to 5; public parts |
+| 5 stages | quantize.{decoder, repair, truth}, train, ... | and accelerate, optuna, ray | 0 to 5; public parts |
 | 6 shell | pipeline, plan, plan_checks, planning, ..._run, cli | click | 0 at module top, the rest inside a function |
 """
 
@@ -27,6 +27,7 @@ PACKAGE = Path(__file__).parent.parent / "edgetune"
 LAYERS = {
     0: (
         "errors",
+        "figure",
         "recipe",
         "run_dir",
         "files",
@@ -38,7 +39,10 @@ LAYERS = {
         "threads",
         "launch",
         "metric_names",
+        "progress",
+        "text_table",
         "precision_names",
+        "task_names",
         "__init__",
     ),
     1: ("runtime",),
@@ -52,6 +56,7 @@ LAYERS = {
         "evaluate.text_metrics",
         "evaluate.resample",
         "evaluate.gain",
+        "evaluate.closeness",
         "evaluate.calibration",
         "evaluate.label_metrics",
         "evaluate.rejection",
@@ -61,6 +66,7 @@ LAYERS = {
     5: (
         "quantize.decoder",
         "quantize.repair",
+        "quantize.truth",
         "train",
         "tune",
         "bundle",
@@ -77,6 +83,7 @@ LAYERS = {
         "plan_checks",
         "planning",
         "adapt_run",
+        "adapt_scores",
         "search_run",
         "verify_run",
         "cli",
@@ -85,7 +92,7 @@ LAYERS = {
 }
 DEVICE = {"jinja2", "numpy", "onnxruntime", "tokenizers"}
 PARTS = DEVICE | {"torch", "transformers", "peft", "safetensors"}
-GRAPHS = PARTS | {"onnx", "onnx_ir"}
+GRAPHS = PARTS | {"onnx_ir"}
 THIRD_PARTY = {
     0: set(),
     1: DEVICE,
@@ -100,7 +107,6 @@ PUBLIC = {
     "train": {
         "train.events.read_events",
         "train.loop.train",
-        "train.on_grid.train_on_grid",
         "train.fit",
         "train.divergence.Diverged",
         "train.loss",
@@ -110,7 +116,7 @@ PUBLIC = {
         "train.setup.count_steps",
         "train.stop",
     },
-    "bundle": {"bundle.export.export"},
+    "bundle": {"bundle.export.export", "bundle.task.TASKS", "bundle.merge_base.choose_merge_base"},
     "quantize": {"quantize.decoder.quantize_decoder", "quantize.repair"},
     "evaluate": {
         "evaluate.evaluate.evaluate",
@@ -128,7 +134,8 @@ PUBLIC = {
         "evaluate.live",
         "evaluate.torch_labeller",
     },
-    "report": {"report.measure", "report.table", "report.confusion"},  # what stages measure and are shown with
+    # what stages measure and are shown with
+    "report": {"report.measure", "report.table", "report.confusion", "report.figures", "report.columns"},
 }
 """What a stage offers to the other stages."""
 

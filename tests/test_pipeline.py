@@ -32,7 +32,6 @@ repair_steps = 4
 metric = "json"
 max_rows = 8
 max_new_tokens = 8
-bootstrap_samples = 100
 """
 STAGES = ["train", "evaluate-tuned", "evaluate-base", "merge", "evaluate-merged", "export"]
 STAGES += ["evaluate-onnx-fp32", "evaluate-onnx-exact", "evaluate-bundle"]

@@ -159,7 +159,7 @@ def test_texts_with_several_labels_go_the_whole_way(tiny_encoder, tmp_path, head
         f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\ncompute_dtype = "float32"\n'
         f'[data]\ntrain = "{tmp_path}/rows.jsonl"\neval_fraction = 0.2\n'
         f'[classify]\nmulti_label = true\nhead = "{head}"\n[lora]\nr = 4\nalpha = 8\n'
-        "[train]\nepochs = 10\nbatch_size = 8\n[evaluate]\nbootstrap_samples = 100\n",
+        "[train]\nepochs = 10\nbatch_size = 8\n",
         source="recipe.toml",
     )
     run_dir = RunDir(tmp_path / "run")
@@ -185,8 +185,7 @@ def test_rows_out_of_scope_that_training_never_saw_set_the_threshold(tiny_encode
         f'[model]\nbase = {json.dumps(str(tiny_encoder))}\ntask = "classification"\ncompute_dtype = "float32"\n'
         + "[data]\n"
         + "".join(f'{name} = "{tmp_path}/{name}.jsonl"\n' for name in ("train", "eval", "test"))
-        + '[classify]\nout_of_scope_label = "other"\n[lora]\nr = 4\nalpha = 8\n[train]\nepochs = 5\nbatch_size = 8\n'
-        "[evaluate]\nbootstrap_samples = 100\n",
+        + '[classify]\nout_of_scope_label = "other"\n[lora]\nr = 4\nalpha = 8\n[train]\nepochs = 5\nbatch_size = 8\n',
         source="recipe.toml",
     )
     run_dir = RunDir(tmp_path / "run")

@@ -95,3 +95,15 @@ def test_a_run_from_before_a_key_was_there_is_the_same_run(tmp_path):
     claim(run_dir, toml)
     with pytest.raises(RunError, match=r"lora\.train_embeddings is false there, true here"):
         claim(run_dir, toml.replace("false", "true"))
+
+
+def test_a_run_from_when_a_key_was_still_there_is_the_same_run(tmp_path):
+    """A key goes in a later version; the folder's record has it."""
+    toml = '[model]\nbase = "x"\n[data]\ntrain = "y"\n[train]\nseed = 1\n'
+    for factor in (0.5, 0.3):
+        run_dir = RunDir(tmp_path / f"run-{factor}")
+        claim(run_dir, f"{toml}plateau_factor = {factor}\n")
+        run_dir.finish("train", "inputs")
+    claim(RunDir(tmp_path / "run-0.5"), toml)
+    with pytest.raises(RunError, match=r"train\.plateau_factor is 0\.3 there, 0\.5 here"):
+        claim(RunDir(tmp_path / "run-0.3"), toml)

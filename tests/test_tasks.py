@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from edgetune.recipe.task import TaskName
+from edgetune.task_names import TaskName
 
 PACKAGE = Path(__file__).parent.parent / "edgetune"
 STAGES = sorted(path.parent.name for path in PACKAGE.glob("*/task.py") if "\nTASKS" in path.read_text(encoding="utf-8"))

@@ -17,44 +17,11 @@ from edgetune.files import read_json
 from edgetune.recipe import load_recipe
 from edgetune.run_dir import RunDir
 
-RECIPE = """
-[model]
-base = "{base}"
-[data]
-train = "{rows}"
-max_seq_len = 128
-[lora]
-r = 8
-[train]
-max_steps = 40
-batch_size = 4
-gradient_accumulation_steps = 1
-learning_rate = 2e-2
-[export]
-calibration_rows = 0
-repair_steps = 0
-[evaluate]
-metric = "loss"
-bootstrap_samples = 100
-"""
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_base, tiny_rows) -> Path:
-    """A folder with a finished run, runs/tiny."""
-    path = tmp_path_factory.mktemp("verify")
-    (path / "tiny.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        done = CliRunner().invoke(main, ["run", "tiny.toml"])
-    assert done.exit_code == 0, done.stderr
-    return path
-
 
 @pytest.fixture
-def run_dir(finished, tmp_path, monkeypatch) -> RunDir:
+def run_dir(finished_run, tmp_path, monkeypatch) -> RunDir:
     """A copy of the finished run, in the current folder."""
-    shutil.copytree(finished, tmp_path / "copy")
+    shutil.copytree(finished_run, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     return RunDir(Path("runs/tiny"))
 
@@ -84,6 +51,7 @@ def test_a_sound_bundle_is_verified_and_layers_are_shown(run_dir):
     done = verify()
     assert done.exit_code == 0, done.stderr
     assert "of the gain in loss kept" in done.stdout
+    assert "nats a token from the fine-tune, at most 0.1 allowed" in done.stdout
     assert "correlation" in done.stdout
     assert read_json(run_dir.bundle / "edgetune.json")["verified"]["passed"] is True
 
@@ -138,6 +106,25 @@ def test_a_bundle_that_lost_the_fine_tune_is_refused(run_dir, tmp_path, tiny_bas
     assert "export.repair_steps" in line
     assert "--force" in line
     assert read_json(run_dir.bundle / "edgetune.json")["verified"]["passed"] is False
+
+
+def test_a_bundle_that_has_become_another_model_is_refused_whatever_its_gain(run_dir, tmp_path, tiny_base):
+    """The adapter's change three times as large, and no gain asked for: closeness alone refuses it."""
+
+    def more(tensors: dict[str, torch.Tensor]) -> None:
+        base = load_file(tiny_base / "model.safetensors")
+        for name in tensors:
+            if name.endswith("proj.weight"):
+                tensors[name] += (2.0 * (tensors[name].float() - base[name].float())).to(tensors[name].dtype)
+
+    _export(run_dir, _changed(run_dir, tmp_path, more))
+    done = verify("--min-gain-kept", "0")
+    assert done.exit_code == 5, done.stdout + done.stderr
+    assert "nats a token from the fine-tune, more than the 0.1 allowed" in done.stderr.splitlines()[-1]
+    found = read_json(run_dir.results / "verify/survival.json")
+    assert (found["kept_enough"], found["is_close"]) == (True, False)
+    assert found["closeness"]["kl"] > 0.1
+    assert verify("--min-gain-kept", "0", "--set", "export.max_kl=9").exit_code == 0
 
 
 def test_force_accepts_it_and_the_bundle_says_so(run_dir, tmp_path, tiny_base):

@@ -1,119 +1,162 @@
-"""Processes of their own that start at once: forked from one that has imported what a torch model needs.
+"""Processes of their own that start at once: forked from one that has imported what they need, see warm_server.py.
 
-Importing it takes seconds, and hundreds of tests measure a model in a fresh process. A warm one differs from that only
-in memory that it shares with others, so a bundle, whose memory and imports tests look at, still gets a fresh one.
+Importing it takes seconds with torch and half a second without, and hundreds of tests measure a model in a fresh
+process. A warm one differs from that only in memory that it shares with others. What measures a bundle is forked from a
+server that has not imported torch. Both serve all of pytest's workers.
 """
 
 from __future__ import annotations
 
-import importlib
-import multiprocessing
+import contextlib
+import fcntl
+import json
 import os
-import runpy
+import select
+import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
+import warm_server
 
 from edgetune import child_process
 
-FRESH = ("bundle", "gguf")
-"""Kinds of target that are measured without torch."""
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
+OWNER = "EDGETUNE_TESTS_OWNER"
+"""Variable with the id of the process that pytest was started as."""
+DEVICE, TORCH = "device", "torch"
+MODULES = {
+    DEVICE: (
+        "edgetune.evaluate.child",
+        "edgetune.bench.child",
+        "edgetune.runtime.classifier",
+        "edgetune.runtime.decoder",
+        "edgetune.runtime.logits",
+        "onnxruntime_genai",
+    ),
+    TORCH: (
         "peft",
         "transformers.models.llama.modeling_llama",
         "transformers.models.bert.modeling_bert",
         "edgetune.evaluate.child",
         "edgetune.evaluate.torch_model",
-    ]
-)
+    ),
+}
+"""What each server imports."""
 fresh_ask = child_process.ask
 
 
 def warm_ask(arguments: Sequence[str], request: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """`child_process.ask`, by a warm process where that makes no difference."""
-    if request.get("kind") in FRESH or arguments[0] != "-m":
+    kind = request.get("kind")
+    if kind == "gguf" or arguments[0] != "-m":
         return fresh_ask(arguments, request, **options)
+    server = DEVICE if kind == "bundle" else TORCH
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(child_process, "start", Warm)
+        patch.setattr(child_process, "start", lambda arguments, log: Warm(server, arguments, log))
         return fresh_ask(arguments, request, **options)
 
 
 def run_script(script: Path, *arguments: object, out: Path) -> int:
     """`python script arguments` in a warm process; its exit code. What it says goes to out/stdout and out/stderr."""
-    command = [str(script), *map(str, arguments)]
-    process = SERVER.Process(target=_run_script, args=(command, out, child_process.environment(), str(Path.cwd())))
-    process.start()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+    with (out / "stdout").open("wb") as stdout, (out / "stderr").open("wb") as stderr, Path(os.devnull).open() as stdin:
+        ends = (stdin.fileno(), stdout.fileno(), stderr.fileno())
+        return Forked(TORCH, [str(script), *map(str, arguments)], ends).wait()
 
 
-class Warm:
-    """What `child_process` uses of a subprocess.Popen."""
+class Forked:
+    """A process forked from a server; `command` is what would follow `python`, `ends` are its first three files."""
 
-    def __init__(self, arguments: Sequence[str], log: TextIO) -> None:
-        _, module = arguments
-        requests, self._requests = SERVER.Pipe(duplex=False)
-        self._answers, answers = SERVER.Pipe(duplex=False)
-        log_end = Connection(os.dup(log.fileno()))
-        ends = (requests, answers, log_end)
-        self._process = SERVER.Process(target=_serve, args=(module, ends, child_process.environment(), str(Path.cwd())))
-        self._process.start()
-        for end in ends:
-            end.close()
-        self.stdin = os.fdopen(os.dup(self._requests.fileno()), "w", encoding="utf-8")
-        self.stdout = os.fdopen(os.dup(self._answers.fileno()), encoding="utf-8")
-        self._requests.close()
-        self._answers.close()
-
-    @property
-    def returncode(self) -> int | None:
-        return self._process.exitcode
+    def __init__(self, server: str, command: Sequence[str], ends: Sequence[int]) -> None:
+        request = warm_server.Request(
+            command=list(command),
+            environment=child_process.environment(),
+            folder=str(Path.cwd()),
+            cores=sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        )
+        self.returncode: int | None = None
+        with _connected(server) as connection:
+            socket.send_fds(connection, [b"."], ends)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            self._told = connection.makefile("rb", buffering=0)
+        self._process = int(self._told.readline())
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        """The exit code, None before the end."""
+        if self.returncode is None and select.select([self._told], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
 
     def terminate(self) -> None:
-        self._process.terminate()
+        """Ask it to end."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process, signal.SIGTERM)
 
-    def wait(self) -> int | None:
-        self._process.join()
-        return self._process.exitcode
-
-
-def _serve(module: str, ends: Sequence[Connection], environment: Mapping[str, str], folder: str) -> None:
-    """In the warm process: stand where a fresh one would, and run the module's main."""
-    for number, end in enumerate(ends):
-        os.dup2(end.fileno(), number)
-        end.close()
-    _stand_in(environment, folder)
-    sys.exit(importlib.import_module(module).main())
+    def wait(self) -> int:
+        """Its exit code, at its end."""
+        if self.returncode is None:
+            self.returncode = int(self._told.readline())
+            self._told.close()
+        return self.returncode
 
 
-def _run_script(command: Sequence[str], out: Path, environment: Mapping[str, str], folder: str) -> None:
-    """In the warm process: run a script as `python` does."""
-    for number, name in enumerate(("stdout", "stderr"), start=1):
-        with (out / name).open("wb") as file:
-            os.dup2(file.fileno(), number)
-    _stand_in(environment, folder)
-    sys.argv[:] = command
-    try:
-        runpy.run_path(command[0], run_name="__main__")
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+class Warm(Forked):
+    """What `child_process` uses of a subprocess.Popen."""
+
+    def __init__(self, server: str, arguments: Sequence[str], log: TextIO) -> None:
+        theirs_in, ours_in = os.pipe()
+        ours_out, theirs_out = os.pipe()
+        try:
+            super().__init__(server, arguments, (theirs_in, theirs_out, log.fileno()))
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
+        self.stdin = os.fdopen(ours_in, "w", encoding="utf-8")
+        self.stdout = os.fdopen(ours_out, encoding="utf-8")
 
 
-def _stand_in(environment: Mapping[str, str], folder: str) -> None:
-    """Stand where a fresh process would: its variables, its folder, and streams on its first three files."""
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.stdin = os.fdopen(0, closefd=False)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+def servers_folder() -> Path:
+    """Where the sockets of this session's servers are; without it they end."""
+    return Path(tempfile.gettempdir()) / f"edgetune-tests-{os.environ[OWNER]}"
+
+
+@contextlib.contextmanager
+def _connected(server: str) -> Iterator[socket.socket]:
+    """A connection to a server, which the first that asks starts."""
+    folder = servers_folder()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / server
+    with socket.socket(socket.AF_UNIX) as connection:
+        with (folder / f"{server}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                connection.connect(str(path))
+            except OSError:  # not started yet, or left by an owner of the same number
+                path.unlink(missing_ok=True)
+                _start(path, MODULES[server])
+                connection.connect(str(path))
+        yield connection
+
+
+def _start(path: Path, modules: Sequence[str]) -> None:
+    """Start a server; it listens when this returns."""
+    with (path.with_suffix(".log")).open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, warm_server.__file__, str(path), os.environ[OWNER], *modules],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=child_process.environment(),
+            text=True,
+            start_new_session=True,  # it ends with its owner, not by a signal to the owner's group
+        )
+    assert process.stdout is not None
+    with process.stdout:
+        said = process.stdout.read()
+    if said.strip() != warm_server.LISTENING:
+        raise RuntimeError(f"no server of warm processes: {path.with_suffix('.log').read_text()}")
+    process.returncode = 0  # it ends after us: nobody waits for it

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgetune.bench.cores import pinned
 from edgetune.bench.harness import require_harness
-from edgetune.bench.measure import measure_costs, measure_harness
-from edgetune.bench.noise import Value, absent
+from edgetune.bench.left_out import LeftOut
+from edgetune.bench.measure import measure_costs
 from edgetune.bench.settings import HarnessTask, Settings
-from edgetune.bench.task import TASKS
+from edgetune.bench.subjects import Subject, choose_reference, find_subjects, runs_of
 from edgetune.bench.training import training_of
-from edgetune.child_process import Progress
-from edgetune.errors import RunError
-from edgetune.evaluate.by_path import Asked, targets_of
-from edgetune.evaluate.evaluate import Target, evaluate
-from edgetune.evaluate.targets import target_at
-from edgetune.evaluate.task import Rows
-from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
-from edgetune.model.gguf import is_gguf
+from edgetune.bench.worth import Worth, score_on_rows, score_on_task
+from edgetune.data.read import on_disk
+from edgetune.evaluate.target import Target
+from edgetune.files import atomic_folder, refuse_to_replace
+from edgetune.progress import Progress
 from edgetune.provenance import provenance
 from edgetune.report.measure import disk_bytes
-from edgetune.run_dir import RunDir, find_run
 
 FORMAT = "edgetune-bench"
 VERSION = 1
 """Of the report's keys; a reader leaves out what another version wrote."""
-NO_ROWS = "no rows: give some with --data"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One target of a bench, and the rows it is scored on."""
-
-    target: Target
-    asked: Asked | None
-    """Where its rows come from; None: it is not scored."""
 
 
 def bench(
@@ -50,90 +38,85 @@ def bench(
     overrides: Sequence[str] = (),
     reference: str | None = None,
     task: HarnessTask | None = None,
+    answers: Path | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
     """The report as JSON-able values; bench/table.py shows it.
 
     `overrides` are as for evaluate: data.test=... gives the rows, evaluate.metric=... what counts as right. `reference`
     names the target that others' probabilities are held against: by default a fine-tune, else the first. `task`: of
-    lm-eval, whose score then stands for that of the rows.
+    lm-eval, whose score then stands for that of the rows. `answers`: a folder to keep what each target answered, which
+    it replaces; the report's "answers" are paths from beside it.
 
-    Raises RecipeError, DataError, RunError, ModelError, BundleError, HardwareError before anything is measured where
-    that is known by then.
+    A target that cannot be loaded, scored or measured is named with its reason in "left_out"; the others go on. Raises
+    what the first one raised if none is left; RunError for a reference that is none, a folder that would be lost;
+    HardwareError for more threads than there are cores.
     """
     if task:
         require_harness()
-    subjects = _subjects(paths, overrides)
-    truth = _reference(subjects, reference)
-    with pinned(settings.threads) as cores:
-        worth, data = _score(subjects, truth, progress)
+    left_out = LeftOut()
+    subjects = find_subjects(paths, overrides, left_out)
+    truth = choose_reference(subjects, reference)
+    is_scored = task is not None or any(subject.asked for subject in subjects)
+    if answers is not None:
+        _refuse_to_lose(answers, subjects)
+    with pinned(settings.threads) as cores, tempfile.TemporaryDirectory() as work, contextlib.ExitStack() as stack:
+        kept = Path(work) / "answers"
+        if answers is not None and is_scored:
+            kept = stack.enter_context(atomic_folder(answers))
+        worth = score_on_rows(subjects, truth, kept, work=Path(work), left_out=left_out, progress=progress)
         if task:
-            for subject, scores in zip(subjects, worth, strict=True):
-                scores["score"] = measure_harness(subject.target, task, settings, progress)
+            for subject in _left(subjects, left_out):
+                score = partial(score_on_task, subject, task, settings, kept, progress)
+                worth.columns[subject.name].update(left_out.attempt(subject.name, score) or {})
         # Last: rows or a task that cannot be read are told before minutes of measuring.
-        costs, machines = measure_costs([subject.target for subject in subjects], settings, progress)
-    targets = [
-        {**_identity(subject.target), **scores, **cost}
-        for subject, cost, scores in zip(subjects, costs, worth, strict=True)
-    ]
+        targets = [subject.target for subject in _left(subjects, left_out)]
+        costs, machines = measure_costs(targets, settings, left_out, progress)
+        measured = _left(subjects, left_out)
+        for name in left_out.errors:
+            for folder in (name, f"{name}-lm-eval"):
+                shutil.rmtree(kept / folder, ignore_errors=True)
     return {
         "format": FORMAT,
         "version": VERSION,
         "settings": {**dataclasses.asdict(settings), "cores": cores},
         "machine": machines,
-        "reference": truth.target.name if truth else None,
-        "data": data,
+        "reference": worth.reference,
+        "data": worth.data,
         "task": dataclasses.asdict(task) if task else None,
-        "targets": targets,
-        "training": [training_of(run_dir) for run_dir in _runs(subjects)],
+        "targets": [
+            {**_identity(subject.target), **_worth(worth, subject, answers), **costs[subject.name]}
+            for subject in measured
+        ],
+        "left_out": left_out.told,
+        "training": [training_of(run_dir) for run_dir in runs_of(measured)],
         "provenance": provenance(seed=0),
     }
 
 
-def _subjects(paths: Sequence[str], overrides: Sequence[str]) -> list[Subject]:
-    """All targets, each under a name of its own."""
-    found: list[Subject] = []
-    for path in paths:
-        is_run = not is_gguf(path) and find_run(Path(path)) is not None
-        has_rows = is_run or any(item.startswith("data.test=") for item in overrides)
-        asked = targets_of(path, overrides=overrides) if has_rows else None
-        for target in asked.targets if asked else [target_at(path)]:
-            found.append(Subject(target, asked))
-    if len(paths) > 1:
-        found = [_renamed(subject, _full_name(subject)) for subject in found]
-    names = [subject.target.name for subject in found]
-    return [
-        _renamed(subject, f"{name}-{names[: index + 1].count(name)}") if names.count(name) > 1 else subject
-        for index, (subject, name) in enumerate(zip(found, names, strict=True))
-    ]
+def _left(subjects: Sequence[Subject], left_out: LeftOut) -> list[Subject]:
+    """Those that nothing went wrong with. Raises what the first one raised if there are none."""
+    found = [subject for subject in subjects if subject.name not in left_out.errors]
+    left_out.refuse_if_all(len(found))
+    return found
 
 
-def _runs(subjects: Sequence[Subject]) -> list[RunDir]:
-    """The run folders in which targets lie."""
-    found = [subject.asked.run_dir for subject in subjects if subject.asked and subject.asked.run_dir]
-    return list({run_dir.path.resolve(): run_dir for run_dir in found}.values())
+def _worth(worth: Worth, subject: Subject, answers: Path | None) -> dict[str, Any]:
+    """The columns of worth; where the answers lie, if they are kept."""
+    columns = dict(worth.columns[subject.name])
+    place = columns.pop("answers", None)
+    return columns if answers is None or place is None else {"answers": f"{answers.name}/{place}", **columns}
 
 
-def _full_name(subject: Subject) -> str:
-    """The run's name before the target's, where several paths are compared."""
-    run_dir = subject.asked.run_dir if subject.asked else None
-    return f"{run_dir.path.resolve().name}-{subject.target.name}" if run_dir else subject.target.name
+def _refuse_to_lose(answers: Path, subjects: Sequence[Subject]) -> None:
+    """Raises RunError if a folder of answers would replace what is read, or what is no such folder."""
+    sources = [subject.target.path for subject in subjects]
+    sources += [source for subject in subjects if subject.asked for source in on_disk(subject.asked.recipe.data)]
+    refuse_to_replace(answers, *sources, what="folder of a bench's answers", is_one=_holds_answers)
 
 
-def _renamed(subject: Subject, name: str) -> Subject:
-    return dataclasses.replace(subject, target=dataclasses.replace(subject.target, name=name))
-
-
-def _reference(subjects: Sequence[Subject], wanted: str | None) -> Subject | None:
-    """Whose probabilities are the truth. Raises RunError if no scored target has the name."""
-    scored = [subject for subject in subjects if subject.asked]
-    if wanted is None:
-        return next((item for item in scored if item.target.kind == "tuned"), scored[0] if scored else None)
-    for subject in scored:
-        if wanted in (subject.target.name, str(subject.target.path)):
-            return subject
-    names = ", ".join(subject.target.name for subject in scored) or "none, for want of rows (--data)"
-    raise RunError(f"--reference {wanted}: is none of the targets that are scored", cure=f"these are: {names}")
+def _holds_answers(folder: Path) -> bool:
+    return all(any(item.glob("*-answers.jsonl")) for item in folder.iterdir())
 
 
 def _identity(target: Target) -> dict[str, Any]:
@@ -144,45 +127,4 @@ def _identity(target: Target) -> dict[str, Any]:
         "kind": target.kind,
         "task": target.task,
         "disk_bytes": disk_bytes(*target.shipped, suffixes=target.shipped_suffixes),
-    }
-
-
-def _score(
-    subjects: Sequence[Subject], truth: Subject | None, progress: Progress
-) -> tuple[list[dict[str, Value]], dict[str, Any] | None]:
-    """Score, loss, perplexity and distance of each, in order; and what the rows are. The reference goes first."""
-    missing = {name: absent(NO_ROWS) for name in ("score", "loss", "perplexity", "kl")}
-    found: dict[int, dict[str, Value]] = {}
-    data = None
-    with tempfile.TemporaryDirectory() as work:
-        order = sorted(range(len(subjects)), key=lambda number: subjects[number] is not truth)
-        tokens: str | None = None
-        for number in order:
-            subject, folder = subjects[number], Path(work) / str(number)
-            if subject.asked is None:
-                continue
-            eval_set = prepare_eval_set(subject.asked.recipe, subject.asked.reader, folder)
-            own = eval_set.text_hash
-            tokens, data = tokens or own, data or _data(eval_set)
-            result = evaluate(
-                subject.target,
-                folder / EVAL_SET_FILE,
-                folder,
-                distributions=Path(work) / "distributions.npy" if own == tokens else None,
-                is_reference=subject is truth,
-                progress=progress,
-            )
-            found[number] = TASKS[subject.target.task].worth(result, own == tokens)
-    return [found.get(number, dict(missing)) for number in range(len(subjects))], data
-
-
-def _data(eval_set: Rows) -> dict[str, Any]:
-    """What the scores are of."""
-    return {
-        "source": eval_set.source,
-        "metric": eval_set.metric,
-        "rows": len(eval_set.rows),
-        "source_rows": eval_set.source_rows,
-        "dropped": eval_set.dropped,
-        "confidence": eval_set.confidence,
     }

@@ -12,7 +12,8 @@ from typing import Any
 from edgetune.bench import harness
 from edgetune.bench.settings import Measure
 from edgetune.bench.task import TASKS
-from edgetune.child_process import Progress, answer
+from edgetune.child_process import answer
+from edgetune.progress import Progress
 
 
 def main() -> int:

@@ -1,14 +1,13 @@
-"""Encoders that label: what one round asks of a target's processes, the columns that rounds become, their lines."""
+"""Encoders that label: what one round asks of a target's processes, and the columns that rounds become."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune.bench.cells import Cell, at, mib, noisy, rate, time_of
 from edgetune.bench.labelling import Labeller, Load, measure_labelling, measure_labelling_memory
 from edgetune.bench.noise import Value, absent, peaks, summarise
 from edgetune.bench.settings import Ask, Measure, Settings
@@ -79,29 +78,6 @@ def _batch(rounds: Sequence[Mapping[str, Any]], length: int, size: int) -> Value
     seconds = [item["batch_s"][str(length)][str(size)] for item in rounds]
     rates = [[size / one for one in process] for process in seconds]
     return {"latency_s": summarise(seconds), "texts_per_s": summarise(rates, is_rate=True)}
-
-
-def worth_lines(_: Sequence[Mapping[str, Any]], __: str | None) -> Iterator[tuple[str, list[Cell]]]:
-    """None but those of all targets."""
-    yield from ()
-
-
-def cost_lines(targets: Sequence[Mapping[str, Any]], _: Mapping[str, Any]) -> Iterator[tuple[str, list[Cell]]]:
-    """Memory and time of batches."""
-    for size in (BATCHES[0], BATCHES[-1]):
-        for state in ("cold", "warm"):
-            cells = [noisy(at(target["labelling"], "peak_bytes", str(size), state), mib) for target in targets]
-            yield f"peak memory, {state}, {_texts(size)}", cells
-    for length in LENGTHS:
-        for size in BATCHES:
-            found = [at(target["labelling"], "batch", str(length), str(size)) for target in targets]
-            yield f"{_texts(size)} of {length} tokens", [noisy(at(item, "latency_s"), time_of) for item in found]
-            if size > 1:
-                yield "  texts/s", [noisy(at(item, "texts_per_s"), rate) for item in found]
-
-
-def _texts(count: int) -> str:
-    return "1 text" if count == 1 else f"{count} texts"
 
 
 def load_bundle(request: Mapping[str, Any]) -> tuple[Labeller, int, str]:

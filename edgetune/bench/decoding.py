@@ -12,8 +12,8 @@ import numpy as np
 
 from edgetune.bench import engine as engines
 from edgetune.bench.energy import find_counter
-from edgetune.child_process import Progress
 from edgetune.process_memory import peak_resident_bytes, reset_peak_resident
+from edgetune.progress import Progress
 
 NEW_TOKENS_OF_MEMORY = 8
 """Tokens that are made at the end of a context whose memory is measured."""

@@ -1,14 +1,13 @@
-"""Decoders: what one round asks of a target's processes, the columns that rounds become, and their lines."""
+"""Decoders: what one round asks of a target's processes, and the columns that rounds become."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgetune.bench.cells import Cell, at, mib, noisy, one, rate, time_of, value_of
 from edgetune.bench.decoding import measure_memory, measure_speed
 from edgetune.bench.energy import NO_COUNTER
 from edgetune.bench.noise import Value, absent, is_absent, peaks, summarise
@@ -106,29 +105,6 @@ def columns(rounds: Sequence[Mapping[str, Any]], settings: Settings, machine: Ma
     }
 
 
-def worth_lines(targets: Sequence[Mapping[str, Any]], reference: str | None) -> Iterator[tuple[str, list[Cell]]]:
-    """Perplexity, and the distance from the reference."""
-    yield "perplexity", [value_of(target["perplexity"], "{:.3f}".format) for target in targets]
-    yield f"KL to {reference}", [one(target["kl"], "kl", "{:.5f}".format) for target in targets]
-
-
-def cost_lines(targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Iterator[tuple[str, list[Cell]]]:
-    """Memory, time, shares of the machine and energy."""
-    for context in settings["contexts"]:
-        for state in ("cold", "warm"):
-            cells = [noisy(at(target["peak_bytes"], str(context), state), mib) for target in targets]
-            yield f"peak memory, {state}, context {context:,}", cells
-    for prompt in settings["prompts"]:
-        cells = [noisy(at(target["time_to_first_token_s"], str(prompt)), time_of) for target in targets]
-        yield f"first token after {prompt:,}", cells
-    for key, label in (("prefill_tokens_per_s", "prefill tokens/s"), ("decode_tokens_per_s", "decode tokens/s")):
-        yield label, [noisy(target[key], rate) for target in targets]
-        yield f"{label}, p95", [one(target[key], "p95", rate) for target in targets]
-    yield "of the memory's bandwidth", [one(t["share_of_bandwidth"], "value", "{:.0%}".format) for t in targets]
-    yield "of the arithmetic peak", [one(t["share_of_arithmetic_peak"], "value", "{:.0%}".format) for t in targets]
-    yield "energy a token", [one(t["energy_j_per_token"], "median", "{:.3f} J".format) for t in targets]
-
-
 def _memory(ask: Ask, context: int) -> Value:
     """Peaks with a context of so many tokens; absent where the context or the machine's memory is smaller."""
     try:
@@ -160,12 +136,21 @@ def _shares(
     bandwidth, peak = machine["bytes_per_s"]["best"], machine["flops_per_s"]["best"]
     arithmetic = prefill
     if prefill_at is not None:
-        seconds = int(prefill_at) / prefill["median"]
-        arithmetic = {"value": first["prefill_flops"][prefill_at] / seconds / peak, "of_flops_per_s": peak}
+        flops_per_token = first["prefill_flops"][prefill_at] / int(prefill_at)
+        arithmetic = {**_share(prefill, flops_per_token / peak), "of_flops_per_s": peak}
     return {
         "weights": weights,
-        "share_of_bandwidth": {"value": weights["bytes"] * decode["median"] / bandwidth, "of_bytes_per_s": bandwidth},
+        "share_of_bandwidth": {**_share(decode, weights["bytes"] / bandwidth), "of_bytes_per_s": bandwidth},
         "share_of_arithmetic_peak": arithmetic,
+    }
+
+
+def _share(rate: Value, per_token: float) -> Value:
+    """What a rate of tokens uses, with the rate's own noise."""
+    return {
+        "value": rate["median"] * per_token,
+        **{key: rate[key] * per_token for key in ("least", "most")},
+        "spread": rate["spread"],
     }
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from edgetune.bench import readers
-from edgetune.child_process import Progress
-from edgetune.errors import DataError, MissingExtraError
+from edgetune.errors import DataError, MissingExtraError, first_line
+from edgetune.progress import Progress
+from edgetune.runtime.probabilities import log_sum_exp
 
 BOOTSTRAPS = 1000
 NORMAL_95 = 1.959963984540054
@@ -31,7 +32,8 @@ def require_harness() -> None:
 
 
 def measure_task(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Score the target of a request on a task: {"metric", "value", "interval", "rows", "lm_eval": all that it says}.
+    """Score the target of a request on a task, a tag or a group: what `summarise` gives, and "answers": rows as
+    `answer_rows` gives them.
 
     "task": its name; "tasks_from": a folder of task files, whose data may lie there, or None for the harness's own;
     "limit": rows at most; "shots"; "is_chat": whether prompts go through the chat template. Raises DataError if there
@@ -54,42 +56,107 @@ def measure_task(request: Mapping[str, Any], progress: Progress) -> dict[str, An
             limit=request["limit"],
             bootstrap_iters=BOOTSTRAPS,
             apply_chat_template=request["is_chat"],
-            log_samples=False,
+            log_samples=True,
             task_manager=manager,
         )
     except (OSError, ValueError, KeyError) as error:  # data sets and task files raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"lm-eval's task {task!r} cannot be run: {reason}", cure="look at its file and data") from None
-    return summarise(task, found)
+        raise DataError(
+            f"lm-eval's task {task!r} cannot be run: {first_line(error)}", cure="look at its file and data"
+        ) from None
+    return {**summarise(task, found), "answers": answer_rows(task, found)}
 
 
 def summarise(task: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """A score out of what the harness says: the first metric of the task, with a 95 % interval of its standard error.
+    """A score out of what the harness says: {"metric", "value", "interval", "rows", "lm_eval": all that it says}.
 
-    Raises DataError if it says no number.
+    Of a task, or a group that says how its tasks are put together, the first metric; of a tag, or a group that does
+    not, the plain mean over its tasks of the first one that all have. The interval has 95 %, of the standard error.
+    Raises DataError if there is no number.
     """
-    values = found["results"][task]
-    numbers = {key: value for key, value in values.items() if isinstance(value, int | float) and "," in key}
-    name = next((key for key in numbers if "_stderr," not in key), None)
-    if name is None:
-        raise DataError(f"lm-eval's task {task!r} gave no number")
-    metric, _, filtered = name.partition(",")
+    parts = _parts(found)
+    metric, filtered, numbers = _chosen(task, found)
     error = numbers.get(f"{metric}_stderr,{filtered}")
-    value = float(numbers[name])
+    value = float(numbers[f"{metric},{filtered}"])
     half = NORMAL_95 * float(error) if error is not None and np.isfinite(error) else None
-    samples = found.get("n-samples", {}).get(task, {})
+    counts = [found.get("n-samples", {}).get(name, {}).get("effective") for name in parts]
     return {
         "metric": metric,
         "value": value,
         "interval": None if half is None else [value - half, value + half],
-        "rows": samples.get("effective"),
+        "rows": None if None in counts else sum(counts),
         "lm_eval": {
             "task": task,
             "results": numbers,
-            "version": found.get("versions", {}).get(task),
+            "tasks": parts if list(parts) != [task] else {},
+            "versions": {name: found.get("versions", {}).get(name) for name in parts},
             "library": importlib.metadata.version("lm_eval"),
-            "shots": found.get("n-shot", {}).get(task),
+            "shots": {name: found.get("n-shot", {}).get(name) for name in parts},
         },
+    }
+
+
+def answer_rows(task: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was asked, what is right, what was answered and how it scored, row by row: as evaluate keeps its answers.
+
+    Of choices the likeliest one is the answer; of a text that is only weighed there is none.
+    """
+    metric, filtered, _ = _chosen(task, found)
+    rows = [
+        _answer_row(name, sample, metric)
+        for name in _parts(found)
+        for sample in found["samples"][name]
+        if sample["filter"] == filtered
+    ]
+    is_right_or_wrong = all(row["score"] in (0.0, 1.0) for row in rows)
+    return [{**row, "correct": row["score"] == 1.0 if is_right_or_wrong else None} for row in rows]
+
+
+def _parts(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The numbers of each task that was run, those of groups aside."""
+    groups = found.get("group_subtasks", {})
+    return {name: _numbers(values) for name, values in found["results"].items() if name not in groups}
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if isinstance(value, int | float) and "," in key}
+
+
+def _chosen(task: str, found: Mapping[str, Any]) -> tuple[str, str, dict[str, float]]:
+    """(metric, filter, numbers by "metric,filter") of a task, tag or group. Raises DataError without any number."""
+    numbers = _numbers(found["results"].get(task, {})) or _mean(list(_parts(found).values()))
+    name = next((key for key in numbers if "_stderr," not in key), None)
+    if name is None:
+        raise DataError(f"lm-eval's task {task!r} gave no number")
+    metric, _, filtered = name.partition(",")
+    return metric, filtered, numbers
+
+
+def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over tasks of the numbers that all of them have, and its standard error."""
+    shared = [key for key in parts[0] if all(key in part for part in parts)] if parts else []
+    return {
+        key: float(np.sqrt(sum(part[key] ** 2 for part in parts)) if "_stderr," in key else sum(p[key] for p in parts))
+        / len(parts)
+        for key in shared
+    }
+
+
+def _answer_row(task: str, sample: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    asked = [tuple(map(str, arguments[:2])) for arguments in sample["arguments"]]
+    said, right = sample["filtered_resps"], sample["target"]
+    answer = said[0] if isinstance(said[0], str) else None
+    if answer is None and len(said) > 1:
+        is_one_question = len({context for context, _ in asked}) == 1
+        choices = [continuation if is_one_question else context for context, continuation in asked]
+        answer = choices[max(range(len(said)), key=lambda number: said[number][0])]
+        right = choices[right] if isinstance(right, int) and right < len(choices) else right
+    score = sample.get(metric)
+    return {
+        "prompt": asked[0][0],
+        "reference": str(right),
+        "answer": answer,
+        "score": float(score) if isinstance(score, int | float | np.number) else None,
+        "place": f"{task}:{sample['doc_id']}",
     }
 
 
@@ -111,8 +178,12 @@ def make_model(reader: readers.Reader, progress: Progress) -> Any:
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             return reader.render(chat_history, add_generation_prompt=add_generation_prompt)
 
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:  # noqa: ARG002
-            return reader.encode(string)
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            """As the harness's transformers backend: with what the tokenizer adds, but no second start token."""
+            begins = bool(reader.prefix_text) and string.startswith(reader.prefix_text)
+            return reader.encode(
+                string, add_special_tokens=not begins if add_special_tokens is None else add_special_tokens
+            )
 
         def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
             found = []
@@ -125,7 +196,7 @@ def make_model(reader: readers.Reader, progress: Progress) -> Any:
             sums = []
             for request in requests:
                 windows = get_rolling_token_windows(
-                    token_list=reader.encode(request.args[0]),
+                    token_list=self.tok_encode(request.args[0]),
                     prefix_token=reader.prefix_id,
                     max_seq_len=reader.context_length,
                     context_len=1,
@@ -139,7 +210,7 @@ def make_model(reader: readers.Reader, progress: Progress) -> Any:
             answers = []
             for request in requests:
                 context, given = request.args
-                answers.append(answer(reader, context, normalize_gen_kwargs(given)))
+                answers.append(answer(reader, self.tok_encode(context), normalize_gen_kwargs(given)))
                 progress({})
             return answers
 
@@ -147,23 +218,24 @@ def make_model(reader: readers.Reader, progress: Progress) -> Any:
 
 
 def log_likelihood(reader: readers.Reader, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
-    """Log-probability of a continuation, nats, and whether greedy decoding would write it. Cut on the left to fit."""
-    ids = [*context, *continuation][-(reader.context_length) :]
+    """Log-probability of a continuation, nats, and whether greedy decoding would write it.
+
+    Cut on the left to fit: its last token is predicted and not read, so that one more than the context holds has room.
+    """
+    ids = [*context, *continuation][-(reader.context_length + 1) :]
     start = max(1, len(ids) - len(continuation))
     logits = reader.logits(ids, start).astype(np.float64)
     targets = np.asarray(ids[start:])
-    highest = logits.max(-1)
-    total = np.log(np.exp(logits - highest[:, None]).sum(-1)) + highest
     chosen = logits[np.arange(len(targets)), targets]
-    return float((chosen - total).sum()), bool((logits.argmax(-1) == targets).all())
+    return float((chosen - log_sum_exp(logits)).sum()), bool((logits.argmax(-1) == targets).all())
 
 
-def answer(reader: readers.Reader, context: str, settings: Mapping[str, Any]) -> str:
+def answer(reader: readers.Reader, context: Sequence[int], settings: Mapping[str, Any]) -> str:
     """The greedy answer to a prompt, cut before the first stop text. Raises DataError for a task that samples."""
     if settings.get("do_sample") or settings.get("temperature"):
         raise DataError("lm-eval's task samples its answers", cure="only greedy answers are measured")
     stops, new = [text for text in settings["until"] if text], int(settings["max_gen_toks"])
-    ids = reader.encode(context)[-max(1, reader.context_length - new) :] or [reader.prefix_id]
+    ids = list(context)[-max(1, reader.context_length - new) :] or [reader.prefix_id]
     room = min(new, reader.context_length - len(ids))
     text = reader.answer(ids, max_new_tokens=room, is_done=lambda text: any(stop in text for stop in stops))
     for stop in stops:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgetune.child_process import Progress
 from edgetune.process_memory import peak_resident_bytes, reset_peak_resident
+from edgetune.progress import Progress
 
 WORDS = 64
 """Different words that texts are made of."""

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+NO_GPU = "no GPU was used"
+RESOLUTION = 0.005
+"""Share of a value by which two runs may differ at least: pages of memory, ticks of clocks."""
 Value = dict[str, Any]
 """Numbers by name, or {"absent": reason}."""
 
@@ -60,16 +63,21 @@ def peaks(found: Sequence[Mapping[str, Any]]) -> Value:
     return {
         "cold": told("cold", "not measured"),
         "warm": told("warm", "the system cannot start measuring a peak anew"),
-        "device": told("device_bytes", "no GPU was used"),
+        "device": told("device_bytes", NO_GPU),
     }
 
 
 def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two summaries of the same thing may differ by noise alone: their ranges, each as wide again on both
-    sides, overlap.
+    sides, and at least RESOLUTION of the value wide, overlap.
 
     With n processes a run the medians of another run leave the range of the first one often (with 3, one in two), but
     lie seldom further off than the range is wide.
     """
-    low, high = ([value["least"] * 2 - value["most"], value["most"] * 2 - value["least"]] for value in (one, other))
-    return bool(low[0] <= high[1] and high[0] <= low[1])
+    (low, high), (other_low, other_high) = (_widened(value["least"], value["most"]) for value in (one, other))
+    return bool(low <= other_high and other_low <= high)
+
+
+def _widened(least: float, most: float) -> tuple[float, float]:
+    width = max(most - least, RESOLUTION * abs(most))
+    return least - width, most + width

@@ -20,10 +20,12 @@ class Reader(Protocol):
 
     context_length: int
     prefix_id: int
-    """Stands before a text that has nothing before it: the start token, or an end token where there is none."""
+    """Stands before a text that has nothing before it: the start token, or the end token where there is none."""
+    prefix_text: str
+    """The same as a text may have it."""
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids, nothing added."""
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids, with what the tokenizer itself puts around a text, or without."""
         ...
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
@@ -31,7 +33,10 @@ class Reader(Protocol):
         ...
 
     def logits(self, ids: Sequence[int], start: int) -> np.ndarray:
-        """Logits float32 (T - start, V) by which tokens ids[start:] are predicted; start is at least 1."""
+        """Logits float32 (T - start, V) by which tokens ids[start:] are predicted; start is at least 1.
+
+        The last token is predicted alone, so that T is at most context_length + 1.
+        """
         ...
 
     def answer(self, ids: Sequence[int], *, max_new_tokens: int, is_done: IsDone) -> str:
@@ -49,9 +54,9 @@ def load(request: Mapping[str, Any]) -> Reader:
 
 
 def _row(ids: Sequence[int], start: int) -> EvalRow:
-    """Ids as a row of which the tokens from `start` on count."""
+    """Ids as a row of which the tokens from `start` on count, the last of them predicted and not read."""
     labels = [-100] * start + list(ids[start:])
-    return EvalRow((), None, (), tuple(ids), tuple(labels), "")
+    return EvalRow((), None, (), tuple(ids[:-1]), tuple(labels), "")
 
 
 class BundleReader:
@@ -63,11 +68,15 @@ class BundleReader:
         self._decoder = self._target.decoder
         chat = self._target.bundle.chat_format
         self.context_length: int = self._target.bundle.context_length
-        self.prefix_id = chat.bos_id if chat.bos_id is not None else min(chat.eos_ids, default=0)
+        self._tokenizer = self._decoder.prompter.tokenizer
+        end = self._tokenizer.token_to_id(chat.eos_token) if chat.eos_token else None
+        known = (chat.bos_id, end, *sorted(chat.eos_ids), 0)
+        self.prefix_id = next(token_id for token_id in known if token_id is not None)
+        self.prefix_text = str(self._tokenizer.decode([self.prefix_id], skip_special_tokens=False))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """By the bundle's own tokenizer."""
-        ids: list[int] = self._decoder.prompter.tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
@@ -98,12 +107,13 @@ class GgufReader:
         self._target = importlib.import_module("edgetune.evaluate.gguf").GgufAnswerer(path)
         self._tokenizer = GgufTokenizer(path)
         self.context_length = self._tokenizer.context_length
-        ends = self._tokenizer.end_ids
-        self.prefix_id = self._tokenizer.bos_token_id if self._tokenizer.bos_token_id is not None else min(ends)
+        known = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id, *self._tokenizer.end_ids)
+        self.prefix_id = next(token_id for token_id in known if token_id is not None)
+        self.prefix_text = self._target.file.token_text(self.prefix_id)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """By llama.cpp's tokenizer."""
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
         """By the file's template."""
@@ -129,19 +139,20 @@ class TorchReader:
     def __init__(self, target: Any) -> None:
         """`target`: a TorchAnswerer."""
         from edgetune.data.chat import end_ids, ensure_chat_template
-        from edgetune.model.base import context_length
+        from edgetune.model.config import context_length
         from edgetune.recipe import ExportTable
 
         self._target, self._tokenizer = target, target.tokenizer
         ensure_chat_template(self._tokenizer)
         self.context_length = context_length(target.model.config.get_text_config().to_dict(), ExportTable())
         self._ends = end_ids(self._tokenizer, Path(self._tokenizer.name_or_path), is_chat=True)
-        bos = self._tokenizer.bos_token_id
-        self.prefix_id = bos if bos is not None else min(self._ends)
+        known = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id, *sorted(self._ends))
+        self.prefix_id = next(token_id for token_id in known if token_id is not None)
+        self.prefix_text = str(self._tokenizer.decode([self.prefix_id]))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """By transformers' tokenizer."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
         return ids
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:

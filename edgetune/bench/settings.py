@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune.child_process import Progress
+from edgetune.progress import Progress
 
 Ask = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Makes one measurement of a target in a process of its own; a request says "measure", one of child.MEASURES."""

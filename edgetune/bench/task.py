@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgetune.bench import classification, generation
-from edgetune.bench.cells import Cell
 from edgetune.bench.noise import Value
 from edgetune.bench.settings import Ask, Measure, Settings
 
@@ -39,18 +38,6 @@ class Task(Protocol):
         self, rounds: Sequence[Mapping[str, Any]], settings: Settings, machine: Mapping[str, Any], /
     ) -> dict[str, Value]:
         """What rounds become, on a machine that can do at best as much."""
-        ...
-
-    def worth_lines(
-        self, targets: Sequence[Mapping[str, Any]], reference: str | None, /
-    ) -> Iterator[tuple[str, list[Cell]]]:
-        """The table's lines of worth, a cell for each target of whatever task, beside those of all tasks."""
-        ...
-
-    def cost_lines(
-        self, targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], /
-    ) -> Iterator[tuple[str, list[Cell]]]:
-        """The table's lines of cost in the same way."""
         ...
 
 

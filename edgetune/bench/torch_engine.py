@@ -12,7 +12,7 @@ import torch
 from edgetune.bench.engine import Weights
 from edgetune.evaluate import torch_model
 from edgetune.evaluate.rows import Limits
-from edgetune.model.base import context_length
+from edgetune.model.config import context_length
 from edgetune.recipe import ExportTable
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,24 @@ from edgetune.evaluate.labeller import calibrate_for
 from edgetune.export.encoder import build_encoder
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.model.base import load_merged, load_tokenizer, padding_id
-from edgetune.model.classifier import load_classifier, read_spec
+from edgetune.model.classifier import Classifier, load_classifier, read_spec
+from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
-from edgetune.quantize.classification import as_deployed, put_on_grid
+from edgetune.quantize.classification import as_deployed, dequantized, quantize_classifier
+from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.layer_change import LayerChange
+from edgetune.quantize.methods import method_of
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import CALIBRATED, Recipe
 from edgetune.run_dir import RunDir
+from edgetune.runtime.batches import by_length
 from edgetune.runtime.bundle import TOKENIZER, Bundle, ClassifierFormat, write_manifest
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
+from edgetune.runtime.grid import BundleGrid
 from edgetune.train.classification import Classification
 from edgetune.verify.checks import Verification
 from edgetune.verify.classification import MOST_TEXTS, Built, verify_encoder
 
-Progress = Callable[[Mapping[str, Any]], None]
 KIND = "classifier"
 IS_DECODER = False
 BATCH_TEXTS = 32
@@ -67,16 +71,14 @@ def export(
     calibrated on the eval rows. Then it is verified, with the threshold that may make answers "unknown", on texts drawn
     from the eval rows, and from the train rows where those are few.
     """
-    tell = progress or (lambda _: None)
+    tell = progress or silent
 
     def make(folder: Path) -> tuple[Bundle, Verification]:
         tell({"stage": "export", "message": f"building {recipe.export.precision}"})
-        seed, count = recipe.train.seed, recipe.export.calibration_rows
+        seed = recipe.train.seed
         texts = draw_texts(examples(recipe, "eval"), MOST_TEXTS, seed=seed)
         texts += draw_texts(examples(recipe, "train"), MOST_TEXTS - len(texts), seed=seed)
-        is_drawn = recipe.export.rounding in CALIBRATED
-        drawn = draw_texts(examples(recipe, "train"), count, seed=seed) if is_drawn else []
-        built = build_classifier_bundle(merged, folder, recipe, drawn)
+        built = build_classifier_bundle(merged, folder, recipe, calibration_texts(recipe))
         tell({"stage": "export", "message": "calibrating on the eval rows"})
         built = dataclasses.replace(built, bundle=calibrated(built.bundle, recipe))
         tell({"stage": "export", "message": f"verifying on {len(texts)} texts"})
@@ -88,6 +90,21 @@ def export(
 def build_again(bundle: Bundle, merged: Path, folder: Path, recipe: Recipe) -> Bundle:  # noqa: ARG001
     """The classifier once more, as another recipe asks, weights rounded to the nearest; calibrated, not verified."""
     return write_manifest(calibrated(build_classifier_bundle(merged, folder, recipe).bundle, recipe))
+
+
+def as_exported(
+    merged: Path,
+    recipe: Recipe,
+    *,
+    cache: Path,  # noqa: ARG001
+    progress: Progress | None = None,  # noqa: ARG001
+) -> Classifier:
+    """The merged classifier in torch with the numbers that its bundle would hold: rounded as `export` does."""
+    classifier, grid = load_classifier(load_merged(merged), merged), _grid_of(recipe)
+    if grid is None:
+        return classifier
+    matrices = _rounded(classifier, load_tokenizer(merged), calibration_texts(recipe), grid, recipe)
+    return dequantized(classifier, matrices)
 
 
 def loss_on_grid(merged: Path, recipe: Recipe, *, cache: Path) -> float:
@@ -109,10 +126,8 @@ def layer_changes(bundle: Bundle, run_dir: RunDir, base: Path) -> Iterator[Layer
 def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: Sequence[str] = ()) -> Built:
     """Write a bundle into an empty folder, weights rounded as [export] says, "gptq" for `texts`. Raises ModelError."""
     tokenizer, classifier = load_tokenizer(merged), load_classifier(load_merged(merged), merged)
-    spec, precision, grid = classifier.spec, recipe.export.precision, grid_of(recipe.export)
-    grid = dataclasses.replace(grid, head_bits=grid.bits) if grid else None  # of embeddings; the head stays float
-    batches = token_batches(tokenizer, texts, max_length=spec.max_length)
-    matrices = put_on_grid(classifier, grid, batches, method=recipe.export.rounding) if grid else {}
+    spec, precision, grid = classifier.spec, recipe.export.precision, _grid_of(recipe)
+    matrices = _rounded(classifier, tokenizer, texts, grid, recipe) if grid else {}
     build_encoder(
         classifier,
         folder,
@@ -147,6 +162,27 @@ def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: S
     return Built(write_manifest(bundle), classifier, matrices, tokenizer)
 
 
+def calibration_texts(recipe: Recipe) -> list[str]:
+    """Training texts that weights are rounded for; none where [export] method needs none."""
+    if method_of(recipe.export) not in CALIBRATED:
+        return []
+    return draw_texts(examples(recipe, "train"), recipe.export.calibration_rows, seed=recipe.train.seed)
+
+
+def _grid_of(recipe: Recipe) -> BundleGrid | None:
+    """The grid of [export]: embeddings have its bits too, the head stays float."""
+    grid = grid_of(recipe.export)
+    return dataclasses.replace(grid, head_bits=grid.bits) if grid else None
+
+
+def _rounded(
+    classifier: Classifier, tokenizer: Any, texts: Sequence[str], grid: BundleGrid, recipe: Recipe
+) -> dict[str, QuantizedMatrix]:
+    """Weights on the grid by [export] method, "gptq" for the texts."""
+    batches = token_batches(tokenizer, texts, max_length=classifier.spec.max_length)
+    return quantize_classifier(classifier, grid, batches, method=method_of(recipe.export))
+
+
 def save_tokenizer(tokenizer: Any, path: Path, *, max_length: int) -> None:
     """Write tokenizer.json so that it cuts as training did and pads nothing, whatever the base's own says."""
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -157,11 +193,10 @@ def save_tokenizer(tokenizer: Any, path: Path, *, max_length: int) -> None:
 
 def token_batches(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> list[tuple[Tensor, Tensor]]:
     """Ids and mask, int64 (B, T) each, of texts in batches of like length."""
-    in_order = sorted(texts, key=len)
     batches = []
-    for start in range(0, len(in_order), BATCH_TEXTS):
+    for places in by_length(map(len, texts), most_rows=BATCH_TEXTS):
         batch = tokenizer(
-            in_order[start : start + BATCH_TEXTS],
+            [texts[place] for place in places],
             truncation=True,
             max_length=max_length,
             padding=True,

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from edgetune.bundle.place import ExportResult
 from edgetune.bundle.task import TASKS, task_of
 from edgetune.errors import RunError
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe, parse_recipe
 from edgetune.run_dir import RunDir
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 def export(

@@ -6,7 +6,7 @@ What export knows of the task "generation": see bundle/task.py.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,24 @@ from edgetune.export.decoder import build_decoder
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.lora.merge import BaseTensors
 from edgetune.lora.read import read_record
-from edgetune.model.base import context_length, load_merged, load_tokenizer, padding_id
+from edgetune.model.base import load_merged, load_tokenizer, padding_id
+from edgetune.model.config import context_length
+from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
 from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
+from edgetune.quantize.hessian import Rows
 from edgetune.quantize.layer_change import LayerChange
+from edgetune.quantize.load import load_on_grid
 from edgetune.quantize.matrices import round_all
-from edgetune.quantize.moments import Rows
 from edgetune.quantize.precisions import grid_of
-from edgetune.quantize.repair import eval_loss, load_for_loss
+from edgetune.quantize.repair import eval_loss, load_for_loss, longer
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle, ChatFormat, write_manifest
 from edgetune.verify.checks import Verification
 from edgetune.verify.generation import MOST_ANSWERED, MOST_PROMPTS, Prompt, verify
 
-Progress = Callable[[Mapping[str, Any]], None]
 KIND = "decoder"
 IS_DECODER = True
 
@@ -74,7 +76,7 @@ def export_folder(
 
     Raises as `export` does.
     """
-    tell = progress or (lambda _: None)
+    tell = progress or silent
     is_chat = are_conversations(prompts)
 
     def make(folder: Path) -> tuple[Bundle, Verification]:
@@ -83,6 +85,8 @@ def export_folder(
             if grid is not None:
                 tell({"stage": "export", "message": f"putting the weights on the {recipe.export.precision} grid"})
                 quantized = quantize_decoder(merged, Path(kept) / "grid", recipe, grid, rows=rows, progress=progress)
+                if found := unconverged(quantized.record.get("repair"), recipe.train.epochs):
+                    tell({"stage": "export", "message": found})
             tell({"stage": "export", "message": f"building {recipe.export.precision}"})
             bundle, tokenizer = build_bundle(merged, folder, recipe, is_chat=is_chat, quantized=quantized)
             tell({"stage": "export", "message": f"verifying on {len(prompts)} prompts"})
@@ -91,9 +95,34 @@ def export_folder(
     return put_in_place(out, (merged, *on_disk(recipe.data)), make)
 
 
+def unconverged(repair: Mapping[str, Any] | None, epochs: float) -> str | None:
+    """What to tell of a fine-tune that had not converged, by what repair found; None of one that had."""
+    if repair is None or not repair["epochs_more"]:
+        return None
+    step, loss, _ = min(repair["curve"], key=lambda look: look[1])
+    return (
+        f"the fine-tune had not converged: {step} steps of repair alone bring its eval loss from "
+        f"{repair['loss_merged']:.4f} to {loss:.4f}. The bundle is what was measured, and no more; train longer: "
+        f"--set train.epochs={longer(epochs, repair['epochs_more']):g}"
+    )
+
+
 def build_again(bundle: Bundle, merged: Path, folder: Path, recipe: Recipe) -> Bundle:
     """The decoder of `bundle` once more, as another recipe asks, weights rounded to the nearest; not verified."""
     return build_bundle(merged, folder, recipe, is_chat=bundle.chat_format.template is not None)[0]
+
+
+def as_exported(merged: Path, recipe: Recipe, *, cache: Path, progress: Progress | None = None) -> Any:
+    """The merged decoder in torch with the numbers that its bundle would hold: rounded and repaired as by `export`."""
+    grid = grid_of(recipe.export)
+    if grid is None:
+        return load_merged(merged)
+    rows = training_rows(merged, recipe, cache) if recipe.export.needs_rows else None
+    with tempfile.TemporaryDirectory(prefix=f".{merged.name}.", suffix=".grid", dir=merged.parent) as kept:
+        made = quantize_decoder(merged, Path(kept) / "grid", recipe, grid, rows=rows, progress=progress)
+        model = load_on_grid(merged, made, rounds_inputs=grid.accuracy_level == 4, vectors=made.vectors)
+    model.config._attn_implementation = "sdpa"
+    return model
 
 
 def loss_on_grid(merged: Path, recipe: Recipe, *, cache: Path) -> float:

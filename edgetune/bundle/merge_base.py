@@ -7,17 +7,15 @@ and which it is nobody can tell beforehand. Both merges are made, put on the gri
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgetune.bundle.task import TASKS
 from edgetune.lora.merge import MergeBase, merge
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)

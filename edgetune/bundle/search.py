@@ -1,4 +1,4 @@
-"""`edgetune export --search`: sweep what an int4 bundle can be, measure the front, choose by the user's budget.
+"""`edgetune export-best`: sweep what an int4 bundle can be, measure the front, choose by the user's budget.
 
 Nothing is retrained. Every candidate is scored in torch on the eval rows, with the device's numbers, in seconds. Those
 that no other beats in both loss and bytes are built and measured as bundles; the best that fits [budget] is chosen, and
@@ -11,7 +11,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,19 @@ from edgetune.bundle.generation import are_conversations, build_bundle, prompts_
 from edgetune.data.prepare import examples
 from edgetune.errors import RunError
 from edgetune.files import write_json
-from edgetune.model.weights import Place, find_tensors
+from edgetune.model.weights import Place, find_tensors, read_tensor
+from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
 from edgetune.quantize.folder import write_quantized
-from edgetune.quantize.grid import QuantizedMatrix
-from edgetune.quantize.matrices import bits_of, calibrate, joined_with, round_one
-from edgetune.quantize.moments import Rows
-from edgetune.quantize.precisions import BLOCK_SIZES, grid_of
+from edgetune.quantize.grid import QuantizedMatrix, quantize
+from edgetune.quantize.hessian import Rows
+from edgetune.quantize.matrices import calibrate, grids_of, joined_with
+from edgetune.quantize.precisions import BLOCK_SIZES, STORED_SCALE_BYTES, grid_of
 from edgetune.quantize.repair import eval_loss, load_for_loss
 from edgetune.recipe import Recipe, parse_size
 from edgetune.run_dir import RunDir
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import Grid
 
-Progress = Callable[[Mapping[str, Any]], None]
 INT8_SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Of the groups of matrices, those that hurt most in int4: what is tried at 8 bits."""
 MOST_BUILT = 10
@@ -71,6 +71,11 @@ class Point:
     peak_bytes: int | None = None
 
     @property
+    def grid(self) -> Grid:
+        """Of its layers."""
+        return Grid(4, self.block_size, self.symmetric)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What [export] must say for it."""
         found: dict[str, Any] = {name: getattr(self, name) for name in ("block_size", "symmetric", "head_bits")}
@@ -104,7 +109,7 @@ def search(recipe: Recipe, run_dir: RunDir, measure: Measure, *, progress: Progr
     [budget] device_memory and min_tokens_per_s, with what came nearest.
     """
     rows = training_rows(run_dir.merged, recipe, run_dir.cache)
-    sweep = _Sweep(run_dir.merged, recipe, rows, progress or (lambda _: None))
+    sweep = _Sweep(run_dir.merged, recipe, rows, progress or silent)
     points = mark_front(list(sweep.points()))
     measured = _measured(recipe, run_dir, [point for point in points if point.on_front], sweep, measure)
     points = [measured.get(point, point) for point in points]
@@ -121,22 +126,22 @@ class _Sweep:
     def __init__(self, merged: Path, recipe: Recipe, rows: Rows, tell: Progress) -> None:
         self.merged, self.recipe, self.rows, self.tell = merged, recipe, rows, tell
         self.places: Mapping[str, Place] = find_tensors(merged)
-        self.cache: dict[tuple[str, int, int, bool], QuantizedMatrix] = {}
+        self.cache: dict[tuple[str, Grid], QuantizedMatrix] = {}
         self.vector_bytes = 4 * sum(place.shape[0] for place in self.places.values() if len(place.shape) == 1)
         base = grid_of(recipe.export)
         assert base is not None
-        pairs = [(size, symmetric) for size in BLOCK_SIZES for symmetric in (False, True)]
-        self.grids = {pair: dataclasses.replace(base, bits=4, block_size=pair[0], symmetric=pair[1]) for pair in pairs}
+        self.base = dataclasses.replace(base, bits=4)
+        self.grids = [Grid(4, size, symmetric) for size, symmetric in product(BLOCK_SIZES, (False, True))]
         tell({"stage": "search", "message": f"calibrating on {recipe.export.calibration_rows} rows"})
-        found = calibrate(merged, list(self.grids.values()), recipe, rows) if recipe.export.calibration_rows else []
+        found = calibrate(merged, self.grids, recipe, rows) if recipe.export.calibration_rows else []
         self.calibrated = dict(zip(self.grids, found, strict=True)) if found else {}
 
     def points(self) -> Iterator[Point]:
-        """The grid of settings first, then int8 layers on the smallest of those with an 8-bit head."""
+        """The grids first, then int8 layers on the smallest of those with an 8-bit head."""
         plain = []
         for calibrated in (True, False) if self.calibrated else (False,):
-            for (size, symmetric), head in ((pair, bits) for pair in self.grids for bits in (8, 4)):
-                plain.append(self.point(size, symmetric, head, calibrated, ()))
+            for grid, head_bits in product(self.grids, (8, 4)):
+                plain.append(self.point(grid, head_bits, calibrated))
                 yield plain[-1]
         start = min(
             (point for point in plain if point.head_bits == 8), key=lambda point: (point.size_bytes, point.loss)
@@ -145,20 +150,11 @@ class _Sweep:
         for share in INT8_SHARES:
             kept = groups[: max(1, round(share * len(groups)))]
             layers = tuple(sorted(name for group in kept for name in group))
-            yield self.point(start.block_size, start.symmetric, 8, start.calibrated, layers)
+            yield self.point(start.grid, 8, start.calibrated, layers)
 
-    def matrices(self, point: Point) -> dict[str, QuantizedMatrix]:
-        """The point's matrices by the checkpoint's names."""
-        grid = dataclasses.replace(self.grids[point.block_size, point.symmetric], head_bits=point.head_bits)
-        ready = self.calibrated.get((point.block_size, point.symmetric), {}) if point.calibrated else {}
-        found = {}
-        for name, bits in bits_of(self.places, grid, point.int8_layers).items():
-            found[name] = ready[name] if bits == 4 and name in ready else self._rounded(name, bits, grid)
-        return found
-
-    def point(self, size: int, symmetric: bool, head: int, calibrated: bool, int8_layers: tuple[str, ...]) -> Point:
-        """A candidate, measured."""
-        draft = Point(size, symmetric, head, calibrated, int8_layers, loss=0.0, size_bytes=0)
+    def point(self, grid: Grid, head_bits: int, calibrated: bool, int8_layers: tuple[str, ...] = ()) -> Point:
+        """A candidate, measured; `grid`: of its layers."""
+        draft = Point(grid.block_size, grid.symmetric, head_bits, calibrated, int8_layers, loss=0.0, size_bytes=0)
         matrices = self.matrices(draft)
         loss = self._loss(matrices)
         point = dataclasses.replace(
@@ -167,6 +163,16 @@ class _Sweep:
         self.tell({"stage": "search", "message": f"{point.name}: loss {loss:.4f}, {point.size_bytes / 2**20:.2f} MiB"})
         return point
 
+    def matrices(self, point: Point) -> dict[str, QuantizedMatrix]:
+        """The point's matrices by the checkpoint's names."""
+        size, symmetric, head_bits = point.block_size, point.symmetric, point.head_bits
+        grid = dataclasses.replace(self.base, block_size=size, symmetric=symmetric, head_bits=head_bits)
+        ready = self.calibrated.get(point.grid, {}) if point.calibrated else {}
+        found = {}
+        for name, own in grids_of(self.places, grid, point.int8_layers).items():
+            found[name] = ready[name] if own.bits == 4 and name in ready else self._rounded(name, own)
+        return found
+
     def _loss(self, matrices: Mapping[str, QuantizedMatrix]) -> float:
         rounds = self.recipe.export.accuracy_level == 4
         model = load_for_loss(self.merged, matrices, rounds_inputs=rounds)
@@ -174,27 +180,25 @@ class _Sweep:
 
     def _sensitivities(self, point: Point) -> list[list[str]]:
         """Groups of matrices that the graph joins, most loss won back a byte first, each measured alone in int8."""
-        matrices = self.matrices(point)
-        grid = self.grids[point.block_size, point.symmetric]
+        matrices, wider = self.matrices(point), point.grid.with_bits(8)
         groups = {tuple(joined_with(name, matrices)) for name in matrices if name.startswith("model.layers.")}
         gains = []
         for group in sorted(groups):
-            wide = {name: self._rounded(name, 8, grid) for name in group}
+            wide = {name: self._rounded(name, wider) for name in group}
             bytes_more = sum(stored_bytes(wide[name]) - stored_bytes(matrices[name]) for name in group)
             gains.append(((point.loss - self._loss({**matrices, **wide})) / bytes_more, list(group)))
         return [group for _, group in sorted(gains, key=lambda pair: -pair[0])]
 
-    def _rounded(self, name: str, bits: int, grid: Grid) -> QuantizedMatrix:
-        key = (name, bits, grid.block_size, grid.symmetric)
-        if key not in self.cache:
-            self.cache[key] = round_one(self.places[name], bits, grid)
-        return self.cache[key]
+    def _rounded(self, name: str, grid: Grid) -> QuantizedMatrix:
+        if (name, grid) not in self.cache:
+            self.cache[name, grid] = quantize(read_tensor(self.places[name]), grid)
+        return self.cache[name, grid]
 
 
 def stored_bytes(matrix: QuantizedMatrix) -> int:
-    """Bytes of a matrix in the file: integers, float32 scales, zero points."""
+    """Bytes of a matrix in the file: integers, scales, zero points."""
     zeros = 0 if matrix.zero_points is None else matrix.zero_points.numel()
-    return matrix.packed.numel() + 4 * matrix.scales.numel() + zeros
+    return matrix.packed.numel() + STORED_SCALE_BYTES * matrix.scales.numel() + zeros
 
 
 def mark_front(points: Sequence[Point]) -> list[Point]:

@@ -1,19 +1,26 @@
-"""Survival of a fine-tune in its bundle: gain kept, what became of the change to each matrix, and the verdict."""
+"""Survival of a fine-tune in its bundle: gain kept, closeness, what became of each matrix's change, and the verdict.
+
+The verdict looks both ways: a bundle that lost the fine-tune is refused, and so is one that has become another model.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from edgetune.bundle.task import TASKS
-from edgetune.evaluate.ledger import Kept, gains
+from edgetune.evaluate.closeness import Closeness
+from edgetune.evaluate.ledger import Kept, closeness, gains
+from edgetune.evaluate.resample import Bootstrap
 from edgetune.files import write_json
 from edgetune.provenance import provenance
 from edgetune.quantize.precisions import PRECISIONS
-from edgetune.recipe import Recipe
+from edgetune.quantize.repair import longer
+from edgetune.recipe import ExportTable, Recipe
 from edgetune.run_dir import RunDir
-from edgetune.runtime.bundle import open_bundle, write_manifest
+from edgetune.runtime.bundle import Bundle, open_bundle, write_manifest
 
 
 def judge(recipe: Recipe, run_dir: RunDir, base: Path, results: Path, *, is_accepted: bool) -> dict[str, Any]:
@@ -22,34 +29,41 @@ def judge(recipe: Recipe, run_dir: RunDir, base: Path, results: Path, *, is_acce
     Writes results/survival.json and the verdict into the bundle's manifest; `is_accepted`: it passes all the same.
     """
     bundle = open_bundle(run_dir.bundle)
-    table = recipe.evaluate
     before = "base" if (results / "base.json").is_file() else None
-    kept = gains(before, "bundle", results, confidence=table.confidence, samples=table.bootstrap_samples)
-    floor = recipe.export.min_gain_kept
-    kept_enough = kept.holds(floor)
+    draws: dict[str, Any] = {"confidence": Bootstrap.confidence, "samples": Bootstrap.samples}
+    kept, close = gains(before, "bundle", results, **draws), closeness("bundle", results, **draws)
+    export = recipe.export
+    kept_enough = kept.holds(export.min_gain_kept, export.max_gain_kept)
+    is_close = close.holds(export.max_kl, export.max_changed_rows)
     layers = TASKS[recipe.model.task].layer_changes(bundle, run_dir, base)
+    holds = kept_enough and is_close
     found = {
         "score": kept.score.to_json() if kept.score else None,
         "loss": kept.loss.to_json() if kept.loss else None,
-        "min_gain_kept": floor,
+        "closeness": close.to_json(),
+        "min_gain_kept": export.min_gain_kept,
+        "max_gain_kept": export.max_gain_kept,
+        "max_kl": export.max_kl,
+        "max_changed_rows": export.max_changed_rows,
         "kept_enough": kept_enough,
-        "accepted": is_accepted and not kept_enough,
-        "passed": kept_enough or is_accepted,
-        "verdict": verdict(kept, floor),
-        "cure": f"try {cures(recipe)}",
+        "is_close": is_close,
+        "accepted": is_accepted and not holds,
+        "passed": holds or is_accepted,
+        "verdict": verdict(kept, close, export),
+        "cure": f"try {cures(recipe, bundle)}",
     }
     write_json(
         results / "survival.json",
         {**found, "layers": [dataclasses.asdict(layer) for layer in layers], "provenance": provenance()},
     )
-    told = ("score", "loss", "min_gain_kept", "accepted")
+    told = ("score", "loss", "closeness", "min_gain_kept", "accepted")
     verified = {**bundle.verified, "passed": found["passed"], "gain_kept": {name: found[name] for name in told}}
     write_manifest(dataclasses.replace(bundle, verified=verified))
     return found
 
 
-def verdict(kept: Kept, floor: float) -> str:
-    """The gain kept in one line."""
+def verdict(kept: Kept, close: Closeness, asked: ExportTable) -> str:
+    """Gain kept and closeness in one line; what is too much is said to be."""
     parts = []
     for name, gain in (("score", kept.score), ("loss", kept.loss)):
         if gain is None:
@@ -61,14 +75,28 @@ def verdict(kept: Kept, floor: float) -> str:
             )
             continue
         low, high = gain.interval
-        parts.append(f"{gain.kept:.1%} of the gain in {name} kept ({low:.1%} to {high:.1%})")
+        too_much = f", more than the {asked.max_gain_kept:.0%} allowed" if gain.exceeds(asked.max_gain_kept) else ""
+        parts.append(f"{gain.kept:.1%} of the gain in {name} kept ({low:.1%} to {high:.1%}){too_much}")
     rows = next(gain.rows for gain in (kept.score, kept.loss) if gain is not None)
-    return f"{', '.join(parts)}, on {rows:,} rows; at least {floor:.1%} is asked for"
+    gains = f"{', '.join(parts)}, on {rows:,} rows; at least {asked.min_gain_kept:.1%} is asked for"
+    return "; ".join([gains, *_distances(close, asked)])
 
 
-def cures(recipe: Recipe) -> str:
-    """What may keep more of the gain, as keys of `edgetune run RECIPE --set`; what the recipe has is left out."""
+def _distances(close: Closeness, asked: ExportTable) -> Iterator[str]:
+    """How far the bundle is from the fine-tune, beside what is allowed."""
+    if close.kl is not None:
+        limit = "more than the" if close.is_far(asked.max_kl) else "at most"
+        yield f"{close.kl:.4f} nats a token from the fine-tune, {limit} {asked.max_kl:g} allowed"
+    if close.changed_rows is not None:
+        limit = "more than the" if close.has_changed(asked.max_changed_rows) else "at most"
+        yield f"{close.changed_rows:.1%} of the rows changed, {limit} {asked.max_changed_rows:.0%} allowed"
+
+
+def cures(recipe: Recipe, bundle: Bundle) -> str:
+    """What may keep the fine-tune, as keys of `edgetune run RECIPE --set`; what the recipe has is left out."""
     table, tries = recipe.export, []
+    if more := (bundle.provenance.get("repair") or {}).get("epochs_more"):
+        tries.append(f"train.epochs={longer(recipe.train.epochs, more):g}")
     precision = PRECISIONS[table.precision]
     if precision.has_few_bits:
         if TASKS[recipe.model.task].IS_DECODER:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgetune.bundle import classification, generation
 from edgetune.bundle.place import ExportResult
 from edgetune.model.classifier import SPEC
+from edgetune.progress import Progress
 from edgetune.quantize.layer_change import LayerChange
-from edgetune.recipe import Recipe
+from edgetune.recipe import ExportTable, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 class Task(Protocol):
@@ -43,6 +42,12 @@ class Task(Protocol):
     def build_again(self, bundle: Bundle, merged: Path, folder: Path, recipe: Recipe) -> Bundle:
         """The merged model of a bundle once more, in an empty folder, as another recipe asks; not verified."""
 
+    def as_exported(self, merged: Path, recipe: Recipe, *, cache: Path, progress: Progress | None = None) -> Any:
+        """The merged folder in torch with the numbers that its bundle would hold, as `export` rounds and repairs them.
+
+        Raises as `export` does, but nothing is verified.
+        """
+
     def loss_on_grid(self, merged: Path, recipe: Recipe, *, cache: Path) -> float:
         """Mean eval loss of a merged folder, rounded to the nearest on the recipe's grid, in nats."""
 
@@ -60,5 +65,6 @@ def task_of(merged: Path) -> str:
 
 def decisive_tables(recipe: Recipe) -> tuple[Any, ...]:
     """The tables of a recipe that decide what its merged model becomes, whichever its task."""
-    export = dataclasses.replace(recipe.export, min_gain_kept=0.0)  # that judges a bundle, and makes none
+    judging = ("min_gain_kept", "max_gain_kept", "max_kl", "max_changed_rows")  # these make no bundle
+    export = dataclasses.replace(recipe.export, **{name: getattr(ExportTable, name) for name in judging})
     return export, recipe.data, recipe.classify

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import onnx_ir as ir
+
 from edgetune.bundle.task import TASKS
 from edgetune.export.read_graph import GraphFile
 from edgetune.model.weights import find_tensors
@@ -46,19 +48,20 @@ def _unpack_8_bits(path: Path) -> None:
 
     At level 0 the runtime unpacks all of such a weight for each token: of a small model's answers, 0.7 of the time.
     """
-    import onnx
-
     graph, room = GraphFile(path), MOST_UNPACKED_BYTES
-    for node, inputs, attributes in graph.grid_nodes():
+    for node, inputs, attributes in list(graph.grid_nodes()):
         shape = attributes.get("N", 0), attributes.get("K", 0)
-        is_simple = node.op_type == "MatMulNBits" and not any(node.input[4:])
+        is_simple = node.op_type == "MatMulNBits" and not any(node.inputs[4:])
         size = 4 * shape[0] * shape[1]
         if not is_simple or attributes["bits"] != 8 or size > room:
             continue
         room -= size
         weight = dequantize(graph.read_matrix(inputs, attributes, columns=shape[1])).T.contiguous()
         name = f"{node.name}.unpacked"
-        graph.model.graph.initializer.append(onnx.numpy_helper.from_array(weight.numpy(), name))
-        product = onnx.helper.make_node("MatMul", [node.input[0], name], list(node.output), name=node.name)
-        node.CopyFrom(product)
-    onnx.save(graph.model, str(path))
+        unpacked = ir.val(name, const_value=ir.tensor(weight.numpy(), name=name))
+        graph.graph.register_initializer(unpacked)
+        node.op_type, node.domain = "MatMul", ""
+        node.attributes.clear()
+        node.resize_inputs(2)
+        node.replace_input_with(1, unpacked)
+    ir.save(graph.model, path)

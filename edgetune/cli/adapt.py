@@ -42,6 +42,7 @@ SHOWN_LABELS = 5
 @json_option
 def command(
     run: Path,
+    *,
     data: str,
     eval_data: str | None,
     replay: float,
@@ -55,7 +56,8 @@ def command(
     """Go on with RUN's adapter on new rows, mixed with old ones so that it does not forget.
 
     Shows how the new rows differ from the old, and the score on eval rows of both before and after. Where RUN has a
-    bundle, a new one is made and verified; if the old rows' score fell too far there is none, and the exit code is 5.
+    bundle, a new one is made, verified and scored beside it on the same rows. If the old rows' score fell too far, of
+    the adapter or of the bundle, nothing is replaced and the exit code is 5.
     """
     from edgetune.adapt_run import Asked, adapt
     from edgetune.errors import CheckError
@@ -94,19 +96,25 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield from _drift_lines(found["drift"])
     yield ""
     name = METRIC_NAMES.get(found["old"]["metric"], found["old"]["metric"])
-    yield f"{name:<14}{'rows':>7}{'before':>10}{'after':>10}   difference"
-    for kind in ("old", "new"):
-        item = found[kind]
+    yield f"{name:<20}{'rows':>7}{'before':>10}{'after':>10}   difference"
+    bundles = found["bundles"] or {}
+    for kind, item in (*_kinds(found), *((f"{kind}, bundle", item) for kind, item in _kinds(bundles))):
         form, low, high = (".4f", *item["interval"]) if item["metric"] == "loss" else (".1%", *item["interval"])
         yield (
-            f"{kind + ' rows':<14}{item['rows']:>7,}{item['before']:>10{form}}{item['after']:>10{form}}"
+            f"{kind:<20}{item['rows']:>7,}{item['before']:>10{form}}{item['after']:>10{form}}"
             f"   {item['difference']:+{form}} ({low:+{form}} to {high:+{form}})"
             f"   loss {item['loss_before']:.4f} -> {item['loss_after']:.4f}"
         )
     yield found["verdict"]
+    if bundles:
+        yield bundles["verdict"]
     yield f"adapter     {found['adapter']}"
     if found["bundle"]:
         yield f"bundle      {found['bundle']}" + (f", now {found['replaced']} too" if found["replaced"] else "")
+
+
+def _kinds(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield from ((f"{kind} rows", found[kind]) for kind in ("old", "new") if kind in found)
 
 
 def _drift_lines(drift: Mapping[str, Any]) -> Iterator[str]:

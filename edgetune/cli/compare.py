@@ -42,7 +42,8 @@ def command(a: Path, b: Path, metric: str | None, confidence: float, shown: int,
     """Is B better than A? From the saved answers of both to the same rows.
 
     A and B are run folders (their bundles are compared), the adapter, merged or bundle folder of a run, a folder that
-    `edgetune evaluate --out` wrote, or a file of answers: RUN/results/base-answers.jsonl.
+    `edgetune evaluate --out` wrote, a target's in the answers that `edgetune bench --out` keeps, or a file of answers:
+    RUN/results/base-answers.jsonl.
 
     Metrics: those of evaluate, fields (F1 of JSON fields), or any number in the answers.
     """

@@ -8,17 +8,15 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 
 from edgetune.errors import EdgeTuneError
 from edgetune.launch import launched
 
-Progress = Callable[[Mapping[str, Any]], None]
-"""What stages call to report: a flat mapping with at least "stage"; see `ProgressLine`."""
 RUN = "run"
 """Key of click's context object under which a verb's run folder stands."""
 
@@ -47,7 +45,7 @@ def note(text: str) -> None:
 class ProgressLine:
     """Shows events on stderr: on a terminal one line that rewrites itself, else a line at most every ten seconds.
 
-    An event with "message" is always shown on a line of its own.
+    An event with "message" is always shown on a line of its own. As a context manager it closes itself at the end.
     """
 
     QUIET_S = 10.0
@@ -56,6 +54,12 @@ class ProgressLine:
         self._is_terminal = sys.stderr.isatty()
         self._last_s = float("-inf")
         self._open = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         if "message" in event:

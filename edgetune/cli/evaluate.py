@@ -33,6 +33,7 @@ from edgetune.metric_names import METRIC_NAMES
 @json_option
 def command(
     target: str,
+    *,
     data: str | None,
     metric: str | None,
     max_rows: int | None,
@@ -51,11 +52,8 @@ def command(
         console.work_in(run_dir.path)
     given = {"data.test": data, "evaluate.metric": metric, "evaluate.max_rows": max_rows}
     options = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
-    progress = console.ProgressLine()
-    try:
+    with console.ProgressLine() as progress:
         result = evaluate_path(target, overrides=[*options, *overrides], out=out, progress=progress)
-    finally:
-        progress.close()
     if as_json:
         console.say_json(result.summary)
     else:

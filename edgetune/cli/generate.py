@@ -35,6 +35,7 @@ from edgetune.errors import PromptError
 @json_option
 def command(
     bundle: Path,
+    *,
     text: str | None,
     system: str | None,
     tools_from: Path | None,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import click
 
 from edgetune.cli import console
 from edgetune.cli.options import force_option, json_option
+from edgetune.progress import Progress
 
 MERGE_BASES = ("trained", "original", "auto")
 
@@ -51,13 +52,10 @@ def command(target: Path, out: Path | None, asked: str | None, force: bool, as_j
     refuse_to_replace(out, adapter, base, what="merged model", is_one=is_merged)
     if out.exists() and not force:
         raise RunError(f"{out}: is there already", cure="choose another folder with --out, or replace it with --force")
-    progress = console.ProgressLine()
-    try:
-        with only_process(RunDir(target)) if adapter != target else contextlib.nullcontext():
-            chosen = _choose(target, base, merge_base or default_base, progress)
-            result = merge(adapter, base, out, merge_base=chosen, progress=progress)
-    finally:
-        progress.close()
+    lock = only_process(RunDir(target)) if adapter != target else contextlib.nullcontext()
+    with console.ProgressLine() as progress, lock:
+        chosen = _choose(target, base, merge_base or default_base, progress)
+        result = merge(adapter, base, out, merge_base=chosen, progress=progress)
     if as_json:
         console.say_json({**dataclasses.asdict(result), "path": str(result.path), "wall_s": round(result.wall_s, 3)})
         return
@@ -68,7 +66,7 @@ def command(target: Path, out: Path | None, asked: str | None, force: bool, as_j
     )
 
 
-def _choose(target: Path, base: Path, merge_base: str, progress: Any) -> Literal["trained", "original"]:
+def _choose(target: Path, base: Path, merge_base: str, progress: Progress) -> Literal["trained", "original"]:
     """The base to merge on; of a run "auto" is measured."""
     from edgetune.errors import RecipeError
     from edgetune.pipeline import merge_base_of
@@ -90,7 +88,7 @@ def _find(target: Path, elsewhere: str | None) -> tuple[Path, Path, str]:
     `elsewhere`: where the base is, if not where the run or the adapter says.
     """
     from edgetune.errors import ModelError
-    from edgetune.lora.read import is_adapter, read_adapter_config, read_record
+    from edgetune.lora.read import is_adapter, named_base, read_adapter_config, read_record
     from edgetune.model.base import resolve_base
     from edgetune.recipe import load_recipe
     from edgetune.run_dir import RunDir
@@ -110,11 +108,11 @@ def _find(target: Path, elsewhere: str | None) -> tuple[Path, Path, str]:
     kept = "trained" if record else "original"
     if elsewhere:
         return target, resolve_base(elsewhere), kept
-    name = record.get("base") or config.get("base_model_name_or_path")
+    name, revision = named_base(config, record)
     cure = "say where its base is: edgetune merge ADAPTER --base FOLDER"
     if not name:
         raise ModelError(f"{target}: it does not name its base", cure=cure)
     try:
-        return target, resolve_base(name, record.get("revision") or config.get("revision")), kept
+        return target, resolve_base(name, revision), kept
     except ModelError as error:
         raise ModelError(f"{target}: its base cannot be had: {error.message}", cure=cure) from None

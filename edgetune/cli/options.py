@@ -46,7 +46,7 @@ def read_recipe(path: Path, overrides: tuple[str, ...]) -> Recipe:
     if recipe.idle_keys and launched().is_main:
         from edgetune.report.task import TASKS
 
-        kind = TASKS[recipe.model.task].KIND
+        kind = TASKS[recipe.model.task].kind
         console.note(f"{path}: {', '.join(recipe.idle_keys)}: no effect on a {kind}")
     return recipe
 

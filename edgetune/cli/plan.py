@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @json_option
 def command(
     recipe: Path,
+    *,
     overrides: tuple[str, ...],
     gpu_memory: str | None,
     fit_to: Path | None,

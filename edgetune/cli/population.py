@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from edgetune.tune.population import PopulationResult
 
 
+SCORED = {
+    "deployed": "each weight rounded onto the grid by itself",
+    "exported": "as export makes it",
+    "trained": "as it was trained",
+}
+"""tune.score_of for people."""
+
+
 def train_and_show(recipe: Recipe, path: Path, *, force: bool, as_json: bool) -> None:
     """Train the recipe's population in a folder, and show the best member."""
     from edgetune.tune.member import PopulationDir
@@ -34,13 +42,12 @@ def train_and_show(recipe: Recipe, path: Path, *, force: bool, as_json: bool) ->
 def _table(result: PopulationResult) -> str:
     found, folder = result.document, result.folder
     best = found["best"]
-    scored = "on the grid, as it will run" if found["score_of"] == "deployed" else "as it was trained"
     names = ("loss",) if best["score"] is None else ("score", "loss")
     told = ", ".join(f"{name} {best[name]:.4g}" for name in names)
     return "\n".join(
         [
             f"best        member {best['member']} of {found['population']}: {told}",
-            f"            {found['metric']} on {best['rows']} eval rows, {scored}",
+            f"            {found['metric']} on {best['rows']} eval rows, {SCORED[found['score_of']]}",
             *(f"  {key:<28} {_course(best['lineage'], key)}" for key in found["space"]),
             f"members     {found['population']}, each {found['steps']:,} steps in {found['generations']} generations, "
             f"{found['copies']} copies",

@@ -36,12 +36,8 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
         loaded = read_recipe(recipe, overrides)
         run_dir = RunDir(out or Path("runs") / loaded.name)
         console.work_in(run_dir.path)
-        progress = console.ProgressLine()
-        try:
-            with only_main(run_dir):
-                result = run(loaded, run_dir, force=force, progress=progress)
-        finally:
-            progress.close()
+        with console.ProgressLine() as progress, only_main(run_dir):
+            result = run(loaded, run_dir, force=force, progress=progress)
         if launched().is_main:
             _show(result, loaded.model.task, as_json=as_json)
             refuse_lost_gain(run_dir, result.summary["survival"])
@@ -74,5 +70,5 @@ def _show(result: RunResult, task: str, *, as_json: bool) -> None:
     minutes, seconds = divmod(round(result.summary["wall_s"]), 60)
     console.note(
         f"{minutes}:{seconds:02d} minutes, at most {result.summary['peak_bytes'] / 1024**2:,.0f} MiB; "
-        f"the bundle is {result.run_dir.bundle}; next: edgetune {TASKS[task].TRY_VERB} {result.run_dir.bundle}"
+        f"the bundle is {result.run_dir.bundle}; next: edgetune {TASKS[task].try_verb} {result.run_dir.bundle}"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +12,12 @@ from edgetune.cli import console
 from edgetune.cli.jointly import only_main, together
 from edgetune.cli.options import force_option, json_option, out_option, read_recipe, recipe_argument, set_option
 from edgetune.launch import launched
+
+if TYPE_CHECKING:
+    from edgetune.recipe import Recipe
+    from edgetune.run_dir import RunDir
+    from edgetune.train.result import TrainResult
+    from edgetune.tune.folds import CrossValidation
 
 
 @click.command("train", epilog="Example: edgetune train recipes/quickstart.toml --set train.epochs=1")
@@ -33,6 +41,7 @@ from edgetune.launch import launched
 @json_option
 def command(
     recipe: Path,
+    *,
     overrides: tuple[str, ...],
     out: Path | None,
     find_lr: bool,
@@ -54,32 +63,32 @@ def command(
     if varied:
         _train_variants(recipe, overrides, varied, out, force=force, as_json=as_json)
         return
-    import dataclasses
-
     from edgetune.run_dir import RunDir
 
     with together():
         loaded = read_recipe(recipe, overrides)
         run_dir = RunDir(out or Path("runs") / loaded.name)
         console.work_in(run_dir.path)
-        progress = console.ProgressLine()
-        try:
-            with only_main(run_dir):
-                from edgetune.report.card import write_cards
-                from edgetune.train.loop import train
+        with console.ProgressLine() as progress, only_main(run_dir):
+            from edgetune.report.card import write_cards
+            from edgetune.train.loop import train
 
-                if loaded.evaluate.folds:
-                    from edgetune.tune.folds import cross_validate, refuse_folds_of_many
+            if loaded.evaluate.folds:
+                from edgetune.tune.folds import cross_validate, refuse_folds_of_many
 
-                    refuse_folds_of_many(loaded)
-                result = train(loaded, run_dir, force=force, progress=progress)
-                if launched().is_main:
-                    write_cards(run_dir, progress=progress)
-                folds = cross_validate(loaded, run_dir, progress=progress) if loaded.evaluate.folds else None
-        finally:
-            progress.close()
-    if not launched().is_main:
-        return
+                refuse_folds_of_many(loaded)
+            result = train(loaded, run_dir, force=force, progress=progress)
+            if launched().is_main:
+                write_cards(run_dir, progress=progress)
+            folds = cross_validate(loaded, run_dir, progress=progress) if loaded.evaluate.folds else None
+    if launched().is_main:
+        _show(loaded, run_dir, result, folds, as_json=as_json)
+
+
+def _show(
+    recipe: Recipe, run_dir: RunDir, result: TrainResult, folds: CrossValidation | None, *, as_json: bool
+) -> None:
+    """What a training was, and its cross-validation if there was one, on stdout."""
     if as_json:
         validated = dataclasses.asdict(folds) if folds else None
         values = {"run": str(run_dir.path), "adapter": str(run_dir.adapter), **dataclasses.asdict(result)}
@@ -90,7 +99,7 @@ def command(
     console.say(f"eval loss   {loss}")
     console.say(f"train loss  {result.train_loss:.4f}")
     stopped = " (stopped early)" if result.stopped_early else ""
-    console.say(f"steps       {result.steps}{stopped}, {result.trained_tokens:,} {loaded.learned}s")
+    console.say(f"steps       {result.steps}{stopped}, {result.trained_tokens:,} {recipe.learned}s")
     console.say(f"speed       {result.tokens_per_s:,.0f} tokens/s")
     console.say(f"memory      {result.peak_bytes / 1024**2:,.0f} MiB at the peak")
     console.say(f"curve       {run_dir.loss_curve}")
@@ -109,8 +118,6 @@ def _refuse_several_processes(option: str) -> None:
 
 def _find_rate(recipe: Path, overrides: tuple[str, ...], out: Path | None, *, as_json: bool) -> None:
     """The range test, in a folder of its own: it is no part of a run."""
-    import dataclasses
-
     from edgetune.files import refuse_to_replace, write_json
     from edgetune.lock import only_process
     from edgetune.run_dir import RunDir
@@ -120,18 +127,14 @@ def _find_rate(recipe: Path, overrides: tuple[str, ...], out: Path | None, *, as
     results, picture = run_dir.path / "learning_rate.json", run_dir.path / "learning_rate.png"
     refuse_to_replace(run_dir.path, recipe, what="range test", is_one=lambda _: results.is_file())
     console.work_in(run_dir.path)
-    progress = console.ProgressLine()
-    try:
-        with only_process(run_dir):
-            from edgetune.provenance import provenance
-            from edgetune.train.find_rate import draw_rates, find_rate
+    with console.ProgressLine() as progress, only_process(run_dir):
+        from edgetune.provenance import provenance
+        from edgetune.train.find_rate import draw_rates, find_rate
 
-            found = find_rate(loaded, run_dir, progress=progress)
-            draw_rates(found, picture, title=loaded.name, per=loaded.learned)
-            values = dataclasses.asdict(found)
-            write_json(results, {**values, "provenance": provenance(loaded.train.seed)})
-    finally:
-        progress.close()
+        found = find_rate(loaded, run_dir, progress=progress)
+        draw_rates(found, picture, title=loaded.name, per=loaded.learned)
+        values = dataclasses.asdict(found)
+        write_json(results, {**values, "provenance": provenance(loaded.train.seed)})
     if as_json:
         console.say_json({**values, "picture": str(picture)})
         return
@@ -148,27 +151,22 @@ def _train_variants(
     recipe: Path, overrides: tuple[str, ...], varied: tuple[str, ...], out: Path | None, *, force: bool, as_json: bool
 ) -> None:
     """Adapters side by side, each in a run folder of its own inside one folder."""
-    import dataclasses
-
     from edgetune.files import read_json, refuse_to_replace, write_json
     from edgetune.lock import only_process
     from edgetune.run_dir import RunDir
-    from edgetune.train.side_by_side import read_variants, refuse_if_all_diverged, train_side_by_side
+    from edgetune.train.side_by_side import refuse_if_all_diverged, train_side_by_side
+    from edgetune.train.variants import read_variants
 
     variants = read_variants(recipe, overrides, varied)
     folder = out or Path("runs") / f"{recipe.stem}-side"
     results = folder / "side_by_side.json"
     refuse_to_replace(folder, recipe, what="adapters side by side", is_one=lambda _: results.is_file())
     console.work_in(folder)
-    progress = console.ProgressLine()
-    try:
-        with only_process(RunDir(folder)):
-            if results.is_file():
-                _empty(folder, is_kept=not force and read_json(results)["adapters"] is not None)
-            write_json(results, {"adapters": None})  # says whose folder it is, should the training be stopped
-            found = train_side_by_side(variants, folder, progress=progress)
-    finally:
-        progress.close()
+    with console.ProgressLine() as progress, only_process(RunDir(folder)):
+        if results.is_file():
+            _empty(folder, is_kept=not force and read_json(results)["adapters"] is not None)
+        write_json(results, {"adapters": None})  # says whose folder it is, should the training be stopped
+        found = train_side_by_side(variants, folder, progress=progress)
     order = sorted(found.results.items(), key=lambda item: getattr(item[1], "eval_loss", None) or float("inf"))
     values = {
         "adapters": {name: dataclasses.asdict(result) if result else None for name, result in order},

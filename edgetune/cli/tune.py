@@ -11,7 +11,7 @@ import click
 
 from edgetune.cli import console
 from edgetune.cli.options import force_option, json_option, read_recipe, recipe_argument, set_option
-from edgetune.cli.population import train_and_show
+from edgetune.cli.population import SCORED, train_and_show
 
 if TYPE_CHECKING:
     from edgetune.recipe import Recipe
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @recipe_argument
 @set_option
 @click.option("--trials", metavar="N", help="tune.trials: the study ends with so many.")
-@click.option("--sampler", metavar="NAME", help="tune.sampler: random, grid, tpe, gp or cmaes.")
+@click.option("--sampler", metavar="NAME", help="tune.sampler: auto, random, grid, tpe, gp or cmaes.")
 @click.option("--pruner", metavar="NAME", help="tune.pruner: none, halving or hyperband.")
 @click.option(
     "--population",
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 @json_option
 def command(
     recipe: Path,
+    *,
     overrides: tuple[str, ...],
     trials: str | None,
     sampler: str | None,
@@ -71,12 +72,13 @@ def command(
     """Search RECIPE's hyperparameters: its [tune] table says where, how and how long.
 
     Each trial is trained on a base that stays loaded, and scored on the eval rows as its int4 model will run. The best
-    recipe is written into the study's folder. A study that was stopped or killed goes on when the same command is given
-    again; more workers join with the same command. --force begins anew.
+    recipe is written into the study's folder, after Ctrl-C the best so far. A study that was stopped or killed goes on
+    when the same command is given again; more workers join with the same command. --force begins anew.
 
     With --population learning rate, dropout and weight decay change while members train; the best member's training is
     kept as a run folder, best/, and its recipe, with what changed when, in best.toml.
     """
+    from edgetune.errors import is_stop
     from edgetune.tune.search import search
     from edgetune.tune.study import StudyDir
 
@@ -100,6 +102,11 @@ def command(
     progress = console.ProgressLine()
     try:
         result = search(loaded, folder, force=force, confirms=applies, progress=progress)
+    except BaseException as error:
+        if is_stop(error) and folder.results.exists():
+            progress.close()
+            _write_page(folder)
+        raise
     finally:
         progress.close()
     _write_page(folder)
@@ -159,17 +166,20 @@ def _vary(recipe: Recipe, folder: StudyDir, *, force: bool, as_json: bool) -> No
 def _table(result: StudyResult) -> str:
     found = result.document
     best, spent = found["best"], found["spent"]
-    scored = "on the grid, as it will run" if found["score_of"] == "deployed" else "as it was trained"
+    rows = f"{best.get('rows', '?')} eval rows"
+    if best.get("folds"):
+        rows = f"{best['rows']} rows held out of {len(best['folds'])} folds, their mean"
     names = zip(found["objectives"], best["objectives"], strict=True)
     weights = found["importances"] or {}
     told = ", ".join(f"{name} {share:.0%}" for name, share in list(weights.items())[:4])
     lines = [
         f"best        trial {best['number']}: {', '.join(f'{name} {value:.4g}' for name, value in names)}",
-        f"            {found['metric']} on {best.get('rows', '?')} eval rows, {scored}",
+        f"            {found['metric']} on {rows}, {SCORED[found['score_of']]}",
         *(f"  {name:<32} {_shown(value)}" for name, value in best["values"].items()),
         f"trials      {spent['trials']}, {_given_up(found)} of them given up",
         f"cost        {spent['tokens']:,} tokens, {spent['minutes']:.1f} minutes",
-        *([f"matters     {told}"] if told else []),
+        f"matters     {told or found['importances_told']}",
+        *([f"            {found['importances_told']}"] if told else []),
         f"recipe      {result.folder.best}",
         f"report      {result.folder.path / 'report.html'}",
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgetune.data.formats import Example, Message
 from edgetune.errors import DataError, ModelError, PromptError, shown
-from edgetune.model.base import read_config
+from edgetune.model.config import read_config
 from edgetune.runtime.template import REASONING, ChatTemplate, call_texts, forgets_reasoning
 
 DEFAULT_TEMPLATE = (

@@ -31,8 +31,8 @@ from edgetune.data.report import LabelReport
 from edgetune.data.splits import Part, Read, Source, find_source, source_of
 from edgetune.data.tokens import LabelledTokens, open_labelled, write_labelled
 from edgetune.errors import DataError, shown
-from edgetune.model.base import text_limit
 from edgetune.model.classifier import SPEC, read_spec
+from edgetune.model.config import text_limit
 from edgetune.recipe import ClassifyTable, DataTable, Recipe
 
 BATCH_ROWS = 1024

@@ -28,16 +28,19 @@ def set_apart(read: Callable[[], Iterator[Example]], part: Part, *, fraction: fl
 
 def _threshold(every: Iterable[Example], fraction: float, source: str) -> float:
     """Rows that draw at most this are eval rows: the fraction, or the least draw where no row would be one."""
-    least, count = NEVER, 0
-    for _, draw in _draws(every):
+    least, count, labels, has_copies = NEVER, 0, set[str](), False
+    for example, draw in _draws(every):
         count += 1
         least = min(least, draw)
+        has_copies |= labels.issuperset(example.labels)
+        labels.update(example.labels)
         if least <= fraction and count > 1:
             return fraction
     if not count:
         raise DataError(f"{source}: holds no rows")
     if count < 2 or least == NEVER:
         what = "one row" if count < 2 else "one row a label"
+        what += ", repeated texts counted once," if count > 1 and has_copies else ""
         raise DataError(f"{source}: {what} cannot be split into train and eval rows", cure="name rows in data.eval")
     return least
 

@@ -45,6 +45,17 @@ class Tokens:
         """At most the first so many rows."""
         return self if rows >= len(self) else dataclasses.replace(self, offsets=self.offsets[: rows + 1])
 
+    def at(self, places: Sequence[int]) -> Tokens:
+        """The rows at these places, in this order, in memory."""
+        spans = [slice(self.offsets[place], self.offsets[place + 1]) for place in places]
+        nothing = np.empty(0, np.int32)
+        return Tokens(
+            ids=np.concatenate([nothing, *(self.ids[span] for span in spans)]),
+            labels=np.concatenate([nothing, *(self.labels[span] for span in spans)]),
+            offsets=np.concatenate([[0], np.cumsum([span.stop - span.start for span in spans])]).astype(np.int64),
+            fingerprint=hash_values(self.fingerprint, list(places)),
+        )
+
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int64 (rows,)."""
@@ -62,6 +73,10 @@ class LabelledTokens:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def at(self, places: Sequence[int]) -> LabelledTokens:
+        """The rows at these places, in this order, in memory."""
+        return LabelledTokens(self.tokens.at(places), np.asarray(self.targets[list(places)]), self.labels)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -114,7 +129,7 @@ def open_tokens(path: Path, key: str) -> Tokens:
 
 
 def write_labelled(batches: Iterable[tuple[Sequence[Encoded], np.ndarray]], path: Path) -> int:
-    """The same, and <path>-targets.npy; how many rows came.
+    """Write the files of `write_tokens` and <path>-targets.npy; how many rows came.
 
     Batches of rows and their targets come one after another: int64 (rows,), or bool (rows, labels).
     """

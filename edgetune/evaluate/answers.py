@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from edgetune.errors import RunError
-from edgetune.files import read_json
+from edgetune.files import read_json, read_text
 from edgetune.run_dir import RunDir, find_run
 
 SUFFIX = "-answers.jsonl"
@@ -148,16 +148,8 @@ def _beside(path: Path) -> Mapping[str, Any]:
 
 def _read(path: Path) -> Sequence[Mapping[str, Any]]:
     cure = "score it again: edgetune evaluate"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file", cure=cure) from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}", cure=cure) from None
-    except ValueError as error:
-        raise RunError(f"{path}: cannot be read: {error}", cure=cure) from None
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, cure=cure).splitlines(), 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,14 @@ from edgetune.evaluate.targets import choose, run_targets, table_rows, target_at
 from edgetune.evaluate.task import TASKS, Rows
 from edgetune.evaluate.texts import EVAL_SET_FILE, prepare_eval_set
 from edgetune.files import write_json
-from edgetune.model.base import resolve_base
+from edgetune.model.base import base_folder
 from edgetune.model.gguf import is_gguf
+from edgetune.progress import Progress
 from edgetune.provenance import provenance
 from edgetune.recipe import ModelTable, Recipe, load_recipe, parse_recipe
 from edgetune.report.table import plain, values
 from edgetune.run_dir import RunDir, find_run
 from edgetune.runtime.bundle import open_bundle
-
-Progress = Callable[[Mapping[str, Any]], None]
-
 
 HOW_HELD = ("quantization", "double_quantization", "embedding_quantization", "compute_dtype", "trust_remote_code")
 """Keys of [model] that a target outside any run can be measured with."""
@@ -66,7 +64,7 @@ def targets_of(path: str, *, overrides: Sequence[str] = ()) -> Asked:
         return Asked(recipe, [target], target, None)
     recipe = load_recipe(run_dir.recipe, overrides)
     table = recipe.model
-    base = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    base = base_folder(table)
     every = run_targets(recipe, run_dir, base)
     targets = choose(every, Path(path), run_dir)
     return Asked(recipe, targets, every.get("base", targets[0]), run_dir)

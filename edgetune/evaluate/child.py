@@ -14,6 +14,7 @@ from typing import Any
 from edgetune.child_process import answer
 from edgetune.evaluate.task import TASKS
 from edgetune.process_memory import peak_resident_bytes
+from edgetune.progress import Progress
 
 
 def main() -> int:
@@ -21,7 +22,7 @@ def main() -> int:
     return answer(measure)
 
 
-def measure(request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
+def measure(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Load the target of a request, measure speed and memory of single prompts, then score all rows.
 
     Memory is read between the two: what it takes to load the target and to answer one prompt at a time.

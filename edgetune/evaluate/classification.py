@@ -20,7 +20,8 @@ from edgetune.evaluate.labeller import (
     measure_latency,
     score,
 )
-from edgetune.evaluate.target import Loaded, Progress, Target
+from edgetune.evaluate.target import Loaded, Target
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import check_hashes, open_bundle
 

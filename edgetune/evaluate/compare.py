@@ -16,9 +16,9 @@ import numpy as np
 
 from edgetune.errors import RunError
 from edgetune.evaluate.answers import Answers, answer, paired, question, read_answers, wanted
-from edgetune.evaluate.metrics import Interval, count_fields
+from edgetune.evaluate.metrics import count_fields
 from edgetune.evaluate.paired import Counted, bootstrap_difference, mcnemar
-from edgetune.evaluate.resample import Bootstrap
+from edgetune.evaluate.resample import Bootstrap, Interval
 from edgetune.evaluate.text_metrics import ROW_SCORES
 from edgetune.metric_names import LABEL_METRICS, TEXT_METRICS
 
@@ -224,12 +224,12 @@ def _correct(row: Row) -> bool:
 
 
 def _loss_per(pairs: Pairs) -> Literal["token", "row"]:
-    """By what to divide nats so that both are measured alike: tokenizers may cut texts differently."""
+    """What to divide nats by so that both are measured alike: tokenizers may cut texts differently."""
     return "token" if all(a.get("trained_tokens") == b.get("trained_tokens") for a, b in pairs) else "row"
 
 
 def _count_labels(metric: str, found: Answers, pairs: Pairs) -> tuple[Counted, Counted]:
-    """Of each label, or of the positive one alone: twice the hits, and rows answered and meant."""
+    """Twice the hits, and rows answered and meant, of each label or of the positive one alone."""
     rows = [row for pair in pairs for row in pair]
     if not found.are_labels:
         raise TypeError("they are no labels")

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgetune.evaluate.rows import EvalRow
 from edgetune.files import atomic_file
+from edgetune.runtime.probabilities import log_softmax
 
 MOST_VALUES = 1 << 24
 """Probabilities in the file: 64 MiB, some 130 tokens of a vocabulary of 128,256."""
@@ -45,7 +46,7 @@ def write_distributions(target: Distributions, rows: Sequence[EvalRow], path: Pa
     """Write the target's log-probabilities (tokens, vocabulary) for as many rows as the bounds above allow."""
     found, size, tokens = [], 0, 0
     for logits in target.trained_logits(rows):
-        found.append(_log_softmax(logits))
+        found.append(log_softmax(logits))
         size, tokens = size + logits.size, tokens + len(logits)
         if size + logits.size > MOST_VALUES or tokens >= MOST_TOKENS:
             break
@@ -61,13 +62,8 @@ def measure_distance(target: Distributions, rows: Sequence[EvalRow], path: Path)
         wanted = truth[start : start + len(logits)]
         if len(wanted) < len(logits) or not len(truth):
             break
-        found = _log_softmax(logits)
+        found = log_softmax(logits)
         divergence += float((np.exp(wanted) * (wanted - found)).sum(dtype=np.float64))
         agreed += int((wanted.argmax(-1) == found.argmax(-1)).sum())
         start += len(logits)
     return Distance(divergence / start, agreed / start, start) if start else None
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), np.float32)

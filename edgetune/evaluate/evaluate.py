@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from edgetune.evaluate.distance import Distance
 from edgetune.evaluate.target import Target as Target
 from edgetune.evaluate.task import TASKS, Score, Speed
 from edgetune.files import atomic_file, write_json
+from edgetune.progress import Progress, as_stage
 from edgetune.provenance import provenance
 from edgetune.recipe import ModelTable
 from edgetune.report.measure import disk_bytes
 
-Progress = Callable[[Mapping[str, Any]], None]
 CHILD = ["-m", "edgetune.evaluate.child"]
 """What Python runs to measure one target."""
 
@@ -80,7 +80,8 @@ def evaluate(
         "is_reference": target.kind == "tuned" if is_reference is None else is_reference,
     }
     cure = "close other programs, or lower evaluate.max_rows"
-    measured = ask(CHILD, request, name=str(target.path), cure=cure, progress=_named(progress, target.name))
+    told = as_stage(progress, f"evaluate {target.name}")
+    measured = ask(CHILD, request, name=str(target.path), cure=cure, progress=told)
     answers = measured.pop("answers")
     result = Result(
         target=target,
@@ -130,8 +131,3 @@ def read_result(values: Mapping[str, Any]) -> Result:
 
 def _distance(values: Mapping[str, Any] | None) -> Distance | None:
     return Distance(**values) if values else None
-
-
-def _named(progress: Progress | None, name: str) -> Progress | None:
-    """Progress that says which target it is about."""
-    return progress and (lambda event: progress({**event, "stage": f"evaluate {name}"}))

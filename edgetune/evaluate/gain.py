@@ -5,6 +5,7 @@ In the flow: scores or losses of the same rows from base, fine-tune and bundle -
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,12 +30,18 @@ class Gain:
     rows: int
     confidence: float
 
-    def holds(self, floor: float) -> bool:
-        """Whether a bundle may pass: the gain kept is at least `floor`; without one, the bundle is not worse."""
-        return not self.is_worse if self.kept is None else self.kept >= floor
+    def holds(self, floor: float, most: float = math.inf) -> bool:
+        """Whether a bundle may pass: the gain kept is at least `floor`, and these rows do not show that it is more than
+        `most`; without a gain kept, the bundle is not worse.
+        """
+        return not self.is_worse if self.kept is None else self.kept >= floor and not self.exceeds(most)
+
+    def exceeds(self, most: float) -> bool:
+        """Whether these rows show that more than `most` of the gain is there: then it was learned after measuring."""
+        return self.interval is not None and self.interval[0] > most
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON-able values."""
+        """The gain as JSON-able values."""
         return asdict(self)
 
 

@@ -14,7 +14,8 @@ from edgetune.evaluate.distance import Distance, measure_distance, write_distrib
 from edgetune.evaluate.metrics import FieldScore
 from edgetune.evaluate.rows import EvalSet, make_eval_set, read_eval_set
 from edgetune.evaluate.score import Answer, Answerer, Score, Speed, measure_speed, score
-from edgetune.evaluate.target import Loaded, Progress, Target
+from edgetune.evaluate.target import Loaded, Target
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import open_bundle
 
@@ -52,7 +53,7 @@ def rows_of_base(base: Path, _: Sequence[str], recipe: Recipe, split: Split) -> 
 
 
 def load(request: Mapping[str, Any]) -> Loaded:
-    """Of the rows as many are scored as the request says; distances are those of all."""
+    """The target of a request, which scores as many of the rows as that says; distances are those of all rows."""
     whole, target = read_eval_set(Path(request["eval_set"])), _answerer(request)
     eval_set = whole.evenly(request["most_rows"])
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from edgetune.evaluate import resample
 from edgetune.evaluate.calibration import bin_gaps
-from edgetune.evaluate.metrics import Interval
-from edgetune.evaluate.resample import Bootstrap, reflect
+from edgetune.evaluate.resample import Bootstrap, Interval, reflect
 from edgetune.runtime.probabilities import APPLIES, confidences
 
 MAX_CONFUSION_LABELS = 200

@@ -17,10 +17,11 @@ import numpy as np
 
 from edgetune.data.labels import as_targets, check_named, label_numbers, numbered
 from edgetune.errors import DataError, RunError
+from edgetune.evaluate.resample import Bootstrap
 from edgetune.files import read_json
 from edgetune.hashes import hash_values
 from edgetune.recipe import DataTable, Recipe
-from edgetune.runtime.task import TaskName
+from edgetune.task_names import TaskName
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def make_label_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
 
 
 def make_calibration_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
-    """The same without rows to score: the eval rows to calibrate on; test rows are not read.
+    """A recipe's eval rows to calibrate on, without rows to score; test rows are not read.
 
     The out-of-scope label is the last of the labels where the head has none for it. Raises DataError.
     """
@@ -137,8 +138,8 @@ def make_calibration_set(recipe: Recipe, labels: Sequence[str]) -> LabelSet:
         positive_label=table.positive_label,
         out_of_scope_label=table.out_of_scope_label,
         false_accept_rate=table.false_accept_rate,
-        bootstrap_samples=recipe.evaluate.bootstrap_samples,
-        confidence=recipe.evaluate.confidence,
+        bootstrap_samples=Bootstrap.samples,
+        confidence=Bootstrap.confidence,
         seed=recipe.train.seed,
         source=source,
         source_rows=len(found) + empty,

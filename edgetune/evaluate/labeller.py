@@ -11,7 +11,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,12 +20,11 @@ import numpy as np
 from edgetune.evaluate import calibration, label_metrics
 from edgetune.evaluate import rejection as rejecting
 from edgetune.evaluate.label_rows import LabelRow, LabelSet, make_calibration_set, targets_of
-from edgetune.evaluate.metrics import Interval
-from edgetune.evaluate.resample import Bootstrap
+from edgetune.evaluate.resample import Bootstrap, Interval
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.runtime.probabilities import confidences, probabilities
 
-Progress = Callable[[Mapping[str, Any]], None]
 LATENCY_TEXTS = 50
 BATCH_TEXTS = 256
 """Texts between two reports of progress."""
@@ -178,7 +177,7 @@ def _temperature(label_set: LabelSet, logits: np.ndarray, targets: np.ndarray) -
 
 
 def calibrate_for(recipe: Recipe, target: Labeller, labels: Sequence[str]) -> tuple[float, float | None]:
-    """The same on a recipe's eval rows: what export writes into a bundle."""
+    """Temperature and threshold by a target's logits on a recipe's eval rows: what export writes into a bundle."""
     return calibrate(target, make_calibration_set(recipe, labels))
 
 

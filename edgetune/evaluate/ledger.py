@@ -16,10 +16,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from edgetune.evaluate.closeness import Closeness, measure_closeness
 from edgetune.evaluate.evaluate import Result
 from edgetune.evaluate.gain import Gain, gain_kept
 from edgetune.evaluate.resample import Bootstrap
 from edgetune.evaluate.rows import even_places
+from edgetune.files import read_json
+from edgetune.text_table import aligned
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,9 @@ class Kept:
     loss: Gain | None
     """None where answers have no losses: labels."""
 
-    def holds(self, floor: float) -> bool:
+    def holds(self, floor: float, most: float = math.inf) -> bool:
         """Whether a bundle may pass with both."""
-        return all(gain.holds(floor) for gain in (self.score, self.loss) if gain is not None)
+        return all(gain.holds(floor, most) for gain in (self.score, self.loss) if gain is not None)
 
 
 def gains(base: str | None, stage: str, results: Path, *, confidence: float, samples: int) -> Kept:
@@ -88,6 +91,15 @@ def _points(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Each row's score, 0..1: of labels whether they are right; None where nothing was generated."""
     found = [row["score"] if "score" in row else row["correct"] for row in rows]
     return [None if value is None else float(value) for value in found]
+
+
+def closeness(stage: str, results: Path, *, confidence: float, samples: int) -> Closeness:
+    """How close a stage is to the fine-tune, from what `evaluate` left in the results folder."""
+    shipped = _answers(results, stage)
+    tuned = _of_rows(_answers(results, "tuned"), shipped)
+    distance = read_json(results / f"{stage}.json").get("distance")
+    pairs = list(zip(_points(tuned), _points(shipped), strict=True)) if _points(tuned)[0] is not None else []
+    return measure_closeness(distance and distance["kl"], pairs, Bootstrap(samples, confidence))
 
 
 def make_entries(
@@ -146,14 +158,7 @@ def plain(entries: Sequence[Entry]) -> str:
                 f"{entry.disk_bytes / 1024**2:,.1f} MiB",
             ]
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def _answers(folder: Path, stage: str) -> list[dict[str, Any]]:
@@ -162,7 +167,7 @@ def _answers(folder: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def _of_rows(answers: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of a target's answers those to the rows of `others`, who answered all rows or some at even distances."""
+    """The answers of a target to the rows of `others`, who answered all rows or some at even distances."""
     return [answers[index] for index in even_places(len(answers), len(others))]
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetune.evaluate.target import Progress
 from edgetune.evaluate.task import TASKS, Score
 from edgetune.evaluate.task import Rows as Rows
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 
 
@@ -36,7 +36,7 @@ def score_live(model: Any, tokenizer: Any, rows: Rows, *, progress: Progress | N
 def answer_live(
     model: Any, tokenizer: Any, rows: Rows, *, progress: Progress | None = None
 ) -> tuple[Score, Sequence[Any]]:
-    """The same with the answer to each row, a frozen dataclass."""
+    """Scores of a model as `score_live` gives them, and the answer to each row, a frozen dataclass."""
     return TASKS[rows.task].score_live(model, tokenizer, rows, progress=progress)
 
 

@@ -1,4 +1,4 @@
-"""Scores of answers and their uncertainty: exact match, JSON equality, fields, bootstrap intervals. Pure functions.
+"""Scores of answers: exact match, JSON equality, fields with their uncertainty. Pure functions.
 
 In the flow: evaluate/score.py hands in answers and references as text, losses as (sum, count) pairs.
 """
@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from edgetune.evaluate.resample import Bootstrap, Interval
 
-Interval = tuple[float, float]
 Leaf = tuple[str, str, Any]
 """(path, kind, value) of one field: ("slots.city", "text", "Rome")."""
-
-_RESAMPLED_VALUES = 4_000_000
-"""Values drawn at once while bootstrapping: bounds memory to some 64 MB."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def count_fields(answer: str, reference: str) -> FieldCounts:
     return FieldCounts((got & want).total(), got.total(), want.total(), is_valid)
 
 
-def score_fields(rows: Sequence[FieldCounts], *, samples: int = 1000, confidence: float = 0.95) -> FieldScore:
+def score_fields(rows: Sequence[FieldCounts], *, bootstrap: Bootstrap | None = None) -> FieldScore:
     """Precision, recall and F1 over the fields of all rows together. Raises ValueError without rows."""
     matched, answered, wanted = (sum(getattr(row, name) for row in rows) for name in ("matched", "answered", "wanted"))
     doubled = [2 * row.matched for row in rows]
@@ -107,44 +103,12 @@ def score_fields(rows: Sequence[FieldCounts], *, samples: int = 1000, confidence
         precision=_ratio(matched, answered),
         recall=_ratio(matched, wanted),
         f1=_ratio(2 * matched, answered + wanted),
-        f1_interval=bootstrap_interval(
-            doubled, [row.answered + row.wanted for row in rows], samples=samples, confidence=confidence
-        ),
+        f1_interval=(bootstrap or Bootstrap()).mean_interval(doubled, [row.answered + row.wanted for row in rows]),
         valid=_ratio(sum(row.is_valid for row in rows), len(rows)),
         matched=matched,
         answered=answered,
         wanted=wanted,
     )
-
-
-def bootstrap_interval(
-    sums: Iterable[float],
-    counts: Iterable[float] | None = None,
-    *,
-    samples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of sum(sums) / sum(counts) when rows are drawn again with replacement.
-
-    Without `counts` it is the interval of the mean. A loss takes the summed nats of each row and its trained tokens, so
-    that long rows weigh by their tokens. The same seed and rows give the same interval. Raises ValueError without rows.
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
-    """
-    tops = np.asarray(list(sums), dtype=np.float64)
-    bottoms = np.ones_like(tops) if counts is None else np.asarray(list(counts), dtype=np.float64)
-    if tops.size == 0 or tops.size != bottoms.size:
-        raise ValueError(f"{tops.size} sums and {bottoms.size} counts: need as many of both, and at least one")
-    generator = np.random.default_rng(seed)
-    chunk = max(1, _RESAMPLED_VALUES // tops.size)
-    ratios = []
-    for start in range(0, samples, chunk):
-        drawn = generator.integers(0, tops.size, size=(min(chunk, samples - start), tops.size))
-        bottom = bottoms[drawn].sum(axis=1)
-        ratios.append(np.divide(tops[drawn].sum(axis=1), bottom, out=np.zeros_like(bottom), where=bottom > 0))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(np.concatenate(ratios), [tail, 1.0 - tail])
-    return float(low), float(high)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgetune.evaluate.metrics import Interval
-from edgetune.evaluate.resample import Bootstrap
+from edgetune.evaluate.resample import Bootstrap, Interval
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,6 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def needed(rows: int, *, alpha: float) -> int | None:
-    """Of `rows` on which two targets differ, how many one must win for p < alpha; None if even all are too few."""
+    """How many of `rows` on which two targets differ one must win for p < alpha; None if even all are too few."""
     won = bisect.bisect_left(range(rows + 1), True, lo=(rows + 1) // 2, key=lambda w: mcnemar(w, rows - w) < alpha)
     return won if won <= rows else None

@@ -6,15 +6,13 @@ learn_threshold from rows out of scope; of the scored rows -> score_rejection.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgetune.evaluate.metrics import Interval, bootstrap_interval
-from edgetune.evaluate.resample import Bootstrap
+from edgetune.evaluate.resample import Bootstrap, Interval
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def score_rejection(
         """The share of the rows `among` that are `found`, 0.0 of none, and its interval over draws of such rows."""
         if not among.any():
             return 0.0, (0.0, 0.0)
-        return float(found[among].mean()), bootstrap_interval(found[among], **dataclasses.asdict(bootstrap))
+        return float(found[among].mean()), bootstrap.mean_interval(found[among])
 
     accuracy, accuracy_interval = share(is_accepted & is_right, is_in_scope)
     accepted, accepted_interval = share(is_accepted, is_in_scope)

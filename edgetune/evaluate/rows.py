@@ -18,12 +18,13 @@ from typing import Any, ClassVar, cast
 from edgetune.data.read import Split
 from edgetune.errors import DataError, RunError
 from edgetune.evaluate.metrics import parse_json
+from edgetune.evaluate.resample import Bootstrap
 from edgetune.evaluate.text_metrics import final_number, require
 from edgetune.files import atomic_file, read_json
 from edgetune.hashes import hash_values
 from edgetune.metric_names import TextMetric
 from edgetune.recipe import Recipe
-from edgetune.runtime.task import TaskName
+from edgetune.task_names import TaskName
 
 _NO_LIMIT = 1 << 30
 
@@ -142,8 +143,8 @@ def make_eval_set(
         rows=tuple(fitting),
         metric=metric,
         limits=Limits(settings.max_new_tokens, context_length, tuple(sorted(eos_ids))),
-        bootstrap_samples=settings.bootstrap_samples,
-        confidence=settings.confidence,
+        bootstrap_samples=Bootstrap.samples,
+        confidence=Bootstrap.confidence,
         source=source,
         source_rows=count,
         dropped_too_long=len(rows) - len(fitting),

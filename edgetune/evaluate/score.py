@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import statistics
 import time
@@ -17,18 +16,17 @@ import numpy as np
 from edgetune.evaluate.check import run_check
 from edgetune.evaluate.metrics import (
     FieldScore,
-    Interval,
-    bootstrap_interval,
     count_fields,
     is_exact,
     score_fields,
 )
+from edgetune.evaluate.resample import Bootstrap, Interval
 from edgetune.evaluate.rows import EvalRow, EvalSet, Limits
 from edgetune.evaluate.text_metrics import RIGHT_OR_WRONG, ROW_SCORES
 from edgetune.metric_names import TextMetric
+from edgetune.progress import Progress
 
 LEAST_PROMPTS = 3
-Progress = Callable[[Mapping[str, Any]], None]
 OnDone = Callable[[int], object]
 """Hears how many rows are finished."""
 
@@ -199,8 +197,7 @@ def _compare(
 
 
 def _total(eval_set: EvalSet, answers: list[Answer], check: Mapping[str, Any] | None, seconds: float) -> Score:
-    samples, confidence = eval_set.bootstrap_samples, eval_set.confidence
-    interval = functools.partial(bootstrap_interval, samples=samples, confidence=confidence)
+    bootstrap = Bootstrap(eval_set.bootstrap_samples, eval_set.confidence)
     points = [answer.score or 0.0 for answer in answers] if eval_set.metric != "loss" else []
     texts = [(answer.answer or "", answer.reference or "") for answer in answers] if points else []
     sums = [answer.loss_sum for answer in answers]
@@ -208,19 +205,19 @@ def _total(eval_set: EvalSet, answers: list[Answer], check: Mapping[str, Any] | 
     loss = sum(sums) / max(sum(counts), 1)
     fields = None
     if eval_set.metric == "json":
-        fields = score_fields([count_fields(*pair) for pair in texts], samples=samples, confidence=confidence)
+        fields = score_fields([count_fields(*pair) for pair in texts], bootstrap=bootstrap)
     return Score(
         metric=eval_set.metric,
         rows=len(answers),
         score=sum(points) / len(points) if points else None,
-        interval=interval(points) if points else None,
+        interval=bootstrap.mean_interval(points) if points else None,
         loss=loss,
-        loss_interval=interval(sums, counts),
+        loss_interval=bootstrap.mean_interval(sums, counts),
         perplexity=math.exp(min(loss, 700.0)),
         trained_tokens=sum(counts),
         exact=sum(is_exact(*pair) for pair in texts) / len(texts) if texts else None,
         fields=fields,
-        confidence=confidence,
+        confidence=eval_set.confidence,
         seconds=seconds,
         check=check,
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from edgetune.evaluate.distance import Distance
+from edgetune.progress import Progress
 from edgetune.recipe import ModelTable
-from edgetune.runtime.task import TaskName
+from edgetune.task_names import TaskName
 
-Progress = Callable[[Mapping[str, Any]], None]
 Kind = Literal["base", "tuned", "merged", "bundle", "gguf"]
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Files of a Hugging Face folder that a model needs; cards and scripts beside them are not shipped."""

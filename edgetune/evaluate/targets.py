@@ -10,7 +10,7 @@ from edgetune.errors import ModelError, RunError
 from edgetune.evaluate.evaluate import Result
 from edgetune.evaluate.target import Kind, Target
 from edgetune.evaluate.task import TASKS, task_of
-from edgetune.lora.read import is_adapter, read_adapter_config, read_record
+from edgetune.lora.read import is_adapter, named_base, read_adapter_config, read_record
 from edgetune.model.base import resolve_base
 from edgetune.model.gguf import is_gguf, require_llama_cpp
 from edgetune.recipe import ModelTable, Recipe
@@ -120,11 +120,11 @@ def table_rows(recipe: Recipe, results: Iterable[Result]) -> list[TableRow]:
 
 def _trained_on(adapter: Path) -> ModelTable:
     record, config = read_record(adapter), read_adapter_config(adapter)
-    base = record.get("base") or config.get("base_model_name_or_path")
+    base, revision = named_base(config, record)
     if not base:
         raise ModelError(f"{adapter}: does not say which base it belongs to", cure="evaluate it in its run folder")
     return ModelTable(
-        base=str(resolve_base(base, record.get("revision") or config.get("revision"))),
+        base=str(resolve_base(base, revision)),
         quantization=record.get("quantization", "nf4"),
         double_quantization=record.get("double_quantization", True),
         embedding_quantization=record.get("embedding_quantization", "none"),

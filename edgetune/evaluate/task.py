@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 from edgetune.data.read import Split
 from edgetune.evaluate import classification, generation
-from edgetune.evaluate.metrics import Interval
-from edgetune.evaluate.target import Loaded, Progress, Target
+from edgetune.evaluate.resample import Interval
+from edgetune.evaluate.target import Loaded, Target
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
-from edgetune.runtime.task import TaskName
+from edgetune.task_names import TaskName
 
 
 class Rows(Protocol):
@@ -19,7 +20,7 @@ class Rows(Protocol):
 
     @property
     def task(self) -> TaskName:
-        """Whose rows they are."""
+        """The task whose rows they are."""
         ...
 
     @property
@@ -29,12 +30,12 @@ class Rows(Protocol):
 
     @property
     def metric(self) -> str:
-        """What counts as right."""
+        """The name of the metric: what counts as right."""
         ...
 
     @property
     def confidence(self) -> float:
-        """Of the intervals."""
+        """How sure the intervals are, a share."""
         ...
 
     @property
@@ -54,7 +55,7 @@ class Rows(Protocol):
 
     @property
     def left_out(self) -> str:
-        """The same for a user; "" if there are none."""
+        """What a user is told of the rows that were left out; "" if there are none."""
         ...
 
     @property
@@ -73,37 +74,37 @@ class Score(Protocol):
 
     @property
     def metric(self) -> str:
-        """What counts as right."""
+        """The name of the metric: what counts as right."""
         ...
 
     @property
     def rows(self) -> int:
-        """How many were scored."""
+        """How many rows were scored."""
         ...
 
     @property
     def score(self) -> float | None:
-        """By the metric; None when that is the loss."""
+        """The score by the metric; None when that is the loss."""
         ...
 
     @property
     def interval(self) -> Interval | None:
-        """Of the score."""
+        """The interval of the score."""
         ...
 
     @property
     def loss(self) -> float:
-        """Mean of what the loss counts."""
+        """The loss: the mean of what it counts, nats."""
         ...
 
     @property
     def loss_interval(self) -> Interval:
-        """Of the loss."""
+        """The interval of the loss."""
         ...
 
     @property
     def confidence(self) -> float:
-        """Of the intervals."""
+        """How sure the intervals are, a share."""
         ...
 
 
@@ -135,7 +136,7 @@ class Task(Protocol):
         ...
 
     def rows_of_base(self, base: Path, labels: Sequence[str], recipe: Recipe, split: Split, /) -> Rows:
-        """The same as a base reads them that is trained in this process; `labels` in the order of its logits."""
+        """A recipe's rows as a base reads them that is trained in this process; `labels` in the order of its logits."""
         ...
 
     def load(self, request: Mapping[str, Any], /) -> Loaded:

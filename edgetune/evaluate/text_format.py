@@ -8,7 +8,8 @@ from typing import Any
 
 from edgetune.data.chat import end_ids, ensure_chat_template
 from edgetune.evaluate.target import Target
-from edgetune.model.base import context_length, load_tokenizer, read_config
+from edgetune.model.base import load_tokenizer
+from edgetune.model.config import context_length, read_config
 from edgetune.model.gguf_tokenizer import GgufTokenizer
 from edgetune.recipe import Recipe
 from edgetune.runtime.bundle import open_bundle
@@ -43,7 +44,7 @@ def format_of_folder(folder: Path, recipe: Recipe) -> TextFormat:
 
 
 def _of_bundle(path: Path) -> TextFormat:
-    """From the bundle's own files alone: its tokenizer.json, template and end tokens."""
+    """A bundle's format, from its own files alone: its tokenizer.json, template and end tokens."""
     from transformers import PreTrainedTokenizerFast
 
     bundle = open_bundle(path)
@@ -58,7 +59,7 @@ def _of_bundle(path: Path) -> TextFormat:
 
 
 def _of_gguf(path: Path) -> TextFormat:
-    """From the file's own vocabulary, template and end tokens."""
+    """A .gguf file's format, from its own vocabulary, template and end tokens."""
     tokenizer = GgufTokenizer(path)
     ensure_chat_template(tokenizer)
     return TextFormat(tokenizer, tokenizer.end_ids, tokenizer.context_length)

@@ -12,8 +12,9 @@ import torch
 from edgetune.lora import adapter
 from edgetune.model import base
 from edgetune.model.classifier import Classifier, drop_unused_pooler, load_classifier, read_spec
-from edgetune.model.device import compute_dtype, device
+from edgetune.model.device import autocast, compute_dtype, device
 from edgetune.recipe import ModelTable
+from edgetune.runtime.batches import by_length, padded
 
 BATCH_TEXTS = 32
 
@@ -44,10 +45,8 @@ class TorchLabeller:
         """N texts -> (N, labels) float32; batches of texts of like length."""
         limit = self.classifier.spec.max_length
         ids = self.tokenizer(list(texts), truncation=True, max_length=limit, verbose=False)["input_ids"]
-        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         found = np.empty((len(ids), len(self.classifier.spec.labels)), np.float32)
-        for start in range(0, len(order), BATCH_TEXTS):
-            rows = order[start : start + BATCH_TEXTS]
+        for rows in by_length(map(len, ids), most_rows=BATCH_TEXTS):
             found[rows] = self._run([ids[row] for row in rows])
         return found
 
@@ -57,11 +56,7 @@ class TorchLabeller:
         return len(self.tokenizer(text, truncation=True, max_length=limit, verbose=False)["input_ids"])
 
     def _run(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
-        longest = max(map(len, ids))
-        pad = base.padding_id(self.tokenizer)
         on = self.classifier.device
-        padded = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in ids], device=on)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=on)
-        dtype = self.classifier.encoder.get_input_embeddings().weight.dtype
-        with torch.autocast(on.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
-            return np.asarray(self.classifier(padded, mask).float().cpu().numpy())
+        tokens, mask = (torch.from_numpy(part).to(on) for part in padded(ids, pad_id=base.padding_id(self.tokenizer)))
+        with autocast(self.classifier):
+            return np.asarray(self.classifier(tokens, mask).float().cpu().numpy())

@@ -1,4 +1,7 @@
-"""A torch model as an Answerer: batched greedy generation with a KV cache, and losses of whole rows."""
+"""A torch model as an Answerer: batched greedy generation with a KV cache, and losses of whole rows.
+
+transformers' `generate` gives the same answers, but computes rows on that have ended until the last one has: slower.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from torch import Tensor
 from edgetune.evaluate.rows import EvalRow, Limits
 from edgetune.lora import adapter
 from edgetune.model import base
-from edgetune.model.device import compute_dtype, device, held_dtype
+from edgetune.model.device import autocast, compute_dtype, device
 from edgetune.model.nf4 import hold_unpacked
 from edgetune.recipe import ModelTable
+from edgetune.runtime.batches import by_length, padded
 
 _LOGIT_VALUES = 64_000_000
 """Float32 logits held at once while taking losses: 256 MB."""
@@ -59,11 +63,10 @@ class TorchAnswerer:
         From here on a small model on a CPU holds the weights that it multiplies with, see `nf4.hold_unpacked`.
         """
         hold_unpacked(self.model)
-        order = sorted(range(len(rows)), key=lambda index: -len(rows[index].prompt_ids))
         texts = [""] * len(rows)
         done = 0
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        lengths = [len(row.prompt_ids) for row in rows]
+        for batch in by_length(lengths, most_rows=self.batch_size, longest_first=True):
             prompts = [rows[index].prompt_ids for index in batch]
             for index, ids in zip(batch, greedy(self.model, prompts, limits=limits), strict=True):
                 texts[index] = self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -88,7 +91,7 @@ class TorchAnswerer:
         for row in rows:
             ids = torch.tensor([row.input_ids], device=self.model.device)
             kept = torch.tensor([index - 1 for index in row.trained], device=self.model.device, dtype=torch.long)
-            with _autocast(self.model):
+            with autocast(self.model):
                 logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
             yield logits[0].float().cpu().numpy()
 
@@ -100,16 +103,11 @@ class TorchAnswerer:
 
     def _loss_batches(self, rows: Sequence[EvalRow]) -> Iterator[list[int]]:
         """Indices of rows of like length, as many at once as `batch_size` and the memory for logits allow."""
-        order = sorted(
-            (index for index, row in enumerate(rows) if row.input_ids), key=lambda i: -len(rows[i].input_ids)
-        )
-        vocabulary = self.model.config.get_text_config().vocab_size
-        start = 0
-        while start < len(order):
-            longest = len(rows[order[start]].input_ids)
-            size = max(1, min(self.batch_size, _LOGIT_VALUES // (longest * vocabulary)))
-            yield order[start : start + size]
-            start += size
+        there = [index for index, row in enumerate(rows) if row.input_ids]
+        lengths = [len(rows[index].input_ids) for index in there]
+        most = _LOGIT_VALUES // self.model.config.get_text_config().vocab_size
+        for batch in by_length(lengths, most_rows=self.batch_size, most_tokens=most, longest_first=True):
+            yield [there[place] for place in batch]
 
 
 @torch.no_grad()
@@ -127,7 +125,7 @@ def greedy(
     `is_done`, of a single prompt, may end its answer.
     """
     device = next(model.parameters()).device
-    ids, mask = _pad_left(prompts, device)
+    ids, mask = (torch.from_numpy(part).to(device) for part in padded(prompts, on_the_left=True))
     ends = torch.tensor(limits.eos_ids, device=device)
     rooms = [min(limits.max_new_tokens, limits.context_length - len(prompt)) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
@@ -136,7 +134,7 @@ def greedy(
     cache, cache_name = None, _cache_name(model)
     for _ in range(max(rooms)):
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with _autocast(model):
+        with autocast(model):
             output = model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -174,39 +172,18 @@ def _cache_name(model: Any) -> str:
     return "cache" if "cache" in inspect.signature(causal_lm.forward).parameters else "past_key_values"
 
 
-def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask, each (B, T) int64, the prompts at the right edge."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
-
-
 def _batch_losses(model: Any, rows: Sequence[EvalRow]) -> tuple[Tensor, Tensor]:
     """Summed nats (B,) and counts (B,) of rows, padded on the right where causal attention never looks."""
     device = next(model.parameters()).device
-    longest = max(len(row.input_ids) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    targets = torch.full_like(ids, -100)
-    for index, row in enumerate(rows):
-        ids[index, : len(row.input_ids)] = torch.tensor(row.input_ids)
-        targets[index, : len(row.labels) - 1] = torch.tensor(row.labels[1:])
+    ids = torch.from_numpy(padded([row.input_ids for row in rows])[0])
+    targets = torch.from_numpy(padded([row.labels[1:] for row in rows], pad_id=-100)[0])
     kept = (targets != -100).any(dim=0).nonzero().squeeze(1)
     targets = targets[:, kept].to(device)
     if not len(kept):
         return torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.long)
-    with _autocast(model):
+    with autocast(model):
         logits = model(input_ids=ids.to(device), use_cache=False, logits_to_keep=kept.to(device)).logits
     nats = torch.nn.functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
     ).view_as(targets)
     return nats.double().sum(dim=1), (targets != -100).sum(dim=1)
-
-
-def _autocast(model: Any) -> Any:
-    """The type that training multiplied in: that of the frozen parts; none where it is float32."""
-    dtype = held_dtype(model)
-    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))

@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
 
 from edgetune.errors import BundleError, ModelError
 from edgetune.export.architecture import Part, parts
+from edgetune.export.read_graph import GraphFile
 from edgetune.lora.read import Adapter
 from edgetune.model.weights import EMBEDDING_TENSOR, Place
 
 FORMAT = 1
 """The adapter version and model version in our adapter files: of the names and shapes of the inputs."""
-MERGE_INSTEAD = "merge it instead: `edgetune merge`, then `edgetune export` without --keep-adapter"
-FLOAT = onnx.TensorProto.FLOAT
+MERGE_INSTEAD = "merge it instead: `edgetune merge`, then `edgetune export`"
 
 
 @dataclass(frozen=True)
@@ -74,30 +73,21 @@ def add_branches(path: Path, places: Mapping[str, Place], changed: Container[str
 
     All projections of such a product get theirs. The data file stays as it is.
     """
-    model = onnx.load(str(path), load_external_data=False)
-    graph, nodes, found = model.graph, [], []
-    for node in graph.node:
-        nodes.append(node)
+    model, found = ir.load(path), []
+    for node in list(model.graph):
         branches = _branches_of(node, places)
         if any(branch.part.tensor in changed for branch in branches):
-            nodes += _side(node, branches)
+            _add_beside(model.graph, node, branches)
             found += branches
-    for branch in found:
-        _add_inputs(graph, branch)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    onnx.save(model, str(path))
+    ir.save(model, path)
     return found
 
 
 def find_branches(path: Path, places: Mapping[str, Place]) -> list[Branch]:
     """The branches that a graph has. Raises BundleError if it cannot be read."""
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception as error:  # protobuf raises its own types
-        raise BundleError(f"{path}: cannot be read: {error}", cure="export it again") from None
-    inputs = {item.name for item in graph.input}
-    return [branch for node in graph.node for branch in _branches_of(node, places) if branch.a in inputs]
+    graph = GraphFile(path).graph
+    inputs = {value.name for value in graph.inputs}
+    return [branch for node in graph for branch in _branches_of(node, places) if branch.a in inputs]
 
 
 def branch_arrays(branches: Sequence[Branch], adapter: Adapter) -> dict[str, np.ndarray]:
@@ -143,10 +133,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise BundleError(f"{path}: cannot be read: {error}", cure="export the adapter again") from None
 
 
-def _branches_of(node: onnx.NodeProto, places: Mapping[str, Place]) -> list[Branch]:
+def _branches_of(node: ir.Node, places: Mapping[str, Place]) -> list[Branch]:
     """The branches that can stand beside a product on the grid, in the order of its rows; none beside other nodes."""
-    sources = parts(node.name, places) if node.op_type == "MatMulNBits" else None
-    name = node.name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
+    sources = parts(str(node.name), places) if node.op_type == "MatMulNBits" else None
+    name = str(node.name).removeprefix("/").removesuffix("/MatMul").replace("/", ".")
     found = []
     for part in sources or ():
         rows, columns = places[part.tensor].shape
@@ -156,26 +146,42 @@ def _branches_of(node: onnx.NodeProto, places: Mapping[str, Place]) -> list[Bran
     return found
 
 
-def _side(node: onnx.NodeProto, branches: Sequence[Branch]) -> list[onnx.NodeProto]:
-    """The nodes of branches. The sum takes over the name of the product's output, so what reads it needs no change."""
-    base = node.name.removesuffix("/MatMul")
-    output, product, given, nodes = node.output[0], f"{base}/base", [], []
+def _add_beside(graph: ir.Graph, node: ir.Node, branches: Sequence[Branch]) -> None:
+    """Put branches beside a product; the sum takes over the name of the product's output."""
+    base, product = str(node.name).removesuffix("/MatMul"), node.outputs[0]
+    total = ir.val(product.name, product.dtype, product.shape)
+    product.replace_all_uses_with(total, replace_graph_outputs=True)
+    product.name = f"{base}/base"
+    nodes, given = [], []
     for branch in branches:
-        narrow, wide = (f"/{branch.name.replace('.', '/')}/{part}" for part in ("lora_A", "lora_B"))
-        nodes.append(helper.make_node("MatMul", [node.input[0], branch.a], [narrow], f"{narrow}/MatMul"))
-        nodes.append(helper.make_node("MatMul", [narrow, branch.b], [wide], f"{wide}/MatMul"))
-        given.append(wide)
+        a, b = _add_inputs(graph, branch)
+        name = f"/{branch.name.replace('.', '/')}"
+        narrow = _node("MatMul", [node.inputs[0], a], f"{name}/lora_A")
+        wide = _node("MatMul", [narrow.outputs[0], b], f"{name}/lora_B")
+        nodes += [narrow, wide]
+        given.append(wide.outputs[0])
     if len(given) > 1:
-        nodes.append(helper.make_node("Concat", given, [f"{base}/lora"], f"{base}/lora/Concat", axis=-1))
-        given = [f"{base}/lora"]
-    node.output[0] = product
-    return [*nodes, helper.make_node("Add", [product, *given], [output], f"{base}/lora/Add")]
+        nodes.append(_node("Concat", given, f"{base}/lora", axis=-1))
+        given = [nodes[-1].outputs[0]]
+    nodes.append(ir.node("Add", [product, *given], outputs=[total], name=f"{base}/lora/Add"))
+    graph.insert_after(node, nodes)
 
 
-def _add_inputs(graph: onnx.GraphProto, branch: Branch) -> None:
+def _node(op_type: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int) -> ir.Node:
+    """A node with one output, which has the node's name without its operator."""
+    return ir.node(op_type, inputs, attributes, outputs=[ir.val(name)], name=f"{name}/{op_type}")
+
+
+def _add_inputs(graph: ir.Graph, branch: Branch) -> tuple[ir.Value, ir.Value]:
     """A and B as inputs, with defaults of rank 0."""
-    rank, a, b = f"{branch.name}.rank", branch.a, branch.b
-    graph.input.append(helper.make_tensor_value_info(a, FLOAT, [branch.columns, rank]))
-    graph.input.append(helper.make_tensor_value_info(b, FLOAT, [rank, branch.rows]))
-    graph.initializer.append(numpy_helper.from_array(np.zeros((branch.columns, 0), np.float32), a))
-    graph.initializer.append(numpy_helper.from_array(np.zeros((0, branch.rows), np.float32), b))
+    rank, found = f"{branch.name}.rank", []
+    for name, shape, empty in (
+        (branch.a, (branch.columns, rank), (branch.columns, 0)),
+        (branch.b, (rank, branch.rows), (0, branch.rows)),
+    ):
+        value = ir.val(name, ir.DataType.FLOAT, shape)
+        value.const_value = ir.tensor(np.zeros(empty, np.float32), name=name)
+        graph.inputs.append(value)
+        graph.register_initializer(value)
+        found.append(value)
+    return found[0], found[1]

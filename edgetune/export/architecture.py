@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.errors import ModelError
-from edgetune.model.base import read_config
+from edgetune.model.config import read_config
 from edgetune.model.weights import EMBEDDING_TENSOR, HEAD_TENSOR
 
 BUILDERS = {

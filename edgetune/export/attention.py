@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from edgetune.errors import ModelError
-from edgetune.model.base import empty_model, read_config
+from edgetune.model.base import empty_model
+from edgetune.model.config import read_config
 
 WINDOWED = ("mistral", "phi3")
 """model_type of decoders whose every layer has the window, where config.json states one."""

@@ -27,7 +27,8 @@ from edgetune.model.weights import Place, find_tensors, read_tensor
 from edgetune.precision_names import PrecisionName
 from edgetune.quantize.folder import QuantizedFolder
 from edgetune.quantize.precisions import PRECISIONS
-from edgetune.runtime.bundle import GRAPH, Grid
+from edgetune.runtime.bundle import GRAPH
+from edgetune.runtime.grid import BundleGrid
 from edgetune.runtime.logits import SWITCH
 from edgetune.runtime.session import import_genai
 
@@ -42,7 +43,7 @@ def build_decoder(
     out: Path,
     *,
     precision: PrecisionName,
-    grid: Grid | None,
+    grid: BundleGrid | None,
     quantized: QuantizedFolder | None = None,
     max_length: int | None = None,
     eos_ids: Sequence[int] = (),

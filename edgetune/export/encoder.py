@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from edgetune.errors import HardwareError, ModelError, first_line
 from edgetune.export.operators import ATTENTION, GridEmbedding, GridLinear, register_attention
 from edgetune.export.silence import silenced
+from edgetune.export.stored_scales import store_in_bfloat16
 from edgetune.model.classifier import Classifier, float_copy
 from edgetune.precision_names import PrecisionName
 from edgetune.quantize.grid import QuantizedMatrix
@@ -46,9 +47,9 @@ def build_encoder(
     """Write model.onnx and model.onnx.data of a classifier (float32, plain nn.Linear) into the folder `out`.
 
     Inputs: input_ids and attention_mask, int64 (batch, sequence), any batch, sequences up to `max_length`, which the
-    encoder's positions must allow. Output: logits, float32 (batch, labels). `matrices`, from put_on_grid, are held as
-    they are and multiplied at `accuracy_level`; the head stays float32. With fp16 weights and states are float16;
-    onnxruntime's CPU computes most of that in float32 (a MiniLM is as fast and half as large).
+    encoder's positions must allow. Output: logits, float32 (batch, labels). `matrices`, from quantize_classifier, are
+    held as they are and multiplied at `accuracy_level`; the head stays float32. With fp16 weights and states are
+    float16; onnxruntime's CPU computes most of that in float32 (a MiniLM is as fast and half as large).
     Silent; equal input gives equal bytes. Raises ModelError for an encoder that torch cannot export, HardwareError for
     a torch that cannot export any.
     """
@@ -74,6 +75,7 @@ def build_encoder(
         reason = first_line(error.__cause__ or error)
         raise ModelError(f"{kind}: torch cannot export this encoder: {reason}") from None
     _strip(program.model)
+    store_in_bfloat16(program.model.graph)
     ir.save(program.model, out / GRAPH, external_data=f"{GRAPH}.data")
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from edgetune.errors import ModelError
 from edgetune.export.architecture import EMBEDDING, Part, parts
+from edgetune.export.stored_scales import cast_to_float
 from edgetune.model.weights import Place, read_tensor
 from edgetune.quantize.grid import QuantizedMatrix, join_rows, quantize, take_rows
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import BundleGrid
 
 ALIGNMENT = 64
 INLINE_BYTES = 1024
@@ -36,12 +37,11 @@ class Weights:
         """The rows that make up the weight (N, K) of a node, in the type of the checkpoint."""
         return join({part.tensor: read_tensor(self.places[part.tensor]) for part in sources}, sources)
 
-    def on_grid(self, sources: Sequence[Part], grid: Grid) -> QuantizedMatrix:
+    def on_grid(self, sources: Sequence[Part], grid: BundleGrid) -> QuantizedMatrix:
         """The same on the grid. The rows of a matrix are the same whether it is rounded alone or joined."""
         if self.quantized is None:
             is_head = not sources[0].tensor.startswith("model.layers.")
-            bits = grid.head_bits if is_head else grid.bits
-            return quantize(self.read(sources), bits=bits, block_size=grid.block_size, symmetric=grid.symmetric)
+            return quantize(self.read(sources), grid.head if is_head else grid)
         found = []
         for part in sources:
             matrix = self.quantized[part.tensor]
@@ -60,7 +60,7 @@ def join(tensors: Mapping[str, Tensor], sources: Sequence[Part]) -> Tensor:
 
 
 def write_graph(
-    model: ir.Model, path: Path, weights: Weights, *, grid: Grid | None, metadata: Mapping[str, str] | None = None
+    model: ir.Model, path: Path, weights: Weights, *, grid: BundleGrid | None, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write `path` (.onnx), with `metadata` of its own, and `path`.data.
 
@@ -86,7 +86,7 @@ def write_graph(
     ir.save(model, path)
 
 
-def _place_weight(writer: _Writer, node: ir.Node, sources: Sequence[Part], grid: Grid | None) -> None:
+def _place_weight(writer: _Writer, node: ir.Node, sources: Sequence[Part], grid: BundleGrid | None) -> None:
     """Give a MatMul or the embedding's Gather its weight, turning it into the operator that reads the grid."""
     if grid is None:
         weight = node.inputs[0 if node.name == EMBEDDING else 1]
@@ -163,6 +163,7 @@ class _Stored:
 
     packed: ir.Value
     scales: ir.Value
+    """float32, cast from what the file holds."""
     zero_points: ir.Value | None
     bits: int
     rows: int
@@ -181,7 +182,7 @@ class _Writer:
         """The weight (N, K) of a node, in the type of the checkpoint."""
         return self._weights.read(sources)
 
-    def quantized(self, sources: Sequence[Part], grid: Grid) -> _Stored:
+    def quantized(self, sources: Sequence[Part], grid: BundleGrid) -> _Stored:
         """The weight on the grid, written once however many nodes read it."""
         name = "+".join(part.name for part in sources)
         if name not in self._stored:
@@ -190,7 +191,7 @@ class _Writer:
             zeros = matrix.zero_points
             self._stored[name] = _Stored(
                 packed=self._new(f"{name}.packed", matrix.packed),
-                scales=self._new(f"{name}.scales", matrix.scales),
+                scales=self._as_float(self._new(f"{name}.scales", matrix.scales.to(torch.bfloat16))),
                 zero_points=None if zeros is None else self._new(f"{name}.zero_points", zeros),
                 bits=matrix.bits,
                 rows=rows,
@@ -234,9 +235,14 @@ class _Writer:
         return self._register(name, tensor.dtype, shape, tensor.offset or 0, tensor.length or 0)
 
     def _new(self, name: str, tensor: Tensor) -> ir.Value:
-        array = tensor.contiguous().numpy()
-        dtype = ir.DataType.from_numpy(array.dtype)
-        return self._register(name, dtype, array.shape, self._append(array), array.nbytes)
+        array = tensor.contiguous().view(torch.uint8).numpy()  # numpy has no bfloat16
+        dtype = ir.tensor_adapters.from_torch_dtype(tensor.dtype)
+        return self._register(name, dtype, tensor.shape, self._append(array), array.nbytes)
+
+    def _as_float(self, stored: ir.Value) -> ir.Value:
+        node = cast_to_float(stored)
+        self.graph.append(node)
+        return node.outputs[0]
 
     def _write(self, value: ir.Value, array: np.ndarray, dtype: ir.DataType) -> None:
         value.const_value = self._external(str(value.name), dtype, array.shape, self._append(array), array.nbytes)

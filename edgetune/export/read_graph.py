@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
-from onnx.external_data_helper import ExternalDataInfo
 from torch import Tensor
 
-from edgetune.errors import BundleError
+from edgetune.errors import BundleError, first_line
 from edgetune.export.architecture import EMBEDDING, Part, parts
+from edgetune.export.stored_scales import GRID_OPERATORS, behind_cast
 from edgetune.model.weights import HEAD_TENSOR, Place, read_tensor
 from edgetune.quantize.grid import QuantizedMatrix, dequantize
 
@@ -37,56 +37,55 @@ class GraphFile:
         """Raises BundleError if there is no graph."""
         self._path = path
         try:
-            self.model = onnx.load(str(path), load_external_data=False)
-        except Exception as error:  # protobuf raises its own types
-            raise BundleError(f"{path}: cannot be read: {error}", cure="export it again") from None
-        self._tensors = {tensor.name: tensor for tensor in self.model.graph.initializer}
+            self.model = ir.load(path)
+        except Exception as error:  # protobuf and onnx_ir raise their own types
+            raise BundleError(f"{path}: cannot be read: {first_line(error)}", cure="export it again") from None
+        self.graph = self.model.graph
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of all initializers."""
-        return tuple(self._tensors)
+        return tuple(self.graph.initializers)
 
     def float_matmuls(self) -> list[str]:
         """Names of matrix products whose weight is in the graph and not on the grid."""
-        fixed = self._tensors.keys() - {item.name for item in self.model.graph.input}
         return [
-            node.name
-            for node in self.model.graph.node
-            if node.op_type in ("MatMul", "Gemm") and any(name in fixed for name in node.input)
+            str(node.name)
+            for node in self.graph
+            if node.op_type in ("MatMul", "Gemm") and any(_is_fixed(value) for value in node.inputs)
         ]
 
     def array(self, name: str) -> np.ndarray:
         """An initializer, its bytes as they are in the file. Raises BundleError if they are not there."""
-        tensor = self._tensors[name]
-        if not tensor.HasField("data_location") or tensor.data_location != onnx.TensorProto.EXTERNAL:
-            return np.array(onnx.numpy_helper.to_array(tensor))  # a copy: torch wants to be able to write
-        info = ExternalDataInfo(tensor)
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        with (self._path.parent / info.location).open("rb") as file:
-            file.seek(info.offset or 0)
-            data = file.read(info.length)
+        tensor = self.graph.initializers[name].const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            return np.array(tensor.numpy())  # a copy: torch wants to be able to write
+        # Not tensor.numpy(): it maps the file, which counts as memory, and refuses one with several hard links.
+        with open(tensor.path, "rb") as file:
+            file.seek(tensor.offset or 0)
+            data = file.read(tensor.length)
         try:
-            return np.frombuffer(bytearray(data), dtype).reshape(tuple(tensor.dims))
+            return np.frombuffer(bytearray(data), tensor.dtype.numpy()).reshape(tensor.shape.numpy())
         except ValueError:
-            raise BundleError(f"{self._path.parent / info.location}: too short", cure="export it again") from None
+            raise BundleError(f"{tensor.path}: too short", cure="export it again") from None
 
-    def grid_nodes(self) -> Iterator[tuple[onnx.NodeProto, tuple[str, ...], dict[str, int]]]:
+    def grid_nodes(self) -> Iterator[tuple[ir.Node, tuple[str, ...], dict[str, int]]]:
         """Each node that reads weights on the grid: it, the names of B, scales and zero points, its attributes."""
-        for node in self.model.graph.node:
-            if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
-                first = 1 if node.op_type == "MatMulNBits" else 0
-                inputs = tuple(name for index, name in enumerate(node.input) if name and index != 1 - first)
-                yield node, inputs, {item.name: int(item.i) for item in node.attribute}
+        for node in self.graph:
+            if node.op_type in GRID_OPERATORS:
+                states = 0 if node.op_type == "MatMulNBits" else 1
+                values = [value for index, value in enumerate(node.inputs) if value is not None and index != states]
+                attributes = {name: attribute.as_int() for name, attribute in node.attributes.items()}
+                yield node, tuple(str(behind_cast(value).name) for value in values), attributes
 
     def read_matrix(self, inputs: Sequence[str], attributes: Mapping[str, int], *, columns: int) -> QuantizedMatrix:
         """What such a node holds, in the form that quantize.grid made."""
-        packed, scales, *zeros = (torch.from_numpy(self.array(name)) for name in inputs)
+        packed, scales, *zeros = (self.array(name) for name in inputs)
         bits, block_size = attributes["bits"], attributes["block_size"]
         return QuantizedMatrix(
-            packed=packed.view(packed.shape[0], -1, block_size * bits // 8),
-            scales=scales,
-            zero_points=zeros[0] if zeros else None,
+            packed=torch.from_numpy(packed).view(packed.shape[0], -1, block_size * bits // 8),
+            scales=torch.from_numpy(scales.astype(np.float32)),
+            zero_points=torch.from_numpy(zeros[0]) if zeros else None,
             bits=bits,
             block_size=block_size,
             in_features=columns,
@@ -109,9 +108,14 @@ class GraphWeights(GraphFile):
 
     def _weight_nodes(self) -> Iterator[WeightNode]:
         for node, inputs, attributes in self.grid_nodes():
-            sources = parts(node.name, self._places)
+            sources = parts(str(node.name), self._places)
             if sources:
-                yield WeightNode(node.name, node.op_type, tuple(sources), inputs, attributes)
+                yield WeightNode(str(node.name), node.op_type, tuple(sources), inputs, attributes)
+
+
+def _is_fixed(value: ir.Value | None) -> bool:
+    """Whether a value is in the graph and nobody can give another."""
+    return value is not None and value.is_initializer() and not value.is_graph_input()
 
 
 def same_bytes(ours: QuantizedMatrix, theirs: QuantizedMatrix) -> bool:

@@ -18,7 +18,7 @@ from edgetune.errors import ModelError, first_line
 from edgetune.files import atomic_folder, write_json
 from edgetune.lora.read import AGAIN, RECORD, Adapter, read_adapter, refuse_tied
 from edgetune.lora.task import TASKS
-from edgetune.model.base import ENCODERS, empty_model, hash_base, resolve_base, tied_weights
+from edgetune.model.base import ENCODERS, base_folder, empty_model, hash_base, tied_weights
 from edgetune.model.device import compute_dtype
 from edgetune.model.embedding import end_modules
 from edgetune.model.memory import is_target
@@ -51,7 +51,7 @@ def save(model: Any, folder: Path, table: ModelTable, *, beside: Callable[[Path]
 
     `beside` writes what else belongs into the folder. Raises RunError if the folder cannot be written.
     """
-    path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    path = base_folder(table)
     record = {
         "kind": "adapter",
         "edgetune": __version__,

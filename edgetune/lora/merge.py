@@ -9,7 +9,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +22,15 @@ from edgetune.errors import ModelError
 from edgetune.files import atomic_folder, write_json
 from edgetune.lora.held import Held, as_held, held_in_training
 from edgetune.lora.peft_layers import PeftLayers
-from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, read_adapter, read_record, refuse_tied
+from edgetune.lora.read import CONFIG, RECORD, WEIGHTS, Adapter, named_base, read_adapter, read_record, refuse_tied
 from edgetune.lora.task import TASKS, task_of
-from edgetune.model.base import check_base, empty_model, hash_base, model_tensors, read_config, tied_weights
+from edgetune.model.base import check_base, empty_model, hash_base, model_tensors, tied_weights
+from edgetune.model.config import read_config
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.model.weights import INDEX, SINGLE, Place, Writer, hash_files, read_tensor
+from edgetune.progress import Progress
 from edgetune.run_dir import RunDir
 
-Progress = Callable[[Mapping[str, Any]], None]
 MergeBase = Literal["trained", "original"]
 SHARD_BYTES = 4 * 1024**3
 FLOAT32_PARAMETERS = 2**29
@@ -287,7 +288,7 @@ def _record(adapter: Adapter, base: Path, merge_base: MergeBase, dtype: torch.dt
     return {
         "kind": "merged",
         "edgetune": __version__,
-        "base": adapter.record.get("base") or adapter.config.get("base_model_name_or_path"),
+        "base": named_base(adapter.config, adapter.record)[0],
         "base_sha256": hash_base(base),
         "adapter_sha256": hash_files([adapter.folder / WEIGHTS, adapter.folder / CONFIG]),
         "merge_base": merge_base,

@@ -58,7 +58,7 @@ def _plain(key: str) -> str:
 
 
 def _without_name(match: re.Match[str]) -> str:
-    """Of `.lora_A.NAME` the part alone; `.lora_A.weight` has no name in it."""
+    """The part of `.lora_A.NAME` alone; `.lora_A.weight` has no name in it."""
     return match[0] if match[0].endswith((".weight", ".bias")) else f".{match[1]}"
 
 

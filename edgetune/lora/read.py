@@ -146,6 +146,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def named_base(config: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The base (folder or hub id) that an adapter says it belongs to, and its revision; nothing where it says none."""
+    base = record.get("base") or config.get("base_model_name_or_path")
+    return base, record.get("revision") or config.get("revision")
+
+
 def read_adapter(folder: Path, base: Path) -> Adapter:
     """An adapter whose every tensor fits the base in folder `base`.
 
@@ -253,7 +259,7 @@ def _shape(adapter: Adapter, name: str, tensors: Mapping[str, Place]) -> tuple[i
 
 
 def _whose(folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    name = record.get("base") or config.get("base_model_name_or_path")
+    name, _ = named_base(config, record)
     return f"{folder} (an adapter of {name})" if name else str(folder)
 
 

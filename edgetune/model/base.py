@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,15 @@ from edgetune.model.device import compute_dtype
 from edgetune.model.device import device as default_device
 from edgetune.model.embedding import fill_ends, with_quantized_ends
 from edgetune.model.encoder import KINDS as ENCODERS
+from edgetune.model.gguf import is_gguf
 from edgetune.model.heap import give_back_freed
 from edgetune.model.hub import fetch
 from edgetune.model.nf4 import hold_layout
 from edgetune.model.quiet import load_bitsandbytes, quiet
 from edgetune.model.task import TASKS, check_kind, task_of
-from edgetune.model.weights import GGUF_CURE, Place, find_tensors, hash_files
-from edgetune.recipe import ExportTable, ModelTable
-from edgetune.recipe.task import TaskName as Task
+from edgetune.model.weights import Place, find_tensors, hash_files
+from edgetune.recipe import ModelTable
+from edgetune.task_names import TaskName as Task
 
 NANO = "edgetune:nano"
 OPTIONAL = ("pooler.",)
@@ -35,7 +35,8 @@ OPTIONAL = ("pooler.",)
 
 
 def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
-    """The local folder of a base: `edgetune:nano`, a folder, or a hub id (fetched into the hub's own cache).
+    """The local folder of a base: `edgetune:nano`, a folder, a .gguf file (dequantised into EdgeTune's cache), or a hub
+    id (fetched into the hub's own cache).
 
     Of a hub model only safetensors, JSON, tokenizer and template files are fetched; Python only if trusted.
     Raises ModelError if there is no such base or the hub cannot be reached.
@@ -46,12 +47,19 @@ def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: b
     if folder.is_dir():
         return folder
     if folder.exists():
-        if folder.suffix == ".gguf":
-            raise ModelError(f"{base}: is a GGUF file", cure=GGUF_CURE)
+        if is_gguf(folder):
+            from edgetune.model.gguf_folder import gguf_folder
+
+            return gguf_folder(folder)
         raise ModelError(f"{base}: is a file", cure="give the folder that holds the model's config.json")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base) or base.startswith("edgetune:"):
         raise ModelError(f"{base}: no such folder", cure=f"give a model folder, a hub id like org/name, or {NANO}")
     return fetch(base, revision, trust_remote_code=trust_remote_code)
+
+
+def base_folder(table: ModelTable) -> Path:
+    """The local folder of a recipe's base, as `resolve_base` finds it. Raises ModelError."""
+    return resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
 
 
 def check_base(path: Path, *, trust_remote_code: bool = False, task: Task = "generation") -> dict[str, Any]:
@@ -98,22 +106,6 @@ def _lacking(path: Path, missing: list[str]) -> ModelError:
     return ModelError(
         f"{path}: config.json asks for {len(missing)} weights that are not there, e.g. {missing[0]}", cure=AGAIN
     )
-
-
-def context_length(config: Mapping[str, Any], table: ExportTable) -> int:
-    """Longest text in tokens: the base's, or what the recipe cuts it to."""
-    longest = int(config.get("max_position_embeddings") or 2048)
-    return min(longest, table.max_length or longest)
-
-
-def text_limit(path: Path, tokenizer: Any) -> int:
-    """Longest text in tokens, special ones included, that an encoder's positions and tokenizer allow."""
-    config = read_config(path)
-    longest = int(config.get("max_position_embeddings") or 512)
-    if config.get("model_type") in ("roberta", "xlm-roberta"):
-        pad_id = config.get("pad_token_id")
-        longest -= (1 if pad_id is None else pad_id) + 1  # their positions are counted from behind the padding's
-    return min(longest, int(tokenizer.model_max_length))
 
 
 def hash_base(path: Path) -> str:
@@ -170,7 +162,7 @@ def load_base(table: ModelTable, *, device: torch.device | None = None) -> Any:
     compute type. "none": everything in the compute type. embedding_quantization: see model/embedding.py. Raises
     ModelError, or OutOfMemoryError.
     """
-    path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    path = base_folder(table)
     check_base(path, trust_remote_code=table.trust_remote_code, task=table.task)
     device = device or default_device()
     dtype = compute_dtype(table.compute_dtype, device)

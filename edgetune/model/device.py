@@ -28,9 +28,20 @@ def compute_dtype(name: DtypeName, on: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16(on) else torch.float32
 
 
+def find_base(model: Any) -> Any:
+    """The transformers model under what is put around it, an adapter or a head over labels, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def autocast(model: Any) -> torch.autocast:
+    """Autocast to the type in which the model's frozen parts are held; none where that is float32."""
+    dtype = held_dtype(model)
+    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
+
+
 def held_dtype(model: Any) -> torch.dtype:
-    """The type in which the frozen parts of a transformers model, adapted or not, are held."""
-    embedding = model.get_input_embeddings()
+    """The type in which the frozen parts of a transformers model are held, whatever is put around it."""
+    embedding = find_base(model).get_input_embeddings()
     frozen = getattr(embedding, "original_module", embedding)  # where PEFT trains a copy of it
     frozen = getattr(frozen, "plain", frozen)  # where its vectors are quantised
     dtype = frozen.weight.dtype

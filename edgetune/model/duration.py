@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from edgetune.model.base import empty_model, resolve_base
+from edgetune.model.base import base_folder, empty_model
 from edgetune.model.device import compute_dtype, device
 from edgetune.model.embedding import has_output_head
 from edgetune.model.machine import multiply_flops_per_s
@@ -33,7 +33,7 @@ def training_tokens_per_s(recipe: Recipe, *, trained_share: float, sample_tokens
 def flops_per_token(recipe: Recipe, *, trained_share: float, sample_tokens: int) -> float:
     """Floating-point operations of a training step for each token read. Raises ModelError."""
     table = recipe.model
-    path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    path = base_folder(table)
     model = empty_model(path, trust_remote_code=table.trust_remote_code)
     config, linears = model.config.get_text_config(), quantized_linears(model)
     weights = sum(module.weight.numel() for module in linears.values() if isinstance(module.weight, torch.Tensor))

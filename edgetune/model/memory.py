@@ -14,7 +14,7 @@ from torch import nn
 
 from edgetune.errors import RecipeError
 from edgetune.launch import launched
-from edgetune.model.base import empty_model, resolve_base
+from edgetune.model.base import base_folder, empty_model
 from edgetune.model.device import compute_dtype, device
 from edgetune.model.embedding import PART_TOKENS, end_shapes, has_output_head, held_bytes
 from edgetune.model.heap import give_back_freed
@@ -73,7 +73,7 @@ def estimate(
     task's own head has so many `labels`. Raises ModelError.
     """
     table, kind, task = recipe.model, on or device().type, TASKS[recipe.model.task]
-    path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    path = base_folder(table)
     model = empty_model(path, trust_remote_code=table.trust_remote_code)
     # A GPU that is not there is taken for one that multiplies bfloat16.
     is_here = kind == device().type or table.compute_dtype != "auto"

@@ -68,7 +68,7 @@ def _kernels(dtype: torch.dtype, quant_type: str) -> tuple[Callable[..., None], 
 def _by_kernels(
     codes: Tensor, state: Any, dtype: torch.dtype, of_scales: Callable[..., None], of_codes: Callable[..., None]
 ) -> Tensor:
-    """The same without torch's dispatcher, for a step on a fast GPU waits for Python more than for the GPU."""
+    """Unpack without torch's dispatcher, for a step on a fast GPU waits for Python more than for the GPU."""
     stream = torch._C._cuda_getCurrentRawStream(codes.device.index)
     absmax, second = state.absmax, state.state2
     if state.nested:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from unittest.mock import patch
 
 
 def load_bitsandbytes() -> None:
@@ -22,9 +21,23 @@ def load_bitsandbytes() -> None:
     machines ever call one: here the first call does that.
     """
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    if "bitsandbytes" not in sys.modules:
-        with suppress(ModuleNotFoundError), patch("torch.compile", _compiled_when_called):
-            importlib.import_module("bitsandbytes")
+    if "bitsandbytes" in sys.modules:
+        return
+    with suppress(ModuleNotFoundError), _compiling_when_called():
+        importlib.import_module("bitsandbytes")
+
+
+@contextmanager
+def _compiling_when_called() -> Iterator[None]:
+    """torch.compile replaced by `_compiled_when_called`."""
+    import torch
+
+    compile_at_once = torch.compile
+    torch.compile = _compiled_when_called
+    try:
+        yield
+    finally:
+        torch.compile = compile_at_once
 
 
 def _compiled_when_called(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:

@@ -44,7 +44,7 @@ class Step:
 
     @property
     def attention_width(self) -> float:
-        """Of what attention keeps, as `layer_bytes` says."""
+        """Width of what attention keeps, as `layer_bytes` says."""
         is_capped = getattr(self.config, "attn_logit_softcapping", None) is not None
         if self.kind == "cpu" or self.item > 2 or is_capped or not self.is_decoder:
             return 5 * self.heads_width
@@ -53,7 +53,7 @@ class Step:
 
     @property
     def normed_width(self) -> int:
-        """Of queries and keys, where each head's are normed (Qwen3, Gemma 3)."""
+        """Width of queries and keys where each head's are normed (Qwen3, Gemma 3), else 0."""
         projections = [name for name in self.names if name.endswith((".q_norm", ".k_norm"))]
         if not projections:
             return 0

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from edgetune.errors import ModelError
 from edgetune.model import classification, decoder, encoder
 from edgetune.recipe import Recipe
-from edgetune.recipe.task import TaskName
+from edgetune.task_names import TaskName
 
 
 class Base(Protocol):

@@ -38,7 +38,6 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack")
-GGUF_CURE = "give the model it was made from, a folder or hub id with 16-bit safetensors"
 MAX_HEADER_BYTES = 100_000_000
 EMBEDDING_TENSOR = "model.embed_tokens.weight"
 HEAD_TENSOR = "lm_head.weight"
@@ -65,7 +64,7 @@ def name_folder(folder: Path) -> tuple[str, str] | None:
     if (folder / "edgetune.json").is_file() and any(folder.glob("*.onnx")):
         return "is a bundle, which runs and cannot be trained", "give the base or merged model that it was made from"
     if gguf := next(folder.glob("*.gguf"), None):
-        return f"holds {gguf.name}, a GGUF file", GGUF_CURE
+        return f"holds {gguf.name}, a GGUF file", f"give the file itself: {gguf}"
     return None
 
 

@@ -68,8 +68,11 @@ def check_use(
     from edgetune.data.generation import left_out
     from edgetune.data.prepare import require_usable
     from edgetune.evaluate.rows import check_scored_rows
-    from edgetune.model.base import context_length, read_config
+    from edgetune.model.config import context_length, read_config
+    from edgetune.model.gguf_folder import gguf_note
 
+    if note := gguf_note(base):
+        found.notes.append(f"model.base: {note}")
     found.attempt(lambda: found.notes.extend(_look_at_chat(recipe, base, tokenizer)))
     if columns := found.attempt(lambda: left_out(recipe)):
         found.notes.append(f"data.train: columns left out: {', '.join(columns)}")

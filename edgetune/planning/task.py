@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgetune.planning import classification, generation
 from edgetune.planning.findings import Findings
 from edgetune.recipe import Recipe
-from edgetune.recipe.task import TaskName
+from edgetune.task_names import TaskName
 
 if TYPE_CHECKING:
     from edgetune.data.formats import Example

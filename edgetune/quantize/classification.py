@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +11,19 @@ from torch import Tensor, nn
 from edgetune.errors import ModelError
 from edgetune.model.base import load_merged
 from edgetune.model.classifier import Classifier, float_copy, load_classifier
-from edgetune.quantize.gptq import error_spread
+from edgetune.quantize.gptq import inverse_factor
 from edgetune.quantize.grid import QuantizedMatrix, dequantize
-from edgetune.quantize.methods import round_weight
-from edgetune.quantize.moments import input_moments
+from edgetune.quantize.hessian import input_hessians
+from edgetune.quantize.methods import method_of, round_weight, without_rows
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import CALIBRATED, Method, Recipe
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import Grid
 
 LEAST_ROWS = 256
 """Embeddings with fewer rows stay float: two kinds of segment are not worth an operator."""
 
 
-def put_on_grid(
+def quantize_classifier(
     classifier: Classifier, grid: Grid, batches: Sequence[tuple[Tensor, Tensor]] = (), *, method: Method = "gptq"
 ) -> dict[str, QuantizedMatrix]:
     """Each weight that the bundle holds on the grid, by its module's name, rounded by a method; not by "awq".
@@ -37,7 +35,6 @@ def put_on_grid(
     if method == "awq":
         raise ModelError('export.method = "awq": is for decoders', cure='take "gptq" for a classifier')
     copied = float_copy(classifier)
-    settings: dict[str, Any] = {"bits": grid.bits, "block_size": grid.block_size, "symmetric": grid.symmetric}
     linears = {
         name: module
         for name, module in copied.named_modules()
@@ -52,12 +49,12 @@ def put_on_grid(
             copied(ids, mask)
 
     if batches and method in CALIBRATED:
-        for name, moments in input_moments(linears, run):
-            matrices[name] = round_weight(linears[name].weight, method, error_spread(moments), **settings)
+        for name, hessian in input_hessians(linears, run):
+            matrices[name] = round_weight(linears[name].weight, grid, method, inverse_factor(hessian))
     for name, module in copied.named_modules():
         is_table = type(module) is nn.Embedding and module.num_embeddings >= LEAST_ROWS
         if is_table or (name in linears and name not in matrices):
-            matrices[name] = round_weight(module.weight, method, **settings)
+            matrices[name] = round_weight(module.weight, grid, method)
     return matrices
 
 
@@ -70,8 +67,8 @@ def dequantized(classifier: Classifier, matrices: Mapping[str, QuantizedMatrix])
 
 
 def as_deployed(merged: Path, recipe: Recipe) -> Classifier:
-    """The merged folder on the grid of [export], rounded to the nearest, ready to answer. Raises ModelError."""
+    """The merged folder on the grid of [export], each weight rounded by itself, ready to answer. Raises ModelError."""
     classifier, grid = load_classifier(load_merged(merged), merged), grid_of(recipe.export)
     if grid is None:
         return classifier
-    return dequantized(classifier, put_on_grid(classifier, dataclasses.replace(grid, head_bits=grid.bits)))
+    return dequantized(classifier, quantize_classifier(classifier, grid, method=without_rows(method_of(recipe.export))))

@@ -1,7 +1,7 @@
 """A merged decoder as it will run, without a bundle: a torch model that computes with the numbers of the grid.
 
-Weights are rounded to the nearest by quantize.grid; the calibration and the repair that an export adds come on top, so
-what this model scores is a lower bound of what the bundle does.
+Each weight is rounded by itself. The calibration and the repair that an export adds come on top: what this model scores
+is mostly below what the bundle does, and need not rank two models as their bundles do.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.model.base import load_merged
-from edgetune.model.weights import find_tensors
 from edgetune.quantize.load import load_on_grid
-from edgetune.quantize.matrices import bits_of, round_one
+from edgetune.quantize.matrices import round_all
+from edgetune.quantize.methods import method_of, without_rows
 from edgetune.quantize.precisions import grid_of
 from edgetune.recipe import Recipe
 
@@ -26,9 +26,8 @@ def as_deployed(merged: Path, recipe: Recipe) -> Any:
     grid = grid_of(recipe.export)
     if grid is None:
         return load_merged(merged)
-    places = find_tensors(merged)
-    bits = bits_of(places, grid, recipe.export.int8_layers)
-    matrices = {name: round_one(places[name], count, grid) for name, count in bits.items()}
+    method = without_rows(method_of(recipe.export))
+    matrices = round_all(merged, grid, recipe.export.int8_layers, method=method)
     model = load_on_grid(merged, matrices, rounds_inputs=grid.accuracy_level == 4)
     model.config._attn_implementation = "sdpa"
     return model

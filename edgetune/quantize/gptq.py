@@ -1,7 +1,7 @@
 """Rounding that minds what a layer is given: the grid's codes are chosen so that its outputs change least (GPTQ).
 
-In the flow: moments of a layer's inputs, from moments.py -> error_spread of them -> quantize_calibrated for each weight
-that has these inputs. The grid, its scales and its bytes are those of grid.py.
+In the flow: the Hessian of a layer's inputs, from hessian.py -> inverse_factor of it -> quantize_calibrated for each
+weight that has these inputs. The grid, its scales and its bytes are those of grid.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from edgetune.quantize.grid import QuantizedMatrix, from_codes, one_thread, refuse_infinite
-from edgetune.quantize.scales import choose, round_to_grid
+from edgetune.quantize.scales import by_search, round_to_grid
+from edgetune.runtime.grid import Grid
 
 DAMPING = 0.01
 """Of the mean squared input that is added to each: GPTQ's own choice (section 3.3, step 3)."""
@@ -20,55 +21,53 @@ _STRIP = 256
 """Columns factored at a time: products of such strips are as fast as any, and hardly take memory."""
 
 
-def quantize_calibrated(
-    weight: Tensor, spread: Tensor, *, bits: int, block_size: int, symmetric: bool = False
-) -> QuantizedMatrix:
+def quantize_calibrated(weight: Tensor, grid: Grid, factor: Tensor) -> QuantizedMatrix:
     """The weight (N, K) on the grid, with the squared error of W x over the inputs seen made small, not that of W.
 
-    spread (K, K): `error_spread` of the inputs' moments. Columns are rounded from left to right; what rounding one of
+    factor (K, K): `inverse_factor` of the inputs' Hessian. Columns are rounded from left to right; what rounding one of
     them adds to the outputs is taken up by those still to come, as far as inputs are correlated. Inputs that are not
     correlated at all give the bytes of quantize(). Beside the two, memory holds one float32 copy of the weight and the
     result. Raises ModelError for NaN or infinity.
-    Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 3.3 and algorithm 1; scales as in grid.choose.
+    Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 3.3 and algorithm 1; scales as in scales.by_search.
     """
     refuse_infinite(weight)
-    columns = weight.shape[1]
+    columns, size = weight.shape[1], grid.block_size
     rest = weight.detach().to(torch.float32, copy=True)
     parts = []
     with one_thread():
-        for start in range(0, columns, block_size):
-            stop = min(start + block_size, columns)
-            block = torch.nn.functional.pad(rest[:, start:stop], (0, start + block_size - stop))
-            scales, zeros = choose(block, bits=bits, symmetric=symmetric, method="search")
-            codes, errors = _round_block(block, scales, zeros, spread[start:stop, start:stop], bits)
-            rest[:, stop:].addmm_(errors, spread[start:stop, stop:], alpha=-1)
+        for start in range(0, columns, size):
+            stop = min(start + size, columns)
+            block = torch.nn.functional.pad(rest[:, start:stop], (0, start + size - stop))
+            scales, zeros = by_search(block, grid)
+            codes, errors = _round_block(block, scales, zeros, factor[start:stop, start:stop], grid.bits)
+            rest[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
             parts.append((codes, scales, zeros))
         del rest
         codes, scales, zeros = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))
-    return from_codes(codes, scales, zeros, bits=bits, symmetric=symmetric, in_features=columns)
+    return from_codes(codes, scales, zeros, grid, in_features=columns)
 
 
-def error_spread(moments: Tensor) -> Tensor | None:
-    """How an error in a column is made up for by later ones: the upper Cholesky factor of the moments' inverse.
+def inverse_factor(hessian: Tensor) -> Tensor | None:
+    """The upper Cholesky factor of the Hessian's inverse: how later columns make up for an error in an earlier one.
 
-    moments (K, K) float32: the sum of x x^T over inputs x -> (K, K), rows divided by their diagonals; inputs never seen
-    stand alone. It is made in the memory of the moments, which are used up: there is nothing else of their size. None
-    where the moments say nothing: no input was seen, or they are not finite, or not those of any inputs.
+    hessian (K, K) float32: the sum of x x^T over inputs x -> (K, K), rows divided by their diagonals; inputs never
+    seen stand alone. It is made in the memory of the Hessian, which is used up: there is nothing else of its size. None
+    where the Hessian says nothing: no input was seen, or it is not finite, or not one of any inputs.
     Source: GPTQ, section 3.3, step 3; U^T U = H^-1 for U = R^-1, H = R R^T, which needs no inverse of H.
     """
-    seen = moments.diagonal() > 0
-    if not seen.any() or not math.isfinite(float(moments.sum())):
+    seen = hessian.diagonal() > 0
+    if not seen.any() or not math.isfinite(float(hessian.sum())):
         return None
-    moments.diagonal().add_(DAMPING * moments.diagonal()[seen].double().mean())
+    hessian.diagonal().add_(DAMPING * hessian.diagonal()[seen].double().mean())
     with one_thread():
-        if not _factor_upper(moments):
+        if not _factor_upper(hessian):
             return None
-        moments.triu_()
-        for start in range(0, len(moments), _STRIP):
-            strip = moments[:start, start : start + _STRIP]
-            corner = moments[start : start + _STRIP, start : start + _STRIP]
-            strip.copy_((moments[:start, :start] @ strip) @ corner.neg())
-        return moments.div_(moments.diagonal().clone().unsqueeze(1))
+        hessian.triu_()
+        for start in range(0, len(hessian), _STRIP):
+            strip = hessian[:start, start : start + _STRIP]
+            corner = hessian[start : start + _STRIP, start : start + _STRIP]
+            strip.copy_((hessian[:start, :start] @ strip) @ corner.neg())
+        return hessian.div_(hessian.diagonal().clone().unsqueeze(1))
 
 
 def _factor_upper(matrix: Tensor) -> bool:
@@ -90,17 +89,17 @@ def _factor_upper(matrix: Tensor) -> bool:
     return True
 
 
-def _round_block(block: Tensor, scales: Tensor, zeros: Tensor, spread: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _round_block(block: Tensor, scales: Tensor, zeros: Tensor, factor: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Codes uint8 (N, block_size) of a block of columns, rounded one after the other, and the errors (N, columns).
 
-    `spread` (columns, columns): columns after these are padding, whose codes are the zero points.
+    `factor` (columns, columns): columns after these are padding, whose codes are the zero points.
     """
     codes = zeros.to(torch.uint8).unsqueeze(1).repeat(1, block.shape[1])
-    errors = torch.empty_like(block[:, : len(spread)])
-    for column in range(len(spread)):
+    errors = torch.empty_like(block[:, : len(factor)])
+    for column in range(len(factor)):
         values = block[:, column : column + 1]
         code = round_to_grid(values, scales, zeros, bits)
         error = values - (code - zeros.unsqueeze(1)) * scales.unsqueeze(1)
         codes[:, column : column + 1], errors[:, column : column + 1] = code, error
-        block[:, column + 1 : len(spread)] -= error * spread[column, column + 1 :]
+        block[:, column + 1 : len(factor)] -= error * factor[column, column + 1 :]
     return codes, errors

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from edgetune.errors import ModelError
-from edgetune.quantize.precisions import BLOCK_SIZES, PRECISIONS
-from edgetune.quantize.scales import Chooser, choose, round_to_grid
+from edgetune.quantize.scales import Choose, by_search, round_to_grid
+from edgetune.runtime.grid import Grid
 
-BITS = tuple(row.bits for row in PRECISIONS.values() if row.bits)
 _CHUNK_WEIGHTS = 1 << 18
 """Weights searched at a time: temporaries stay in the cache and peak memory does not grow with the matrix."""
 
@@ -32,7 +31,7 @@ class QuantizedMatrix:
     packed: Tensor
     """uint8 (N, blocks, block_size * bits / 8), lowest bits first: input B."""
     scales: Tensor
-    """float32 (N, blocks), every value a bfloat16: input scales."""
+    """float32 (N, blocks), every value a bfloat16: input scales. A graph's file holds them as bfloat16."""
     zero_points: Tensor | None
     """uint8 (N, ceil(blocks * bits / 8)), lowest bits first; None on the symmetric grid: 2 ** (bits - 1)."""
     bits: int
@@ -40,35 +39,33 @@ class QuantizedMatrix:
     in_features: int
     """K; the columns after it in the last block are padding and hold exact zeros."""
 
+    @property
+    def grid(self) -> Grid:
+        """Which numbers it may hold."""
+        return Grid(self.bits, self.block_size, symmetric=self.zero_points is None)
 
-def quantize(
-    weight: Tensor, *, bits: int, block_size: int, symmetric: bool = False, method: Chooser = "search"
-) -> QuantizedMatrix:
-    """The weight (N, K) on the grid, computed in float32. Raises ModelError if it holds NaN or infinity.
 
-    The same weight gives the same bytes whatever rows stand beside it: fused projections equal separate ones.
+def quantize(weight: Tensor, grid: Grid, choose: Choose = by_search) -> QuantizedMatrix:
+    """The weight (N, K), each number of it to the nearest of the grid, scales by `choose`; computed in float32.
+
+    The same weight gives the same bytes whatever rows stand beside it: fused projections equal separate ones. Raises
+    ModelError if it holds NaN or infinity.
     """
-    if bits not in BITS or block_size not in BLOCK_SIZES:
-        raise ValueError(f"no grid of {bits} bits and blocks of {block_size}")
-    columns = weight.shape[1]
-    blocks = -(-columns // block_size)
-    rows_at_once = max(1, _CHUNK_WEIGHTS // (blocks * block_size))
-    parts = weight.detach().split(rows_at_once)
+    blocks = -(-weight.shape[1] // grid.block_size)
+    rows_at_once = max(1, _CHUNK_WEIGHTS // (blocks * grid.block_size))
     with one_thread():
-        encoded = [_encode(_blocked(part, block_size), bits, symmetric, method, columns) for part in parts]
+        encoded = [_encode(rows, grid, choose) for rows in weight.detach().split(rows_at_once)]
     return join_rows(encoded)
 
 
-def from_codes(
-    codes: Tensor, scales: Tensor, zeros: Tensor, *, bits: int, symmetric: bool, in_features: int
-) -> QuantizedMatrix:
+def from_codes(codes: Tensor, scales: Tensor, zeros: Tensor, grid: Grid, *, in_features: int) -> QuantizedMatrix:
     """The bytes of codes (N, blocks, block_size) with scales and zero points (N, blocks), whole numbers as float32."""
     return QuantizedMatrix(
-        packed=pack(codes.to(torch.uint8), bits),
+        packed=pack(codes.to(torch.uint8), grid.bits),
         scales=scales,
-        zero_points=None if symmetric else pack(zeros.to(torch.uint8), bits),
-        bits=bits,
-        block_size=codes.shape[-1],
+        zero_points=None if grid.symmetric else pack(zeros.to(torch.uint8), grid.bits),
+        bits=grid.bits,
+        block_size=grid.block_size,
         in_features=in_features,
     )
 
@@ -121,12 +118,13 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return torch.stack(codes, dim=-1).flatten(-2)[..., :count]
 
 
-def _encode(blocks: Tensor, bits: int, symmetric: bool, method: Chooser, columns: int) -> QuantizedMatrix:
-    """float32 (n, blocks, block_size), of which `columns` are no padding -> these rows on the grid."""
+def _encode(weight: Tensor, grid: Grid, choose: Choose) -> QuantizedMatrix:
+    """These rows (n, K) on the grid."""
+    blocks = _blocked(weight, grid.block_size)
     refuse_infinite(blocks)
-    scales, zeros = choose(blocks, bits=bits, symmetric=symmetric, method=method)
-    codes = round_to_grid(blocks, scales, zeros, bits)
-    return from_codes(codes, scales, zeros, bits=bits, symmetric=symmetric, in_features=columns)
+    scales, zeros = choose(blocks, grid)
+    codes = round_to_grid(blocks, scales, zeros, grid.bits)
+    return from_codes(codes, scales, zeros, grid, in_features=weight.shape[1])
 
 
 def refuse_infinite(weight: Tensor) -> None:
@@ -137,7 +135,7 @@ def refuse_infinite(weight: Tensor) -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch in one thread: a chunk is too small for a barrier (on two busy cores 30 to 100 times slower)."""
+    """Run torch in one thread: a chunk is too small for barriers, where all wait for a thread that has no core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

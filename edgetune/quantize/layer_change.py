@@ -26,8 +26,7 @@ class LayerChange:
 
 def layer_change(name: str, base: Tensor, merged: Tensor, shipped: QuantizedMatrix) -> LayerChange:
     """What became of an adapter's change to one matrix. base and merged (N, K), as training and merge held them."""
-    settings = {"bits": shipped.bits, "block_size": shipped.block_size, "symmetric": shipped.zero_points is None}
-    before, after = (_codes(quantize(weight, **settings)) for weight in (base, merged))  # type: ignore[arg-type]
+    before, after = (_codes(quantize(weight, shipped.grid)) for weight in (base, merged))
     intended = (merged.float() - base.float()).flatten()
     realised = (dequantize(shipped) - base.float()).flatten()
     norms = float(intended.norm()), float(realised.norm())

@@ -7,9 +7,11 @@ from typing import Literal, get_args
 
 from edgetune.precision_names import BlockSize, PrecisionName
 from edgetune.recipe import INT2_BLOCK_SIZES, ExportTable
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import BundleGrid
 
 BLOCK_SIZES: tuple[int, ...] = get_args(BlockSize)
+STORED_SCALE_BYTES, HELD_SCALE_BYTES = 2, 4
+"""Of a block's scale: a bfloat16 in the file, a float32 in the memory of the runtime."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,12 @@ _ROWS = (
 PRECISIONS: dict[str, Precision] = {row.name: row for row in _ROWS}
 
 
-def grid_of(table: ExportTable) -> Grid | None:
-    """The grid that an [export] table asks for; None for fp16 and fp32."""
+def grid_of(table: ExportTable) -> BundleGrid | None:
+    """The grid that an [export] table asks for; None for fp16 and fp32. Raises ValueError if there is no such grid."""
     bits = PRECISIONS[table.precision].bits
     if bits is None:
         return None
-    return Grid(
+    return BundleGrid(
         bits=bits,
         block_size=table.block_size,
         symmetric=table.symmetric,

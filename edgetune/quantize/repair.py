@@ -1,43 +1,72 @@
 """Repair of a rounded model on the user's rows: short training of scales, norms and biases, the integers frozen.
 
 In the flow: merged model's matrices on the grid -> this loop -> the same integers with better scales, as they are
-shipped. What is best by eval loss is kept, the unrepaired model among the choices. Prototype on real weights: merged
-and rounded 0.773 nats a token, after 100 steps 0.683.
+shipped. Kept is what has the least eval loss among what is near the merged model, or no further from it than rounding
+alone has gone, which is itself among the choices: repair wins back what rounding lost, and does not train on.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from edgetune.data.encode import NOT_TRAINED
 from edgetune.data.prepare import Prepared
-from edgetune.errors import RunError
+from edgetune.errors import DivergedError
 from edgetune.model.base import load_merged
+from edgetune.model.device import device
 from edgetune.model.weights import Place
+from edgetune.progress import Progress
 from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.load import load_on_grid
 from edgetune.quantize.repairable import repaired
+from edgetune.quantize.truth import EvalRows, Truth
 from edgetune.recipe import Recipe
 from edgetune.train.divergence import Diverged
 from edgetune.train.fit import Position, Training, fit
 from edgetune.train.generation import Generation
-from edgetune.train.loss import IGNORED, chunks, evaluate_loss, head_logits, trained_states, use_segments
+from edgetune.train.loss import chunks, head_logits, trained_states, use_segments
 from edgetune.train.schedule import learning_rate_share
 
-Progress = Callable[[Mapping[str, Any]], None]
-Kept = TypeVar("Kept")
+LEARNING_RATE = 1e-3
+"""The highest: a step moves a scale by about so much of it, norms and biases as they are."""
 EVALUATIONS = 4
-MOST_EVAL_ROWS = 200
+NEAR = 0.005
+"""Nats a token: what is nearer than that to the merged model is near, by which even the best rounding to 4 bits misses
+it (benchmarks/README.md, "Does the fine-tune survive?")."""
+UNCONVERGED = 0.2
+"""Share by which scales alone lower the merged model's eval loss where its weights had much left to learn."""
 WARMUP_RATIO, LEAST_SHARE = 0.05, 0.05
 BETAS = (0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A model on the grid, seen on the eval rows after so many steps."""
+
+    step: int
+    loss: float
+    """Nats per trained token."""
+    kl: float
+    """Divergence from the merged model, in nats a token."""
+
+
+def best_of(curve: Sequence[Look]) -> Look:
+    """The look with the least loss among those NEAR the merged model, or no further from it than the first; of equal
+    ones the earliest.
+    """
+    near = [look for look in curve if look.kl <= max(curve[0].kl, NEAR)]
+    return min(near, key=lambda look: (look.loss, look.step))
 
 
 @dataclass(frozen=True)
@@ -52,13 +81,20 @@ class Repair:
     best_step: int
     """0 where no step was better than none."""
     wall_s: float
-    curve: tuple[tuple[int, float], ...] = field(default=())
-    """(step, eval loss)."""
+    loss_merged: float
+    """Of the merged model, before it was rounded."""
+    kl_before: float
+    kl_after: float
+    """Divergence from the merged model, in nats a token."""
+    curve: tuple[Look, ...] = field(default=())
+    epochs_more: float | None = None
+    """Where labels would still win much: how many epochs of training that took, at least; None where they do not."""
 
     def to_json(self) -> dict[str, Any]:
         """The numbers, for quantized.json."""
-        names = ("loss_before", "loss_after", "best_step", "wall_s", "curve")
-        return {name: getattr(self, name) for name in names}
+        names = ("loss_merged", "loss_before", "loss_after", "kl_before", "kl_after", "best_step", "wall_s")
+        numbers = {name: getattr(self, name) for name in (*names, "epochs_more")}
+        return {**numbers, "curve": [(look.step, look.loss, look.kl) for look in self.curve]}
 
 
 def repair(
@@ -73,87 +109,96 @@ def repair(
     """Train scales, norms and biases of the merged folder's matrices (by tensor name) as [export] repair_* says.
 
     Batches are those of [train], drawn by its seed. Memory: the integers in their own bits, vectors, three numbers a
-    scale, activations as in training; with a teacher, the merged model too. Raises RunError if the loss is no number.
+    scale, activations as in training; with a teacher, the merged model too. Raises DivergedError.
     """
     table, started = recipe.export, time.monotonic()
     torch.manual_seed(recipe.train.seed)
+    target = Target.of(merged, rows, recipe, pad_id)
     model = load_for_loss(merged, matrices, rounds_inputs=table.accuracy_level == 4)
-    schedule = Schedule("repair", table.repair_steps, table.repair_learning_rate)
-    best, curve = train_best(
-        model, lambda: repaired(model), merged, rows, recipe, schedule=schedule, pad_id=pad_id, progress=progress
-    )
-    best_step, loss_after = min(curve, key=lambda point: (point[1], point[0]))
-    return Repair(
-        matrices={**matrices, **best[0]},
-        vectors=best[1],
-        loss_before=curve[0][1],
-        loss_after=loss_after,
-        best_step=best_step,
-        wall_s=time.monotonic() - started,
-        curve=curve,
-    )
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A short training after the training."""
-
-    stage: str
-    """Its name in progress and messages, and in [export]: <stage>_learning_rate."""
-    steps: int
-    learning_rate: float
-    """The highest."""
-
-    def learning_rate_of(self, step: int) -> float:
-        """Of step 1..steps: a short warm-up, then down in a straight line."""
-        return self.learning_rate * learning_rate_share(
-            step, self.steps, schedule="linear", warmup_ratio=WARMUP_RATIO, least=LEAST_SHARE
-        )
-
-
-def train_best(
-    model: Any,
-    keep: Callable[[], Kept],
-    merged: Path,
-    rows: Prepared,
-    recipe: Recipe,
-    *,
-    schedule: Schedule,
-    pad_id: int,
-    progress: Progress | None,
-) -> tuple[Kept, tuple[tuple[int, float], ...]]:
-    """Train what is open in a model, by [export] repair_on; what `keep` gave when the eval loss was least, and losses.
-
-    The losses are (step, nats per trained token), step 0 among them: what no step made better is kept as it was.
-    """
-    target, steps = recipe.export.repair_on, schedule.steps
-    teacher = _teacher(merged, model.device) if target != "labels" else None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    data = RepairData(recipe, rows, pad_id, target.teacher)
     training = Training(
         model=model,
         trained=trained,
-        optimizer=torch.optim.AdamW(trained, lr=schedule.learning_rate, betas=BETAS, weight_decay=0.0),
-        data=RepairData(recipe, rows, pad_id, teacher),
-        steps=steps,
+        optimizer=torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0),
+        data=data,
+        steps=table.repair_steps,
         batch_size=recipe.batch_size,
         accumulation=recipe.train.gradient_accumulation_steps,
-        learning_rate=schedule.learning_rate_of,
+        learning_rate=partial(_learning_rate, steps=table.repair_steps),
     )
-    curve = [(0, eval_loss(model, rows, recipe, pad_id))]
-    best = keep()
+    best, curve = _train_best(training, target.truth, progress)
+    first, kept = curve[0], best_of(curve)
+    return Repair(
+        matrices={**matrices, **best[0]},
+        vectors=best[1],
+        loss_before=first.loss,
+        loss_after=kept.loss,
+        best_step=kept.step,
+        wall_s=time.monotonic() - started,
+        loss_merged=target.truth.loss,
+        kl_before=first.kl,
+        kl_after=kept.kl,
+        curve=curve,
+        epochs_more=_epochs_more(curve, target.truth.loss, data),
+    )
+
+
+def _epochs_more(curve: Sequence[Look], loss_merged: float, data: RepairData) -> float | None:
+    """What the steps with the least loss were in epochs, where it is far below the merged model's; None where not."""
+    least = min(curve, key=lambda look: (look.loss, look.step))
+    if least.loss >= (1 - UNCONVERGED) * loss_merged:
+        return None
+    rows = data.recipe.batch_size * data.recipe.train.gradient_accumulation_steps
+    return least.step * rows / len(data.epoch(0))
+
+
+def longer(epochs: float, more: float) -> float:
+    """The epochs to train for, where `more` of them would still have lowered the loss much for the scales alone."""
+    return epochs + max(1, math.ceil(more))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What repair aims at."""
+
+    truth: Truth
+    teacher: Any
+    """The merged model, where repair learns from it; else None, and its memory is free again."""
+
+    @classmethod
+    def of(cls, merged: Path, rows: Prepared, recipe: Recipe, pad_id: int) -> Target:
+        """Of a merged folder, by [export] repair_on."""
+        teacher = _teacher(merged)
+        truth = Truth.measure(teacher, EvalRows.of(rows, recipe, pad_id))
+        return cls(truth, None if recipe.export.repair_on == "labels" else teacher)
+
+
+def _train_best(training: Training, truth: Truth, progress: Progress | None) -> tuple[Any, tuple[Look, ...]]:
+    """What the model held at the best look (see `best_of`), and all looks, step 0 first."""
+    curve, steps = [_look(0, training.model, truth)], training.steps
+    best = repaired(training.model)
     try:
         for step in fit(training, Position()):
             if progress:
-                progress({"stage": schedule.stage, "step": step.number, "steps": steps, "loss": step.loss})
+                progress({"stage": "repair", "step": step.number, "steps": steps, "loss": step.loss})
             if step.number * EVALUATIONS % steps < EVALUATIONS:
-                curve.append((step.number, eval_loss(model, rows, recipe, pad_id)))
-                if curve[-1][1] < min(value for _, value in curve[:-1]):
-                    best = keep()
+                curve.append(_look(step.number, training.model, truth))
+                if best_of(curve) is curve[-1]:
+                    best = repaired(training.model)
     except Diverged as error:
-        raise RunError(
-            f"{schedule.stage}, step {error.step}: {error.reason}", cure=f"lower export.{schedule.stage}_learning_rate"
-        ) from None
+        raise DivergedError(f"repair, step {error.step}: {error.reason}", cure="set export.repair_steps = 0") from None
     return best, tuple(curve)
+
+
+def _look(step: int, model: Any, truth: Truth) -> Look:
+    return Look(step, truth.rows.loss(model), truth.divergence(model))
+
+
+def _learning_rate(step: int, *, steps: int) -> float:
+    """Of step 1..steps: a short warm-up, then down in a straight line."""
+    share = learning_rate_share(step, steps, schedule="linear", warmup_ratio=WARMUP_RATIO, least=LEAST_SHARE)
+    return LEARNING_RATE * share
 
 
 def load_for_loss(
@@ -200,26 +245,18 @@ class RepairData(Generation):
         with torch.no_grad():
             truth = head_logits(self.teacher, true).log_softmax(-1)
         divergence = F.kl_div(logits.log_softmax(-1), truth, reduction="none", log_target=True).sum(-1)
-        by_teacher = divergence[wanted != IGNORED].sum()
+        by_teacher = divergence[wanted != NOT_TRAINED].sum()
         return by_teacher if self.recipe.export.repair_on == "teacher" else (by_labels + by_teacher) / 2
 
 
-def _teacher(merged: Path, device: torch.device) -> Any:
+def _teacher(merged: Path) -> Any:
     """The unquantised model: float32 on a CPU, bfloat16 on a GPU."""
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    teacher = load_merged(merged, dtype=dtype, device=device)
+    on = device()
+    teacher = load_merged(merged, dtype=torch.float32 if on.type == "cpu" else torch.bfloat16, device=on)
     use_segments(teacher)
     return teacher
 
 
 def eval_loss(model: Any, rows: Prepared, recipe: Recipe, pad_id: int) -> float:
     """Nats per trained token on the first eval rows, or on as many train rows where there are none."""
-    chosen = rows.eval if len(rows.eval) else rows.train
-    total, count = evaluate_loss(
-        model,
-        chosen.first(MOST_EVAL_ROWS),
-        pad_id=pad_id,
-        max_seq_len=recipe.data.max_seq_len,
-        batch_size=recipe.batch_size,
-    )
-    return total / max(count, 1)
+    return EvalRows.of(rows, recipe, pad_id).loss(model)

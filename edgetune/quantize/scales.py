@@ -1,4 +1,4 @@
-"""How scale and zero point of a block are chosen without looking at inputs: a function by name for each way.
+"""How scale and zero point of a block are chosen without looking at inputs: by its extremes, or by a search.
 
 grid.py encodes with them. Every choice is one that the grid holds: bfloat16-valued scales, whole zero points.
 """
@@ -6,18 +6,17 @@ grid.py encodes with them. Every choice is one that the grid holds: bfloat16-val
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Chooser = Literal["search", "rtn", "hqq"]
-"""Least squared error among many candidates, the block's extremes, or least error in a norm that forgives outliers."""
+from edgetune.runtime.grid import Grid
+
+Choose = Callable[[Tensor, Grid], tuple[Tensor, Tensor]]
+"""float32 blocks (..., block_size) -> scales and zero points (...,), float32; scales as the grid holds them."""
 
 LEAST_SCALE = 2.0**-14
 """Scales are no smaller than the smallest normal float16, so that fp16 kernels hold them too."""
-HQQ_NORM, HQQ_BETA, HQQ_GROWTH, HQQ_STEPS = 0.7, 10.0, 1.01, 20
-"""Half-quadratic quantisation: its authors' p, beta, kappa and number of steps; errors are counted in scales."""
 
 _SHRINKS = {
     2: tuple(1.0 - 0.05 * step for step in range(13)),
@@ -25,11 +24,6 @@ _SHRINKS = {
     8: (1.0, 0.99, 0.98, 0.96),
 }
 """Shares of the full range that are tried; eight bits have little to win, two bits clip much."""
-
-
-def choose(blocks: Tensor, *, bits: int, symmetric: bool, method: Chooser) -> tuple[Tensor, Tensor]:
-    """float32 blocks (..., block_size) -> scales and zero points (...,), float32; scales as the grid holds them."""
-    return CHOOSERS[method](blocks, bits, symmetric)
 
 
 def storable(scales: Tensor) -> Tensor:
@@ -47,76 +41,36 @@ def round_to_grid(blocks: Tensor, scales: Tensor, zero_points: Tensor, bits: int
     return codes.round_().add_(zero_points.unsqueeze(-1)).clamp_(0, 2**bits - 1)
 
 
-def by_extremes(blocks: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+def by_extremes(blocks: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """The whole range; symmetric, the largest magnitude is code 0 (a signed scale uses all levels, as MLAS does)."""
-    scales, zeros = _full_range(blocks, bits, symmetric)
+    scales, zeros = _full_range(blocks, grid)
     return storable(scales), zeros
 
 
-def by_search(blocks: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+def by_search(blocks: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Least squared error: from the extremes the range shrinks step by step, and each scale is refit by least squares.
 
     The idea of llama.cpp's make_qkx2_quants.
     """
-    top = 2**bits - 1
-    start, zeros = _full_range(blocks, bits, symmetric)
+    top = 2**grid.bits - 1
+    start, zeros = _full_range(blocks, grid)
     low = blocks.amin(-1).clamp_(max=0)
-    best = _Best(blocks, storable(start), zeros, bits)
-    for shrink in _SHRINKS[bits]:
+    best = _Best(blocks, storable(start), zeros, grid.bits)
+    for shrink in _SHRINKS[grid.bits]:
         candidate = storable(start * shrink)
-        shifted = zeros if symmetric else (-low * shrink / candidate).round_().clamp_(0, top)
+        shifted = zeros if grid.symmetric else (-low * shrink / candidate).round_().clamp_(0, top)
         best.offer(best.offer(candidate, shifted), shifted)
-    for shift in () if symmetric else (1, -1, 1, -1):
+    for shift in () if grid.symmetric else (1, -1, 1, -1):
         shifted = (best.zeros + shift).clamp_(0, top)
         best.offer(best.offer(best.scales, shifted), shifted)
     best.offer(best.offer(best.scales, best.zeros), best.zeros)
     return best.scales, best.zeros
 
 
-def by_half_quadratic(blocks: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Least sum of |error| ** HQQ_NORM, which minds a few large errors less than squares do; never worse than extremes.
-
-    Each step splits the errors into outliers, by shrinkage, and the rest, and fits the rest in closed form. The paper
-    fits a zero point with a fraction; ours is whole, so the scale is fitted too.
-    Source: Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models,
-    mobiusml.github.io/hqq_blog.
-    """
-    scales, zeros = by_extremes(blocks, bits, symmetric)
-    best_scales, best_zeros, beta = scales, zeros, HQQ_BETA
-    least = torch.full_like(scales, torch.inf)
-    for _ in range(HQQ_STEPS):
-        codes = round_to_grid(blocks, scales, zeros, bits)
-        steps = blocks / scales.unsqueeze(-1)
-        errors = steps - (codes - zeros.unsqueeze(-1))
-        size = errors.abs()
-        found = size.pow(HQQ_NORM).sum(-1) * scales.abs() ** HQQ_NORM
-        is_better = found < least
-        least = torch.where(is_better, found, least)
-        best_scales = torch.where(is_better, scales, best_scales)
-        best_zeros = torch.where(is_better, zeros, best_zeros)
-        outliers = (size - size.clamp_min(1e-8).pow(HQQ_NORM - 1) / beta).clamp_min_(0).copysign_(errors)
-        fitted = steps - outliers
-        if not symmetric:
-            zeros = (codes - fitted).mean(-1).round_().clamp_(0, 2**bits - 1)
-        levels = codes - zeros.unsqueeze(-1)
-        square = torch.linalg.vecdot(levels, levels)
-        ratio = torch.linalg.vecdot(fitted, levels) / square.clamp_min(1)
-        scales = storable(torch.where((square > 0) & (ratio > 0), scales * ratio, scales))
-        beta *= HQQ_GROWTH
-    return best_scales, best_zeros
-
-
-CHOOSERS: dict[Chooser, Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]] = {
-    "rtn": by_extremes,
-    "search": by_search,
-    "hqq": by_half_quadratic,
-}
-
-
-def _full_range(blocks: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+def _full_range(blocks: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Scales, not storable yet, and zero points that span a block from its least to its greatest weight, and zero."""
-    top, middle = 2**bits - 1, 2 ** (bits - 1)
-    if symmetric:
+    top, middle = 2**grid.bits - 1, 2 ** (grid.bits - 1)
+    if grid.symmetric:
         extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
         return extreme / -middle, torch.full_like(extreme, middle)
     low, high = blocks.amin(-1).clamp_(max=0), blocks.amax(-1).clamp_(min=0)

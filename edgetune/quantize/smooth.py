@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from edgetune.files import atomic_folder
-from edgetune.model.base import read_config
+from edgetune.model.config import read_config
 from edgetune.model.weights import INDEX, SINGLE, Place, Writer, find_tensors, read_tensor
 from edgetune.quantize.awq import channel_scales, for_columns
-from edgetune.quantize.moments import Rows, layer_moments
+from edgetune.quantize.hessian import Rows, layer_hessians
 from edgetune.recipe import Recipe
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -37,27 +37,19 @@ class Group:
     """As in quantize.awq.channel_scales."""
 
 
-def fold_decoder(merged: Path, out: Path, recipe: Recipe, grid: Grid, rows: Rows, *, bits: Mapping[str, int]) -> None:
+def smooth_decoder(merged: Path, out: Path, recipe: Recipe, grid: Grid, rows: Rows, *, names: Container[str]) -> None:
     """Write `out`: the merged folder with its layers' inputs scaled for the grid, changed tensors in float32.
 
-    `bits` of each matrix; those that keep 8 are not scaled. Memory: one layer, and the moments of some. Disk: the model
-    in float32. Raises RunError for a full disk.
+    `names`: the matrices that will be on that grid; others are not scaled. Memory: one layer, and the Hessians of some.
+    Disk: the model in float32. Raises RunError for a full disk.
     """
-    groups = {group.readers[0]: group for group in find_groups(merged) if bits[group.readers[0]] == grid.bits}
+    groups = {group.readers[0]: group for group in find_groups(merged) if group.readers[0] in names}
     places = find_tensors(merged)
     scales = []
-    for name, moments in layer_moments(merged, groups, recipe, rows):
+    for name, hessian in layer_hessians(merged, groups, recipe, rows):
         weights = [read_tensor(places[reader]) for reader in groups[name].readers]
-        found = channel_scales(
-            weights,
-            moments,
-            groups[name].heads,
-            bits=grid.bits,
-            block_size=grid.block_size,
-            symmetric=grid.symmetric,
-        )
-        scales.append((groups[name], found))
-    write_folded(merged, out, scales)
+        scales.append((groups[name], channel_scales(weights, grid, hessian, groups[name].heads)))
+    write_smoothed(merged, out, scales)
 
 
 def find_groups(merged: Path) -> Iterator[Group]:
@@ -93,7 +85,7 @@ def _there(block: str, names: Sequence[str], places: Container[str]) -> tuple[st
     return tuple(name for name in (f"{block}{name}.weight" for name in names) if name in places)
 
 
-def write_folded(merged: Path, out: Path, scales: Sequence[tuple[Group, Tensor]]) -> None:
+def write_smoothed(merged: Path, out: Path, scales: Sequence[tuple[Group, Tensor]]) -> None:
     """Write `out`: the merged folder with each group's readers multiplied and its maker divided by scales (channels,).
 
     In float both compute the same. Raises RunError for a full disk.
@@ -105,7 +97,7 @@ def write_folded(merged: Path, out: Path, scales: Sequence[tuple[Group, Tensor]]
     makers = {group.maker: (group.start, found) for group, found in scales}
     makers |= {name.removesuffix("weight") + "bias": made for name, made in makers.items()}
 
-    def folded(name: str) -> Tensor:
+    def smoothed(name: str) -> Tensor:
         tensor = read_tensor(places[name])
         if name in readers:
             tensor = tensor.float() * readers[name]
@@ -128,4 +120,4 @@ def write_folded(merged: Path, out: Path, scales: Sequence[tuple[Group, Tensor]]
                 shutil.copy(file, temporary)
         with Writer(temporary / SINGLE, announced) as writer:
             for name in announced:
-                writer.write(folded(name))
+                writer.write(smoothed(name))

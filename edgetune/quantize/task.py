@@ -16,7 +16,7 @@ class Task(Protocol):
     def as_deployed(self, merged: Path, recipe: Recipe, /) -> Any:
         """The merged folder as it will run, in torch: in the numbers of the grid of [export], float32, ready to answer.
 
-        Rounded to the nearest. Raises ModelError.
+        Rounded by [export] method where that needs no training rows, else by "search". Raises ModelError.
         """
 
 

@@ -58,10 +58,9 @@ def _pair_problem(recipe: Recipe) -> str | None:
 def _plateau_problem(table: TrainTable) -> str | None:
     """What schedule = "plateau" has against other keys, or they have without it, if anything."""
     if table.schedule != "plateau":
-        for key in ("plateau_patience", "plateau_factor"):
-            if getattr(table, key) != getattr(TrainTable(), key):
-                return f'train.{key}: has no effect on schedule = "{table.schedule}"; take "plateau", or leave it out'
-        return None
+        is_default = table.plateau_patience == TrainTable.plateau_patience
+        told = f'has no effect on schedule = "{table.schedule}"; take "plateau", or leave it out'
+        return None if is_default else f"train.plateau_patience: {told}"
     stop = table.early_stopping_patience
     if stop is not None and stop <= table.plateau_patience:
         return (
@@ -74,22 +73,13 @@ def _plateau_problem(table: TrainTable) -> str | None:
 def _rounding_problem(recipe: Recipe) -> str | None:
     """What the keys of [export] that say how weights are rounded have against each other, if anything."""
     table = recipe.export
-    extras = [key for key in ("int8_layers", "on_grid_steps") if getattr(table, key)]
-    extras = [key for key in extras if not recipe.is_idle(f"export.{key}")]
-    is_on_grid = "on_grid_steps" in extras
     if table.method in CALIBRATED and not table.calibration_rows:
         return f'export.method = "{table.method}": has no rows; raise export.calibration_rows, or take "search"'
-    if table.method != "auto" and is_on_grid:
-        return "export.method: on_grid_steps round in a way of their own; leave one of the two out"
-    if table.precision not in ("int2", "int4") and extras:
-        return f'export.{extras[0]}: has no effect on precision = "{table.precision}"; leave it out'
-    if table.precision != "int2":
-        return None
-    if table.block_size not in INT2_BLOCK_SIZES or table.accuracy_level != 4:
+    if table.precision not in ("int2", "int4") and table.int8_layers and not recipe.is_idle("export.int8_layers"):
+        return f'export.int8_layers: has no effect on precision = "{table.precision}"; leave it out'
+    if table.precision == "int2" and (table.block_size not in INT2_BLOCK_SIZES or table.accuracy_level != 4):
         sizes = ", ".join(map(str, INT2_BLOCK_SIZES))
         return f'export.precision = "int2": onnxruntime is fast with block_size {sizes} and accuracy_level 4 only'
-    if is_on_grid:
-        return 'export.precision = "int2": on_grid_steps are for "int4"; leave them out'
     return None
 
 
@@ -121,6 +111,9 @@ def _population_problem(recipe: Recipe) -> str | None:
         "tune.storage": "a population is kept in its folder; leave it out" if table.storage is not None else None,
         "tune.objectives": 'of a population only ["score"] or ["loss"]'
         if table.objectives not in (("score",), ("loss",))
+        else None,
+        "evaluate.folds": "a population is scored on the eval rows; leave it out"
+        if recipe.evaluate.folds is not None
         else None,
         "train.early_stopping_patience": "would end a member while the others go on; leave it out of a population"
         if train.early_stopping_patience is not None

@@ -21,11 +21,13 @@ class ClassifyTable:
     head: Literal["cosine", "linear"] = "cosine"
     """cosine: `scale` times the cosine with each label's direction, which starts at the mean of its training texts."""
     scale: float = at(20.0, above=0.0)
+    """Of the cosine head, whose cosines lie between -1 and 1: the higher, the surer its probabilities can be."""
     head_learning_rate: Literal["auto"] | float = at("auto", above=0.0)
     """auto: ten times train.learning_rate."""
     multi_label: bool = False
     """A text may have any number of labels: a list, or a text with `label_separator` between them."""
     label_separator: str = filled(",")
+    """Between the labels of a text with several, where they are one text."""
     label_smoothing: float = at(0.1, least=0.0, most=0.9)
     """Share of the target that is spread over all labels (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -57,11 +59,8 @@ DECODER_KEYS = (
     "train.fused_loss",
     "export.head_bits",
     "export.int8_layers",
-    "export.on_grid_steps",
-    "export.on_grid_learning_rate",
     "export.repair_steps",
     "export.repair_on",
-    "export.repair_learning_rate",
     "export.max_length",
     "evaluate.max_new_tokens",
 )

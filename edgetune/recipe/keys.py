@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
 import typing
 from typing import Any
 
+from edgetune.recipe.removed import REMOVED
 from edgetune.recipe.tables import TABLES
-from edgetune.recipe.values import check_table
+from edgetune.recipe.values import check_table, types_of
 
 
 def unknown_key(name: str) -> str | None:
@@ -17,6 +17,8 @@ def unknown_key(name: str) -> str | None:
     known = [f"{table}.{item.name}" for table, kind in TABLES.items() for item in dataclasses.fields(kind)]
     if name in known:
         return None
+    if name in REMOVED:
+        return f"was removed: {REMOVED[name].reason}"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"no such key; {f'did you mean {close[0]!r}?' if close else 'name it like train.learning_rate'}"
 
@@ -32,5 +34,4 @@ def number_kind(name: str) -> type | None:
     """float or int, where a key like "train.epochs" takes any such number; None where it does not."""
     table, _, key = name.partition(".")
     hint = typing.get_type_hints(TABLES[table])[key]
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    return next((kind for kind in (float, int) if kind in options), None)
+    return next((kind for kind in (float, int) if kind in types_of(hint)), None)

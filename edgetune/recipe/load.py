@@ -15,6 +15,7 @@ from typing import Any
 from edgetune.errors import RecipeError, shown
 from edgetune.recipe.check import problem_with
 from edgetune.recipe.recipe import Recipe
+from edgetune.recipe.removed import without_removed
 from edgetune.recipe.tables import TABLES, ModelTable
 from edgetune.recipe.task import TASKS
 from edgetune.recipe.values import check_table, closest, parse_size
@@ -77,8 +78,9 @@ def _read_tables(raw: Mapping[str, Any], source: str, places: Places) -> tuple[d
     for table, kind in TABLES.items():
         values = raw.get(table, {})
         if isinstance(values, dict):
-            checked[table], found = check_table(kind, values)
-            problems += [f"{place(table, key)}: {problem}" for key, problem in found]
+            known, gone = without_removed(table, values)
+            checked[table], found = check_table(kind, known)
+            problems += [f"{place(table, key)}: {problem}" for key, problem in (*gone, *found)]
     if problems:
         return {}, problems
     defaults = TASKS[checked["model"].get("task", ModelTable.task)].defaults

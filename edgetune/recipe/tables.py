@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from edgetune.metric_names import MetricName
 from edgetune.precision_names import BlockSize, PrecisionName
-from edgetune.recipe.task import OWN_TABLES, TaskName
+from edgetune.recipe.task import OWN_TABLES
 from edgetune.recipe.values import at, filled
+from edgetune.task_names import TaskName
 
 Method = Literal["rtn", "search", "hqq", "gptq", "awq"]
 """Of rounding weights to the grid; quantize.methods has them all."""
@@ -27,7 +28,7 @@ class ModelTable:
     """[model]: the base that is fine-tuned and how it is held in memory."""
 
     base: str = filled()
-    """Local folder, hub id, or `edgetune:nano`."""
+    """Local folder, hub id, .gguf file, or `edgetune:nano`."""
     task: TaskName = "generation"
     """A decoder that answers, or an encoder with a head that labels texts, for which there is a table of its own."""
     revision: str | None = None
@@ -56,6 +57,7 @@ class DataTable:
     test: str | None = filled(None)
     """Rows for the reported scores, looked at once; without it the eval rows serve."""
     format: Literal["auto", "messages", "prompt-completion", "alpaca", "sharegpt", "text"] = "auto"
+    """How rows are laid out; auto: by their columns."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our column name -> the file's, e.g. {prompt = "question", completion = "answer"}."""
     system: str | None = None
@@ -63,12 +65,15 @@ class DataTable:
     swapped_copies: int = at(0, least=0)
     """Copies of each train row whose answer in JSON copies values from its question, with values of other rows."""
     eval_fraction: float = at(0.05, above=0.0, most=0.5)
+    """Of the train rows, where there are no eval rows."""
     max_train_rows: int | None = at(None, least=1)
+    """Learn from so many rows at most, the first."""
     max_seq_len: int = at(1024, least=8)
     """Length in tokens of a training sequence."""
     too_long: Literal["drop", "truncate", "error"] = "drop"
     """What becomes of a row longer than max_seq_len; the number of such rows is always shown."""
     loss_on: Literal["completion", "all"] = "completion"
+    """Which tokens are learned: the answers, or all."""
     packing: bool = True
     """Fill sequences with several rows that cannot see each other."""
 
@@ -78,9 +83,13 @@ class LoraTable:
     """[lora]: the adapter (LoRA, arXiv:2106.09685), in PEFT's words."""
 
     r: int = at(16, least=1)
+    """Rank: inner size of the two matrices whose product changes a weight."""
     alpha: float = at(32.0, above=0.0)
+    """The change counts alpha / r times."""
     dropout: float = at(0.0, least=0.0, most=0.95)
+    """Share of the inputs of the adapter that is left out in a training step."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter, by the end of their names; all-linear: all but the output head."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) (rsLoRA, arXiv:2312.03732)."""
     train_embeddings: bool = False
@@ -97,26 +106,31 @@ class TrainTable:
     """[train]: the loop."""
 
     seed: int = at(0, least=0)
+    """Of the order of rows, the adapter's start, dropout, and what is drawn from rows."""
     epochs: float = at(2.0, above=0.0)
+    """Passes over the train rows."""
     max_steps: int | None = at(None, least=1)
     """Optimizer steps, whatever `epochs` says: the rows are gone through again as often as it takes."""
     batch_size: Literal["auto"] | int = at(4, least=1)
     """Sequences in one micro-batch; auto: as many as fit the memory, a step having as many as with the default."""
     gradient_accumulation_steps: int = at(4, least=1)
+    """Micro-batches in an optimizer step."""
     learning_rate: Literal["auto"] | float = at("auto", above=0.0)
     """auto: 5e-4 * (2000 / hidden_size) ** p, p = 0.781 for Llama shapes and 0.0775 for Qwen."""
     schedule: Literal["constant", "linear", "cosine", "plateau"] = "cosine"
     """plateau: constant, until the eval loss stops falling."""
     plateau_patience: int = at(1, least=1)
-    """Evaluations without a better loss after which schedule = "plateau" cuts the learning rate."""
-    plateau_factor: float = at(0.5, above=0.0, most=0.95)
-    """What such a cut multiplies the learning rate by."""
+    """Evaluations without a better loss after which schedule = "plateau" halves the learning rate."""
     warmup_ratio: float = at(0.03, least=0.0, most=1.0)
+    """Share of the steps in which the learning rate rises to its highest."""
     min_learning_rate_ratio: float = at(0.1, least=0.0, most=1.0)
     """Where linear and cosine end, and below which plateau never goes, as a share of the learning rate."""
     weight_decay: float = at(0.0, least=0.0)
+    """AdamW's, of matrices."""
     max_grad_norm: float = at(1.0, above=0.0)
+    """Longer gradients are cut to this length."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """AdamW with moments in float32 or in 8 bits; paged: on a GPU they move to host memory where room is short."""
     fused_loss: bool = True
     """Logits of a few positions at a time, their gradients at once; false: of all at once. A decoder's."""
     gradient_checkpointing: Literal["auto"] | bool = False
@@ -127,7 +141,7 @@ class TrainTable:
     use_liger_kernel: bool = False
     """Liger's fused norms, rotary embeddings and MLPs. Needs a GPU and the package liger-kernel."""
     eval_steps: Literal["auto"] | int = at("auto", least=1)
-    """Optimizer steps between evaluations; auto: about ten in a run."""
+    """Optimizer steps between evaluations; auto: about ten in a run, on a part of the eval rows where they are many."""
     early_stopping_patience: int | None = at(None, least=1)
     """Stop after this many evaluations without a better loss."""
     on_overfitting: Literal["warn", "dropout", "weight_decay"] = "warn"
@@ -141,6 +155,7 @@ class TrainTable:
     """Values from some step on, as a population has found them: [{ after_step = 40, "train.learning_rate" = 1e-4 }].
     Of train.learning_rate, which the schedule multiplies, train.weight_decay and lora.dropout."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where every metric is logged too."""
 
 
 @dataclass(frozen=True)
@@ -156,18 +171,20 @@ class TuneTable:
     """Of all trials together, on all workers."""
     tokens: int | None = at(None, least=1, most=10**15)
     """Trained on by all trials together."""
-    sampler: Literal["random", "grid", "tpe", "gp", "cmaes"] = "tpe"
-    """How values are chosen: tree-structured Parzen estimators (Bergstra et al. 2011), a Gaussian process, CMA-ES."""
+    sampler: Literal["auto", "random", "grid", "tpe", "gp", "cmaes"] = "auto"
+    """How values are chosen: tree-structured Parzen estimators (Bergstra et al. 2011), a Gaussian process, CMA-ES.
+    auto: a grid that `trials` go through whole, else for few trials over ranges a Gaussian process, else tpe."""
     pruner: Literal["auto", "none", "halving", "hyperband"] = "auto"
     """Which trials are given up on their eval loss: by successive halving (arXiv:1810.05934) or Hyperband
-    (arXiv:1603.06560). auto: halving, of several objectives none."""
+    (arXiv:1603.06560). auto: halving; with gp, and of several objectives, none."""
     seed: int = at(0, least=0)
     """Of the search; train.seed is the trainings'."""
     storage: str | None = filled(None)
     """URL of a database that workers share, e.g. "postgresql+psycopg://host/name"; without it the study's own file."""
-    score_of: Literal["deployed", "trained"] = "deployed"
-    """Scored is the merged model on the grid of [export], as it will run, or the adapter on the base it was trained
-    on."""
+    score_of: Literal["deployed", "exported", "trained"] = "deployed"
+    """What is scored. exported: the merged model as export makes it, calibrated and repaired, at what that costs in
+    every trial; deployed: the merged model on the grid of [export], each weight rounded by itself; trained: the adapter
+    on the base it was trained on."""
     objectives: tuple[Literal["score", "loss", "bundle_bytes", "device_bytes", "tokens_per_s", "train_bytes"], ...] = (
         "score",
     )
@@ -196,6 +213,7 @@ class ExportTable:
     block_size: BlockSize = 128
     """Weights that share one scale; of an encoder 32."""
     symmetric: bool = False
+    """A grid without zero points: its middle is 0."""
     accuracy_level: Literal[0, 1, 2, 3, 4] = 4
     """MatMulNBits: 4 multiplies in int8 (fast), 0 in the type of the activations."""
     head_bits: Literal[4, 8] = 8
@@ -211,31 +229,24 @@ class ExportTable:
     """Training rows that gptq and awq round for."""
     min_gain_kept: float = at(0.97, least=0.0, most=1.0)
     """Least share of what fine-tuning gained, in score and in loss, that a bundle must keep; below it is refused."""
-    on_grid_steps: int = at(0, least=0)
-    """Steps in which the merged weights are trained on, rounded in every forward pass, before they are rounded for good
-    (straight-through; LR-QAT, arXiv:2406.06385). Holds the weights in float32; 0: none."""
-    on_grid_learning_rate: float = at(1e-4, above=0.0)
+    max_gain_kept: float = at(1.25, least=1.0)
+    """More, where the rows show it, was learned after the fine-tune was measured: refused as well."""
+    max_kl: float = at(0.1, least=0.0)
+    """Farthest, in nats a token, that a bundle may be from the fine-tune in its next-token probabilities."""
+    max_changed_rows: float = at(0.1, least=0.0, most=1.0)
+    """Most rows, as a share, that may be right with one of the two and wrong with the other, where the rows show it."""
     repair_steps: int = at(100, least=0)
     """Steps in which a decoder's scales, norms and biases are trained on the grid, its integers frozen; 0: none."""
     repair_on: Literal["labels", "teacher", "both"] = "labels"
-    """What repair learns, and on_grid_steps too: the rows' own answers, the merged model's probabilities, or both."""
-    repair_learning_rate: float = at(1e-3, above=0.0)
-    """How far a step moves: a scale as a share of it, norms and biases as they are."""
+    """What repair learns: the rows' own answers, the merged model's probabilities, or both."""
     max_length: int | None = at(None, least=8)
     """Longest text, prompt and answer, in tokens; without it the base's context."""
-
-    @property
-    def rounding(self) -> Method:
-        """The method, with "auto" decided."""
-        if self.method != "auto":
-            return self.method
-        return "gptq" if self.precision in ("int2", "int4") and self.calibration_rows else "search"
 
     @property
     def needs_rows(self) -> bool:
         """Whether training rows have a part in it: for calibration, or for repair, which 8 bits do not need."""
         has_few_bits = self.precision in ("int2", "int4")
-        return has_few_bits or (self.precision == "int8" and self.rounding in CALIBRATED)
+        return has_few_bits or (self.precision == "int8" and self.method in CALIBRATED)
 
 
 @dataclass(frozen=True)
@@ -251,14 +262,13 @@ class EvaluateTable:
     check_seconds: float = at(10.0, above=0.0)
     """A row whose check takes longer has failed."""
     max_rows: int | None = at(None, least=1)
-    """Score the first rows only, a seeded sample."""
+    """Score so many rows at most, drawn by train.seed."""
     max_new_tokens: int = at(128, least=1)
+    """Longest answer that is generated for a score, in tokens."""
     folds: int | None = at(None, least=2)
     """Cross-validate: so many trainings, each scored on a part of the training rows that it has not seen."""
     folds_by: str | None = filled(None)
     """A column whose rows with the same value are in one fold: of the same speaker, document, patient."""
-    bootstrap_samples: int = at(1000, least=100)
-    confidence: float = at(0.95, least=0.5, most=0.999)
 
 
 @dataclass(frozen=True)
@@ -270,10 +280,11 @@ class BudgetTable:
     gpu_memory: str | None = None
     """Memory of the GPU that the run may use, e.g. "8 GiB": planned for on any machine, a hard limit on a GPU."""
     minutes: float | None = at(None, above=0.0)
+    """Wall time of the run."""
     device_memory: str | None = None
-    """Peak memory of the bundle's process on the device, for `edgetune export --search`, e.g. "48 MiB"."""
+    """Peak memory of the bundle's process on the device, for `edgetune export-best`, e.g. "48 MiB"."""
     min_tokens_per_s: float | None = at(None, above=0.0)
-    """Decoding speed that `edgetune export --search` must reach on this machine."""
+    """Decoding speed that `edgetune export-best` must reach on this machine."""
 
 
 TABLES: dict[str, type] = {

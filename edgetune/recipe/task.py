@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from edgetune.metric_names import LABEL_METRICS, TEXT_METRICS
 from edgetune.recipe.classification import CLASSIFIER_DEFAULTS, DECODER_KEYS, ClassifyTable, problem_with_classifier
+from edgetune.task_names import TaskName
 
 if TYPE_CHECKING:
     from edgetune.recipe.recipe import Recipe
-
-TaskName = Literal["generation", "classification"]
 
 
 def _nothing(_recipe: Recipe) -> None:

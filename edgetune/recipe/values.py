@@ -88,15 +88,23 @@ def closest(word: str, known: Iterable[str]) -> str:
     return f"did you mean '{matches[0]}'?" if matches else f"known: {', '.join(known)}"
 
 
+def describe(hint: Any) -> str:
+    """The values that a field of this type takes, as in "an integer or a text in quotes"."""
+    return " or ".join(_describe(option) for option in types_of(hint) if option is not type(None))
+
+
+def types_of(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; the one type of another hint."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
 def _convert(value: Any, hint: Any) -> tuple[Any, str | None]:
     """The value in the type of the hint, or why it is none. Integers serve as floats; nothing else is converted."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    for option in options:
+    for option in types_of(hint):
         accepted, converted = _accept(value, option)
         if accepted:
             return converted, None
-    wanted = " or ".join(_describe(option) for option in options if option is not type(None))
-    return None, f"{shown(value)} is not {wanted}"
+    return None, f"{shown(value)} is not {describe(hint)}"
 
 
 def _accept(value: Any, option: Any) -> tuple[bool, Any]:

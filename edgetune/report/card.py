@@ -6,19 +6,19 @@ says who wrote it is the user's own, and is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from edgetune.files import write_text
 from edgetune.hashes import CARD
+from edgetune.progress import Progress
 from edgetune.report.card_facts import Subject, adapter_subject, bundle_subject
 from edgetune.report.columns import Column, columns, is_first
 from edgetune.report.facts import Model
 from edgetune.report.formats import as_plain, table
 from edgetune.run_dir import RunDir
 
-Progress = Callable[[Mapping[str, Any]], None]
 MARK = "<!-- Written by EdgeTune, which writes it anew; without this line the text is yours and stays. -->"
 HUB_METRICS = {
     "exact_match": "exact_match",
@@ -74,13 +74,13 @@ def header(subject: Subject) -> str:
     results = _results(subject)
     tags = ["edgetune", "lora"] if is_adapter else ["edgetune", "onnx"]
     if subject.bundle is not None:
-        tags += [subject.bundle.precision, *words.OPENED_BY]
+        tags += [subject.bundle.precision, *words.opened_by]
     data: dict[str, Any] = {
         "base_model": subject.base if subject.base_is_on_hub else None,
         "base_model_relation": ("adapter" if is_adapter else "quantized") if subject.base_is_on_hub else None,
         "library_name": "peft" if is_adapter else "onnx",
         "license": subject.base_licence,
-        "pipeline_tag": words.HUB_TASK,
+        "pipeline_tag": words.hub_task,
         "tags": tags,
         "datasets": sorted({name for name in subject.data.values() if _is_hub_name(name)}) or None,
         "metrics": sorted({result.metric_type for result in results}) or None,
@@ -115,11 +115,11 @@ def _results(subject: Subject) -> list[Any]:
     model = _own(subject)
     if model is None:
         return []
-    kinds = [item for item in _columns(subject) if item.key.split(".")[0] in ("score", "loss")]
+    kinds = [item for item in _columns(subject) if item.kind in ("score", "loss")]
     where = subject.scored_on or "the user's own rows"
     return [
         EvalResult(
-            task_type=subject.words.HUB_TASK,
+            task_type=subject.words.hub_task,
             dataset_type=where,
             dataset_name=where,
             metric_type=HUB_METRICS.get(item.key.rpartition(".")[2], item.key.rpartition(".")[2]),
@@ -132,7 +132,7 @@ def _results(subject: Subject) -> list[Any]:
 
 
 def _columns(subject: Subject) -> list[Column]:
-    return [item for item in columns(subject.models) if is_first(item.key)]
+    return [item for item in columns(subject.models) if is_first(item)]
 
 
 def _is_hub_name(name: str) -> bool:
@@ -143,7 +143,7 @@ def _what(subject: Subject) -> Iterator[str]:
     yield f"# {as_plain(subject.name)}"
     yield ""
     base = f"`{subject.base}`" if subject.base else "a base that is not recorded"
-    kind = subject.words.KIND
+    kind = subject.words.kind
     if subject.bundle is None:
         held = " in 4 bits" if subject.record.get("quantization") == "nf4" else ""
         yield f"A LoRA adapter for {base}, a {kind}, trained with EdgeTune on the base{held}."
@@ -160,13 +160,13 @@ def _use(subject: Subject) -> Iterator[str]:
     words = subject.words
     yield from ("", "## Use", "")
     if subject.bundle is None:
-        yield from _fenced("python", *_loading(subject, words.AUTO_CLASS))
-        yield from ("", words.FOLDED)
+        yield from _fenced("python", *_loading(subject, words.auto_class))
+        yield from ("", words.folded)
         return
-    yield from _fenced("sh", "pip install edgetune", words.COMMAND)
+    yield from _fenced("sh", "pip install edgetune", words.command)
     yield ""
-    yield from _fenced("python", *words.PYTHON)
-    for library in words.OPENED_BY:
+    yield from _fenced("python", *words.python)
+    for library in words.opened_by:
         yield from ("", f"It is a folder that plain {library} opens, too.")
 
 
@@ -202,6 +202,11 @@ def _scores(subject: Subject) -> Iterator[str]:
         found = gain.get(name) or {}
         if isinstance(found.get("kept"), float):
             yield f"Of the fine-tune's gain in {name} {found['kept']:.1%} came through to this bundle."
+    close = gain.get("closeness") or {}
+    if isinstance(close.get("kl"), float):
+        yield f"Its next-token probabilities are {close['kl']:.4f} nats a token from the fine-tune's."
+    if isinstance(close.get("changed_rows"), float):
+        yield f"Of the rows {close['changed_rows']:.1%} are right with one of the two and wrong with the other."
 
 
 def _sizes(subject: Subject) -> Iterator[str]:
@@ -244,7 +249,7 @@ def _limits(subject: Subject) -> Iterator[str]:
     yield from ("", "## Limits", "")
     bundle, words = subject.bundle, subject.words
     if bundle is not None:
-        yield f"- At most {bundle.context_length:,} tokens, {words.LENGTH}."
+        yield f"- At most {bundle.context_length:,} tokens, {words.length}."
         passed = bundle.verified.get("passed")
         if passed is not True:
             yield f"- {'It failed' if passed is False else 'It has not passed'} EdgeTune's verification."

@@ -14,7 +14,7 @@ from edgetune.files import read_json
 from edgetune.hashes import CARD
 from edgetune.report.facts import Model, Problems
 from edgetune.report.run_folder import read_models
-from edgetune.report.task import Task, task_named, task_of
+from edgetune.report.task import Task, task_named
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle, open_bundle
 
@@ -107,7 +107,7 @@ def _subject(
     train = _json(run_dir.results / "train.json") if run_dir else {}
     rows = _json(results / "rows.json") if results else {}
     source = rows.get("source")
-    task = task_of(bundle) if bundle else str(model.get("task", ""))
+    task = bundle.task if bundle else str(model.get("task", ""))
     return Subject(
         kind=kind,
         folder=folder,

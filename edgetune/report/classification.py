@@ -1,4 +1,4 @@
-"""What reports and cards say of classifiers: the words of the task "classification", see report/task.py."""
+"""What reports and cards say of a classifier in particular: see report/task.py."""
 
 from __future__ import annotations
 
@@ -8,21 +8,6 @@ from typing import Any
 
 from edgetune.runtime.bundle import Bundle
 
-KIND = "classifier"
-RESULT = "A classifier"
-UNIT = "text"
-TRY_VERB = "classify"
-HUB_TASK = "text-classification"
-OPENED_BY: tuple[str, ...] = ()
-AUTO_CLASS = "AutoModel"
-FOLDED = "`edgetune merge` folds it into its base, with the head that labels."
-COMMAND = 'edgetune classify path/to/this/folder "a text"'
-PYTHON: tuple[str, ...] = (
-    "from edgetune.runtime.classifier import Classifier",
-    "",
-    'print(Classifier("path/to/this/folder").classify(["a text"]))',
-)
-LENGTH = "longer texts are cut"
 MOST_NAMED = 20
 """Labels that a card names."""
 

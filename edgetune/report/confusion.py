@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edgetune.files import atomic_file
+from edgetune.figure import figure
 
-_DPI = 120
 _LONGEST_LABEL = 40
 """Characters of a label that are shown."""
 _MOST_COUNTED = 80
@@ -28,26 +27,22 @@ def draw_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], path:
     Right answers are blue and wrong ones orange. The picture grows with C; up to 80 labels the cells show their counts,
     empty ones none. Raises RunError if it cannot be written, ValueError if labels and matrix do not fit.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     counts = np.asarray(matrix, dtype=np.int64)
     if not len(labels) or counts.shape != (len(labels), len(labels)):
         raise ValueError(f"matrix {counts.shape} and {len(labels)} labels: need (C, C) and C labels, at least one")
     inches, points = _cell_size(len(labels))
-    figure = Figure(figsize=(inches * len(labels), inches * len(labels)), dpi=_DPI)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.pcolormesh(_colours(shares), edgecolors="0.9", linewidth=0.5)
-    axes.invert_yaxis()
-    _name_axes(axes, labels, points, title)
-    if len(labels) <= _MOST_COUNTED:
-        _write_counts(axes, counts, shares, inches, points)
-    _add_key(figure, inches * len(labels))
-    with atomic_file(path) as temporary, warnings.catch_warnings():
+    side = inches * len(labels)
+    empty = figure(path, (side, side), layout=None, bbox_inches="tight", pad_inches=0.25)
+    with warnings.catch_warnings(), empty as drawn:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a label in another script is drawn as boxes
-        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.25)
+        axes = drawn.add_axes((0.0, 0.0, 1.0, 1.0))
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axes.pcolormesh(_colours(shares), edgecolors="0.9", linewidth=0.5)
+        axes.invert_yaxis()
+        _name_axes(axes, labels, points, title)
+        if len(labels) <= _MOST_COUNTED:
+            _write_counts(axes, counts, shares, inches, points)
+        _add_key(drawn, side)
 
 
 def _cell_size(count: int) -> tuple[float, float]:
@@ -98,7 +93,7 @@ def _write_counts(axes: Any, counts: np.ndarray, shares: np.ndarray, inches: flo
         axes.text(*place, text, ha="center", va="center", color=color, fontsize=min(points, widest))
 
 
-def _add_key(figure: Any, side: float) -> None:
+def _add_key(drawn: Any, side: float) -> None:
     """Two slim bars at the right that tell which colour is which share of a row; `side` of the matrix in inches."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm
@@ -106,9 +101,9 @@ def _add_key(figure: Any, side: float) -> None:
 
     height = min(2.6, side) / side
     for place, (name, meaning) in enumerate(zip(_COLOURS, ("right", "wrong"), strict=True)):
-        box = figure.add_axes((1.0 + (0.25 + 0.17 * place) / side, 1.0 - height, 0.14 / side, height))
+        box = drawn.add_axes((1.0 + (0.25 + 0.17 * place) / side, 1.0 - height, 0.14 / side, height))
         ticks = [0.01, 0.05, 0.2, 0.5, 1.0] if place else []
-        bar = figure.colorbar(ScalarMappable(PowerNorm(_GAMMA, 0.0, 1.0), name), cax=box, ticks=ticks)
+        bar = drawn.colorbar(ScalarMappable(PowerNorm(_GAMMA, 0.0, 1.0), name), cax=box, ticks=ticks)
         bar.ax.tick_params(labelsize=8, length=0)
         bar.outline.set_visible(False)
         bar.ax.set_xlabel(meaning, rotation=90, fontsize=8)

@@ -87,7 +87,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point of `edgetune export --search`."""
+    """A point of `edgetune export-best`."""
 
     name: str
     size_bytes: int
@@ -133,6 +133,8 @@ class Study:
     """Of several objectives: trial, objectives and values of each trial of the Pareto front."""
     pictures: tuple[Picture, ...]
     provenance: Mapping[str, Any]
+    what_mattered: str = ""
+    """What stands behind the importances, or why there are none."""
 
     @property
     def data(self) -> str | None:
@@ -209,6 +211,8 @@ class Measurement:
     models: tuple[Model, ...]
     data: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+    """Whose stages are the targets' names."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def as_csv(report: Report) -> str:
 
 def as_markdown(report: Report) -> str:
     """Tables for a README or an issue: the models, the ledger of each run, and what was left out."""
-    shown = [item for item in columns(report.models) if is_first(item.key)]
+    shown = [item for item in columns(report.models) if is_first(item)]
     rows = [([model.name, model.source], model.values) for model in report.models]
     parts = [f"# {as_plain(report.title)}"]
     if report.models:
@@ -85,6 +85,8 @@ def _run(run: Run) -> Iterable[str]:
 def _study(study: Study) -> Iterable[str]:
     yield ""
     yield f"{study.trials} trials, {study.given_up} given up."
+    if study.what_mattered:
+        yield f"What mattered: {as_plain(study.what_mattered)}."
     for row in study.front or (study.best,):
         yield ""
         yield ", ".join(f"{as_plain(name)} {as_plain(value)}" for name, value in row.items())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from edgetune.report.facts import Measurement, Model, Number, number, with_interval
+from edgetune.report.facts import Measurement, Model, Number, Problems, number, with_interval
+from edgetune.report.figures import figures_of
+from edgetune.report.samples import read_bench_samples
 
 BENCH, BENCH_VERSION = "edgetune-bench", 1
 """What a report of `edgetune bench` calls itself, and the version of its keys that is read here."""
-NOT_MEASURED = ("context_length", "weights", "rows", "trained_tokens", "wall_s", "torch_loaded")
-"""Numbers of a target that say how it was measured or what it is."""
 TITLES = {
     "base": "base",
     "tuned": "fine-tuned",
@@ -38,26 +40,50 @@ def read_result(values: Mapping[str, Any], *, source: str, stage: str, name: str
     return Model(source, stage, name, _there(found), rows=None if rows is None else int(rows))
 
 
-def read_evaluation(values: Mapping[str, Any], *, name: str, path: str) -> Measurement:
-    """What `edgetune evaluate` wrote as summary.json. Raises KeyError, ValueError where it is none."""
-    models = [
-        read_result(item, source=name, stage=item["target"]["kind"], name=item["target"]["name"])
-        for item in values["results"]
-    ]
-    rows, provenance = values.get("source"), values.get("provenance")
-    return Measurement(name, path, tuple(models), rows, provenance if isinstance(provenance, dict) else {})
+def read_evaluation(values: Mapping[str, Any], *, name: str, path: str, problems: Problems) -> Measurement:
+    """What `edgetune evaluate` wrote as summary.json; a result that is damaged becomes a line of `problems`."""
+
+    def read(item: Mapping[str, Any]) -> Model:
+        target = item["target"]
+        return read_result(item, source=name, stage=str(target["kind"]), name=str(target["name"]))
+
+    models = _each(values["results"], read, what=f"{path}: result", problems=problems)
+    return Measurement(name, path, models, _text(values.get("source")), _table(values.get("provenance")))
 
 
-def read_bench(values: Mapping[str, Any], *, name: str, path: str) -> Measurement:
-    """What `edgetune bench` wrote. Raises KeyError, ValueError where it is none or of another version."""
+def read_bench(values: Mapping[str, Any], *, name: str, path: str, problems: Problems) -> Measurement:
+    """What `edgetune bench` wrote, with samples of the answers beside it. A target that is damaged, or that the bench
+    itself left out, becomes a line of `problems`. Raises KeyError, ValueError for another version.
+    """
     if values.get("version") != BENCH_VERSION:
         raise ValueError(f"version {values.get('version')!r:.20} of {BENCH}, this EdgeTune reads {BENCH_VERSION}")
-    data = values.get("data") or {}
-    models = [_target(item, source=name, metric=data.get("metric")) for item in values["targets"]]
-    provenance = values.get("provenance")
-    return Measurement(
-        name, path, tuple(models), data.get("source"), provenance if isinstance(provenance, dict) else {}
-    )
+    targets = values["targets"]
+    models = _each(targets, partial(_target, source=name), what=f"{path}: target", problems=problems)
+    for item in values.get("left_out") or ():
+        told = problems.attempt(f"{path}: left out", partial("{0[target]}: not measured: {0[reason]}".format, item))
+        problems.lines += [f"{path}: {told}"] if told else []
+    answers = {
+        str(item["name"]): Path(path).parent / item["answers"]
+        for item in targets
+        if isinstance(item, Mapping) and "name" in item and isinstance(item.get("answers"), str)
+    }
+    samples = read_bench_samples(answers, _text(values.get("reference")), problems)
+    source = _text(_table(values.get("data")).get("source"))
+    return Measurement(name, path, models, source, _table(values.get("provenance")), samples)
+
+
+def _each(items: Sequence[Any], read: Callable[[Any], Model], *, what: str, problems: Problems) -> tuple[Model, ...]:
+    """The models of those items that can be read."""
+    found = [problems.attempt(f"{what} {number}", partial(read, item)) for number, item in enumerate(items, 1)]
+    return tuple(model for model in found if model is not None)
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def titled(stage: str, precision: str) -> str:
@@ -65,18 +91,14 @@ def titled(stage: str, precision: str) -> str:
     return TITLES.get(stage, stage).format(precision)
 
 
-def _target(item: Mapping[str, Any], *, source: str, metric: str | None) -> Model:
+def _target(item: Mapping[str, Any], *, source: str) -> Model:
     values: dict[str, Number] = {}
     absent: dict[str, str] = {}
-    for key, found in flatten(item):
-        if key.split(".")[0] in NOT_MEASURED:
-            continue
-        if key == "score" or key.startswith("score."):
-            key = f"score.{metric}" if metric else "score"
-        if isinstance(found, Number):
-            values[key] = found
-        else:
-            absent[key] = found
+    for key, found in figures_of(item).items():
+        if "absent" in found:
+            absent[key] = str(found["absent"])
+        elif (known := _number(found)) is not None:
+            values[key] = known
     score = item.get("score")
     rows = number(score.get("rows")) if isinstance(score, Mapping) else None
     return Model(
@@ -84,27 +106,10 @@ def _target(item: Mapping[str, Any], *, source: str, metric: str | None) -> Mode
     )
 
 
-def flatten(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Number | str]]:
-    """(key, number, or why there is none) of each quantity in nested tables, keys joined with dots.
-
-    A quantity is a number, or a table with its "value" or "median" (and interval, or least and most), or with "absent".
-    """
-    for name, value in values.items():
-        key = f"{path}.{name}" if path else str(name)
-        if not isinstance(value, Mapping):
-            if (found := with_interval(value, None)) is not None:
-                yield key, found
-            continue
-        if "absent" in value:
-            yield key, str(value["absent"])
-            continue
-        point = next((value[part] for part in ("value", "median", "kl") if part in value), None)
-        if point is None:
-            yield from flatten(value, key)
-        elif (
-            found := with_interval(point, value.get("interval") or [value.get("least"), value.get("most")])
-        ) is not None:
-            yield key, found
+def _number(found: Mapping[str, Any]) -> Number | None:
+    """A figure with its interval, or least and most."""
+    point = found["value"] if "value" in found else found["median"]
+    return with_interval(point, found.get("interval") or [found.get("least"), found.get("most")])
 
 
 def _details(score: Mapping[str, Any]) -> dict[str, Number | None]:

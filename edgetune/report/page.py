@@ -59,10 +59,10 @@ def render(report: Report) -> str:
         tiles=tiles(report),
         sections=sections(report, drawn),
         many=many,
-        first_columns=[item for item in found if is_first(item.key)],
-        other_columns=[item for item in found if not is_first(item.key)],
+        first_columns=[item for item in found if is_first(item)],
+        other_columns=[item for item in found if not is_first(item)],
         run_columns=[
-            item for item in found if is_first(item.key) and any(item.key in bundle_values(run) for run in report.runs)
+            item for item in found if is_first(item) and any(item.key in bundle_values(run) for run in report.runs)
         ],
         models_caption=rows_said(report),
         absent=absent(report),
@@ -95,7 +95,7 @@ def lead(report: Report) -> str:
             f" of {run.base}" if run.base else "",
             f" to {precision(run)} on the device" if precision(run) else "",
         )
-        return f"{task_named(run.task).RESULT}{base}, carried{end}: {models} models measured on the same rows."
+        return f"{task_named(run.task).result}{base}, carried{end}: {models} models measured on the same rows."
     parts = [f"{runs} fine-tune{'s' if runs > 1 else ''} carried to the device"] if runs else []
     if count := len(report.measurements):
         parts.append(f"{count} measurement{'s' if count > 1 else ''}")
@@ -122,7 +122,7 @@ def tiles(report: Report) -> list[Tile]:
 def _run_tiles(run: Run) -> list[Tile]:
     values, bundle, found = bundle_values(run), titled("bundle", precision(run)), []
     for item in columns(run.models):
-        if item.key in values and is_first(item.key) and item.key != "loss":
+        if item.key in values and is_first(item) and item.key != "loss":
             found.append(Tile(item.title, item.form(values[item.key].value), bundle))
     if run.gain_kept is not None:
         found.append(
@@ -160,16 +160,19 @@ def loss_unit(report: Report) -> str:
     """What the losses of its runs are means over, one of them."""
     found = [task_named(run.task) for run in report.runs]
     first, *others = [task for task in TASKS.values() if task in found]
-    return "".join([first.UNIT, *(f", of {task.KIND}s per {task.UNIT}" for task in others)])
+    return "".join([first.unit, *(f", of {task.kind}s per {task.unit}" for task in others)])
 
 
 def absent(report: Report) -> list[str]:
-    """One line for each reason why a measurement has no number."""
-    reasons: dict[str, list[str]] = {}
+    """One line for each reason why measurements have no number: the reason, of which models, which numbers."""
+    lacking: dict[tuple[str, str], list[str]] = {}
     for model in report.models:
         for key, reason in model.absent.items():
-            reasons.setdefault(f"{column(key).title}: {reason}", []).append(model.name)
-    return [f"{what} ({', '.join(dict.fromkeys(names))})" for what, names in reasons.items()]
+            lacking.setdefault((reason, column(key).title), []).append(model.name)
+    titles: dict[tuple[str, str], list[str]] = {}
+    for (reason, title), names in lacking.items():
+        titles.setdefault((reason, ", ".join(dict.fromkeys(names))), []).append(title)
+    return [f"{reason} ({names}): {', '.join(found)}" for (reason, names), found in titles.items()]
 
 
 def bundle_values(run: Run) -> Mapping[str, Number]:
@@ -212,7 +215,13 @@ def provenance_lines(item: Run | Measurement | Study) -> list[tuple[str, str]]:
         "file" if isinstance(item, Measurement) else "folder": item.path,
         "scored on": item.data,
         "EdgeTune": _joined(record.get("edgetune"), record.get("commit")),
-        "machine": _joined(record.get("processor"), _cores(record.get("cores")), record.get("platform")),
+        "machine": _joined(
+            record.get("processor"),
+            _cores(record.get("cores")),
+            _memory(record.get("memory_bytes")),
+            *_gpus(record.get("gpus")),
+            record.get("platform"),
+        ),
         "packages": ", ".join(f"{name} {versions[name]}" for name in SHOWN_PACKAGES if name in versions),
         "seed": record.get("seed"),
         "command": " ".join(map(str, command)) if isinstance(command, list) else None,
@@ -222,6 +231,15 @@ def provenance_lines(item: Run | Measurement | Study) -> list[tuple[str, str]]:
 
 def _cores(count: Any) -> str | None:
     return f"{count} cores" if isinstance(count, int) else None
+
+
+def _memory(size_bytes: Any) -> str | None:
+    return f"{size_bytes / 1024**3:.0f} GiB of memory" if isinstance(size_bytes, int) else None
+
+
+def _gpus(found: Any) -> list[str]:
+    gpus = found if isinstance(found, list) else []
+    return [str(gpu["name"]) for gpu in gpus if isinstance(gpu, Mapping) and gpu.get("name")]
 
 
 def _joined(*parts: Any) -> str:

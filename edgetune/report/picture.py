@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.errors import RunError
-from edgetune.files import atomic_file
+from edgetune.figure import figure
 from edgetune.report.charts import STAGE_TITLES
 from edgetune.report.columns import Column, column, default_axes
 from edgetune.report.facts import Model, Number, Report
@@ -36,29 +36,23 @@ def draw(report: Report, out: Path, *, axes: tuple[str, str] | None = None) -> N
             "no model has both a score or loss and its memory or size: there is nothing to draw",
             cure="choose another --format",
         )
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     x, y = (column(key) for key in axes)
-    figure = Figure(figsize=(8.0, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    picture = figure.add_subplot()
-    _line(picture, models, x, y)
-    _points(picture, models, x, y)
-    found = [model.values[x.key].value for model in models]
-    if min(found) > 0 and max(found) > 20 * min(found):
-        picture.set_xscale("log")
-    picture.set_xlabel(f"{x.axis}, {x.better} is better", color="0.35")
-    picture.set_ylabel(f"{y.axis}, {y.better} is better", color="0.35")
-    picture.set_title(report.title, loc="left", fontweight="bold", parse_math=False)
-    picture.grid(color="0.9")
-    picture.set_axisbelow(True)
-    picture.spines[:].set_visible(False)
-    picture.tick_params(length=0, labelcolor="0.35")
-    picture.margins(0.08, 0.12)
-    picture.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
-    with atomic_file(out) as temporary:
-        figure.savefig(temporary, format="png")
+    with figure(out, (8.0, 4.8), dpi=150) as drawn:
+        picture = drawn.add_subplot()
+        _line(picture, models, x, y)
+        _points(picture, models, x, y)
+        found = [model.values[x.key].value for model in models]
+        if min(found) > 0 and max(found) > 20 * min(found):
+            picture.set_xscale("log")
+        picture.set_xlabel(f"{x.axis}, {x.better} is better", color="0.35")
+        picture.set_ylabel(f"{y.axis}, {y.better} is better", color="0.35")
+        picture.set_title(report.title, loc="left", fontweight="bold", parse_math=False)
+        picture.grid(color="0.9")
+        picture.set_axisbelow(True)
+        picture.spines[:].set_visible(False)
+        picture.tick_params(length=0, labelcolor="0.35")
+        picture.margins(0.08, 0.12)
+        picture.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
 
 
 def front(models: list[Model], x: Column, y: Column) -> list[Model]:

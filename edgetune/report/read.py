@@ -77,15 +77,15 @@ def _read_one(path: Path, name: str, problems: Problems) -> Run | Measurement | 
     elif path.is_dir():
         problems.lines.append(f"{path}: is no run folder, and has no {SUMMARY}")
         return None
-    return problems.attempt(str(path), lambda: _read_file(path, name))
+    return problems.attempt(str(path), lambda: _read_file(path, name, problems))
 
 
-def _read_file(path: Path, name: str) -> Measurement:
+def _read_file(path: Path, name: str, problems: Problems) -> Measurement:
     values = read_json(path)
     if values.get("format") == BENCH:
-        return read_bench(values, name=name, path=str(path))
+        return read_bench(values, name=name, path=str(path), problems=problems)
     if isinstance(values.get("results"), list):
-        return read_evaluation(values, name=name, path=str(path))
+        return read_evaluation(values, name=name, path=str(path), problems=problems)
     if isinstance(values.get("table"), list) and isinstance(values.get("metric"), str):
         models = table_models(values["table"], source=name, metric=values["metric"])
         return Measurement(name, str(path), tuple(models), None, values.get("provenance") or {})

@@ -7,9 +7,11 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgetune.errors import RunError
 from edgetune.report.facts import Piece, Problems, Sample, Shown
 
 MOST_SAMPLES = 8
@@ -19,28 +21,37 @@ COLUMNS = ("base", "tuned", "bundle")
 
 
 def read_samples(results: Path, problems: Problems) -> tuple[Sample, ...]:
-    """Rows from results/: first those that bundle and fine-tune answer differently, then others, evenly.
+    """Rows from a run's results/: first those that bundle and fine-tune answer differently, then others, evenly.
 
     Marked is what differs from the right answer, or from the fine-tune's where rows have none.
     """
-    answers: dict[str, list[dict[str, Any]]] = {}
-    for stage in COLUMNS:
-        path = results / f"{stage}-answers.jsonl"
-        if path.exists() and (found := problems.attempt(str(path), lambda path=path: _read(path))):  # type: ignore[misc]
-            answers[stage] = found
-    lengths = {len(rows) for rows in answers.values()}
-    if len(lengths) > 1:
+    files = {stage: results / f"{stage}-answers.jsonl" for stage in COLUMNS}
+    answers = _read_all({stage: file for stage, file in files.items() if file.exists()}, problems)
+    if len({len(rows) for rows in answers.values()}) > 1:
         raise ValueError("its files of answers are not of the same rows")
-    if not answers or all(row["answer"] is None for rows in answers.values() for row in rows):
-        return ()
-    return tuple(_sample(number, answers) for number in choose(answers))
+    return _samples(answers, truth="tuned", compared=("tuned", "bundle"))
 
 
-def choose(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[int]:
-    """The numbers of the rows to show, in order."""
+def read_bench_samples(files: Mapping[str, Path], truth: str | None, problems: Problems) -> tuple[Sample, ...]:
+    """Rows from the answers of a bench's targets, by name: first those that targets answer differently, then others.
+
+    Marked is what differs from the right answer, or from that of the target `truth` where rows have none. Targets that
+    were scored on other rows than the first become lines of `problems`.
+    """
+    answers = _read_all(files, problems)
+    asked = {name: [_question(row) for row in rows] for name, rows in answers.items()}
+    first = next(iter(asked), "")
+    for name in [name for name in asked if asked[name] != asked[first]]:
+        problems.lines.append(f"{files[name]}: answers other rows than {first}, and is in no sample")
+        del answers[name]
+    return _samples(answers, truth=truth, compared=tuple(answers))
+
+
+def choose(answers: Mapping[str, Sequence[Mapping[str, Any]]], compared: Sequence[str]) -> list[int]:
+    """The numbers of the rows to show, in order: first those that `compared` answer differently."""
     count = len(next(iter(answers.values())))
-    tuned, bundle = answers.get("tuned"), answers.get("bundle")
-    other = [n for n in range(count) if tuned and bundle and tuned[n]["answer"] != bundle[n]["answer"]]
+    sides = [answers[name] for name in compared if name in answers]
+    other = [n for n in range(count) if any(side[n]["answer"] != sides[0][n]["answer"] for side in sides)]
     chosen = evenly(other, MOST_SAMPLES // 2)
     rest = [number for number in range(count) if number not in set(other)] or other
     return sorted({*chosen, *evenly([n for n in rest if n not in chosen], MOST_SAMPLES - len(chosen))})
@@ -70,10 +81,18 @@ def cut(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _sample(number: int, answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Sample:
+def _samples(
+    answers: Mapping[str, Sequence[Mapping[str, Any]]], *, truth: str | None, compared: Sequence[str]
+) -> tuple[Sample, ...]:
+    if not answers or all(row["answer"] is None for rows in answers.values() for row in rows):
+        return ()
+    return tuple(_sample(number, answers, truth) for number in choose(answers, compared))
+
+
+def _sample(number: int, answers: Mapping[str, Sequence[Mapping[str, Any]]], truth: str | None) -> Sample:
     first = next(iter(answers.values()))[number]
     wanted = _text(first.get("labels", first.get("reference")))
-    tuned = answers["tuned"][number]["answer"] if "tuned" in answers else None
+    tuned = answers[truth][number]["answer"] if truth is not None and truth in answers else None
     against = _text(tuned) if wanted is None else wanted
     shown = []
     for stage, rows in answers.items():
@@ -85,11 +104,15 @@ def _sample(number: int, answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
         elif against is not None:
             pieces = mark(text, cut(against))
         is_right = row.get("correct") if isinstance(row.get("correct"), bool) else None
-        same = row["answer"] == tuned if stage == "bundle" and tuned is not None else None
+        is_told = truth == "tuned" and stage == "bundle" and tuned is not None
+        same = row["answer"] == tuned if is_told else None
         shown.append(Shown(stage, pieces, is_right, same))
-    question = str(first.get("text", first.get("prompt", "")))
     place = str(first.get("place", "")).replace("\\", "/").rpartition("/")[2]
-    return Sample(cut(question), None if wanted is None else cut(wanted), tuple(shown), place)
+    return Sample(cut(_question(first)), None if wanted is None else cut(wanted), tuple(shown), place)
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    return str(row.get("text", row.get("prompt", "")))
 
 
 def _text(value: Any) -> str | None:
@@ -99,8 +122,16 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
+def _read_all(files: Mapping[str, Path], problems: Problems) -> dict[str, list[dict[str, Any]]]:
+    """The answers of those files that can be read."""
+    found = {name: problems.attempt(str(file), partial(_read, file)) for name, file in files.items()}
+    return {name: rows for name, rows in found.items() if rows}
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Raises ValueError, KeyError for a file that holds no answers."""
+    """Raises RunError for one that is not there, ValueError for a file that holds no answers."""
+    if not path.is_file():
+        raise RunError(f"{path}: no such file")
     rows = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(itertools.islice(file, 100_000), 1):

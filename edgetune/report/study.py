@@ -42,6 +42,7 @@ def read_study(folder: Path, name: str) -> Study:
         front=tuple(_row(trial, names) for trial in found["front"] or ()),
         pictures=tuple(pictures),
         provenance=found.get("provenance", {}),
+        what_mattered=found.get("importances_told", ""),
     )
 
 

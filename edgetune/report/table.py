@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune.metric_names import METRIC_NAMES
-
-MIB = 1024**2
-SCORE_NAMES = {**METRIC_NAMES, "loss": "score"}
-"""Above the column of scores, which a loss leaves empty."""
+from edgetune.report.columns import Column, column
+from edgetune.text_table import aligned
 
 
 @dataclass(frozen=True)
@@ -30,12 +27,7 @@ class TableRow:
 
 def plain(rows: Sequence[TableRow], *, metric: str) -> str:
     """The table as aligned text, for a terminal."""
-    lines = _lines(rows, metric)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
-        for pairs in ([*zip(line, widths, strict=True)] for line in lines)
-    )
+    return aligned(_lines(rows, metric))
 
 
 def markdown(rows: Sequence[TableRow], *, metric: str) -> str:
@@ -52,32 +44,16 @@ def values(rows: Sequence[TableRow]) -> list[dict[str, Any]]:
 
 def _lines(rows: Sequence[TableRow], metric: str) -> list[list[str]]:
     """Header and cells; how fast a model is in the time of a text where that was measured, else in tokens/s."""
-    is_timed = any(row.latency_s is not None for row in rows)
-    speed = "one text" if is_timed else "tokens/s"
-    header = ["model", SCORE_NAMES[metric], "interval", "loss", "on disk", "peak memory", speed]
-    return [header, *([*_cells(row), _latency(row) if is_timed else _speed(row)] for row in rows)]
+    speed = "latency_s" if any(row.latency_s is not None for row in rows) else "tokens_per_s"
+    score, *others = (column(key) for key in (f"score.{metric}", "loss", "disk_bytes", "peak_bytes", speed))
+    header = ["model", score.title, "interval", *(item.title for item in others)]
+    return [header, *(_cells(row, score, others) for row in rows)]
 
 
-def _cells(row: TableRow) -> list[str]:
-    low, high = row.interval or (0.0, 0.0)
-    return [
-        row.name,
-        "-" if row.score is None else f"{row.score:.1%}",
-        "-" if row.interval is None else f"{low:.1%} to {high:.1%}",
-        f"{row.loss:.4f}",
-        _mib(row.disk_bytes),
-        _mib(row.peak_bytes),
-    ]
+def _cells(row: TableRow, score: Column, others: Sequence[Column]) -> list[str]:
+    interval = "-" if row.interval is None else " to ".join(score.form(bound) for bound in row.interval)
+    return [row.name, _cell(score, row.score), interval, *(_cell(item, getattr(row, item.key)) for item in others)]
 
 
-def _latency(row: TableRow) -> str:
-    return "-" if row.latency_s is None else f"{row.latency_s * 1000:.1f} ms"
-
-
-def _speed(row: TableRow) -> str:
-    return "-" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}"
-
-
-def _mib(size_bytes: int) -> str:
-    mib = size_bytes / MIB
-    return f"{mib:,.0f} MiB" if mib >= 100 else f"{mib:.1f} MiB"
+def _cell(shown: Column, value: float | None) -> str:
+    return "-" if value is None else shown.form(value)

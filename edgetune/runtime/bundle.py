@@ -18,30 +18,21 @@ from edgetune.files import read_json, write_json
 from edgetune.hashes import CARD, hash_file
 from edgetune.runtime.classification import ClassifierFormat as ClassifierFormat
 from edgetune.runtime.generation import ChatFormat as ChatFormat
+from edgetune.runtime.grid import BundleGrid
 from edgetune.runtime.manifest import GENAI_CONFIG as GENAI_CONFIG
 from edgetune.runtime.manifest import GRAPH as GRAPH
 from edgetune.runtime.manifest import MANIFEST as MANIFEST
 from edgetune.runtime.manifest import TOKENIZER as TOKENIZER
 from edgetune.runtime.manifest import facts, is_count, table
 from edgetune.runtime.manifest import is_text as is_text
-from edgetune.runtime.task import OLD_NAMES, TASKS, TaskName
+from edgetune.runtime.task import OLD_NAMES, TASKS
+from edgetune.task_names import TaskName
 
 FORMAT_VERSION = 1
 AGAIN = "copy or export it again"
 """What to do about a bundle that is damaged."""
 NO_ADAPTER = "none"
 """What stands for the base where the name of an adapter is asked for."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """How the weights are rounded, in the words of MatMulNBits."""
-
-    bits: int
-    block_size: int
-    symmetric: bool
-    accuracy_level: int
-    head_bits: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,7 @@ class Bundle:
     name: str
     precision: str
     """int2, int4, int8, fp16 or fp32."""
-    grid: Grid | None
+    grid: BundleGrid | None
     """None for fp16 and fp32."""
     chat: ChatFormat | None
     """Of a decoder; None for a classifier. Who needs one asks for `chat_format`."""
@@ -139,7 +130,7 @@ def choose_adapter(bundle: Bundle, name: str) -> Bundle:
         return dataclasses.replace(bundle, adapter=None)
     if name not in bundle.adapters:
         known = ", ".join([*bundle.adapters, NO_ADAPTER])
-        cure = f"it has {known}" if bundle.adapters else "`edgetune export RUN --keep-adapter` makes one that has some"
+        cure = f"it has {known}" if bundle.adapters else "`edgetune export-adapter RUN` makes one that has some"
         raise BundleError(f"{bundle.path}: has no adapter {name!r}", cure=cure)
     return dataclasses.replace(bundle, adapter=name)
 
@@ -210,7 +201,7 @@ def _build(path: Path, values: Mapping[str, Any]) -> Bundle:
         path=path,
         name=values["name"],
         precision=values["precision"],
-        grid=None if values["grid"] is None else facts(Grid, "grid", table(values, "grid")),
+        grid=None if values["grid"] is None else facts(BundleGrid, "grid", table(values, "grid")),
         context_length=values["context_length"],
         task=name,
         files=files,

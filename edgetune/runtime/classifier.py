@@ -6,13 +6,14 @@ print(classifier.classify(["my card has not arrived"])[0].label)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgetune.errors import BundleError, PromptError
+from edgetune.runtime.batches import by_length, padded
 from edgetune.runtime.bundle import AGAIN, GRAPH, Bundle, ClassifierFormat
 from edgetune.runtime.probabilities import APPLIES, confidences, probabilities
 from edgetune.runtime.session import (
@@ -88,7 +89,7 @@ class Classifier:
         """N texts -> (N, labels) float32, as the graph makes them: temperature not applied. Raises PromptError."""
         ids = self.token_ids(texts)
         logits = np.empty((len(ids), len(self.format.labels)), np.float32)
-        for rows in _batches(ids):
+        for rows in by_length(map(len, ids), most_rows=BATCH_TEXTS, most_tokens=BATCH_TOKENS):
             logits[rows] = self._run([ids[row] for row in rows])
         return logits
 
@@ -105,11 +106,7 @@ class Classifier:
 
     def _run(self, batch: Sequence[Sequence[int]]) -> np.ndarray:
         """Token ids of B texts, padded here -> (B, labels) float32. Raises BundleError if the graph does not fit."""
-        input_ids = np.full((len(batch), max(map(len, batch))), self.format.pad_id, np.int64)
-        mask = np.zeros_like(input_ids)
-        for row, ids in enumerate(batch):
-            input_ids[row, : len(ids)] = ids
-            mask[row, : len(ids)] = 1
+        input_ids, mask = padded(batch, pad_id=self.format.pad_id)
         try:
             found = self._session.run(["logits"], {"input_ids": input_ids, "attention_mask": mask})[0]
         except Exception as error:  # onnxruntime raises one type for each of its status codes
@@ -142,15 +139,3 @@ def _answer(row: np.ndarray, format_: ClassifierFormat, top_k: int) -> Classific
         is_unknown=is_unknown,
         top=tuple((format_.labels[index], float(row[index])) for index in order[:top_k]),
     )
-
-
-def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Rows of texts of like length, longest last: at most BATCH_TEXTS, and BATCH_TOKENS where there are several."""
-    batch: list[int] = []
-    for row in sorted(range(len(ids)), key=lambda row: len(ids[row])):
-        if batch and (len(batch) == BATCH_TEXTS or (len(batch) + 1) * len(ids[row]) > BATCH_TOKENS):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

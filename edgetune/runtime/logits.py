@@ -10,7 +10,9 @@ import numpy as np
 
 from edgetune.errors import BundleError, PromptError
 from edgetune.files import read_json
+from edgetune.runtime.batches import padded
 from edgetune.runtime.bundle import AGAIN, GENAI_CONFIG, Bundle
+from edgetune.runtime.probabilities import log_sum_exp
 from edgetune.runtime.session import (
     as_bundle,
     check_tokens,
@@ -57,17 +59,12 @@ class Logits:
         """B sequences of any lengths in one run -> B arrays (T_b, V) float32. Raises PromptError."""
         for ids in batch:
             self._check(ids)
-        lengths = [len(ids) for ids in batch]
-        input_ids = np.zeros((len(batch), max(lengths, default=0)), np.int64)
-        mask = np.zeros_like(input_ids)
-        for row, ids in enumerate(batch):
-            input_ids[row, : len(ids)] = ids
-            mask[row, : len(ids)] = 1
         if not batch:
             return []
+        input_ids, mask = padded(batch)
         feeds = {"input_ids": input_ids, "attention_mask": mask, **self._empty_cache(len(batch))}
         logits = self._run(["logits"], feeds)[0].astype(np.float32, copy=False)
-        return [logits[row, :length] for row, length in enumerate(lengths)]
+        return [logits[row, : len(ids)] for row, ids in enumerate(batch)]
 
     def token_losses(self, ids: Sequence[int]) -> np.ndarray:
         """ids (T,) -> (T - 1,) float32: nats of token t + 1 given all before it.
@@ -126,7 +123,5 @@ class Logits:
 
 def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """logits (T, V) float32, targets (T,) -> (T,) float32 nats: logsumexp(logits) - logits[target]."""
-    highest = logits.max(axis=-1, keepdims=True)
-    sums = np.exp(logits - highest).sum(axis=-1, dtype=np.float64)
     chosen = np.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return (np.log(sums) + highest[:, 0] - chosen).astype(np.float32)
+    return (log_sum_exp(logits) - chosen).astype(np.float32)

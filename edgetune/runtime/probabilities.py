@@ -1,4 +1,4 @@
-"""Logits of labels -> probabilities, and how sure an answer is: on the device and where thresholds are chosen."""
+"""Logits -> probabilities, and how sure an answer is: on the device, and where thresholds are chosen."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ def probabilities(logits: np.ndarray, *, temperature: float, multi_label: bool) 
             return 0.5 * (1.0 + np.tanh(wide / (2.0 * temperature)))
         shares = np.exp((wide - wide.max(-1, keepdims=True)) / temperature)
     return np.asarray(shares / shares.sum(-1, keepdims=True))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logits (..., V) -> their logarithms of probabilities, nats, in the same shape and type and summed in it."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def log_sum_exp(logits: np.ndarray) -> np.ndarray:
+    """Logits (..., V) of any size -> log(sum(exp(logits))) (...), summed in float64."""
+    highest = logits.max(-1, keepdims=True)
+    return np.asarray(np.log(np.exp(logits - highest).sum(-1, dtype=np.float64)) + highest[..., 0])
 
 
 def confidences(probabilities: np.ndarray, *, multi_label: bool) -> np.ndarray:

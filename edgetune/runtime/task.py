@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from edgetune.runtime import classification, generation
-
-TaskName = Literal["generation", "classification"]
 
 
 class Task(Protocol):

@@ -75,7 +75,7 @@ class MakeDict:
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        """As dict.fromkeys."""
+        """Make a dict of keys with one value, as dict.fromkeys does."""
         return dict.fromkeys(*args)
 
 

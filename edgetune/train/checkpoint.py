@@ -41,6 +41,8 @@ class State(Position):
 
     best_loss: float | None = None
     best_step: int = 0
+    whole_loss: float | None = None
+    """On all eval rows, once the last evaluation has been; the others were on some of them."""
     evaluations_since_best: int = 0
     eval_loss: float | None = None
     train_loss: float = 0.0

@@ -18,9 +18,11 @@ from edgetune.data.prepare import Prepared
 from edgetune.data.tokens import LabelledTokens
 from edgetune.lora.adapter import save
 from edgetune.model.classifier import Classifier, ClassifierSpec, imprint, load_head, save_head
+from edgetune.model.device import autocast
 from edgetune.recipe import Recipe
+from edgetune.runtime.batches import by_length, padded
 from edgetune.train.batches import cut
-from edgetune.train.loss import autocast, without_dropout
+from edgetune.train.loss import without_dropout
 
 BUCKET_BATCHES = 50
 """Batches whose texts are sorted by length together: little padding, and still another mix in every epoch."""
@@ -128,9 +130,13 @@ class Classification:
         return (losses if weights is None else weights[batch.targets] * losses).sum(), batch.trained
 
     @torch.no_grad()
-    def evaluate(self, model: Any, part: slice = slice(None), pieces: int = 1) -> tuple[float, int]:
-        """The training's loss over the eval rows, or `part` of their batches; dropout off."""
-        total, count, rows = 0.0, 0, self.prepared.eval
+    def evaluate(
+        self, model: Any, part: slice = slice(None), pieces: int = 1, *, rows: LabelledTokens | None = None
+    ) -> tuple[float, int]:
+        """Summed loss and its texts over the eval rows, or over `rows`; `part` of their batches, each cut into so many
+        pieces.
+        """
+        total, count, rows = 0.0, 0, self.prepared.eval if rows is None else rows
         with without_dropout(model), autocast(model):
             for numbers in cut(_of_like_length(rows)[part], pieces):
                 summed, texts = self.loss_sum(model, collate(rows, numbers, pad_id=self.pad_id).to(model.device))
@@ -139,7 +145,7 @@ class Classification:
         return total, count
 
     def save(self, model: Classifier, folder: Path) -> None:
-        """The adapter in PEFT's format, the head beside it."""
+        """Write the adapter in PEFT's format, the head beside it."""
         save(model.encoder, folder, self.recipe.model, beside=partial(save_head, model))
 
     @cached_property
@@ -155,13 +161,7 @@ class Classification:
 
 def _of_like_length(rows: LabelledTokens) -> list[list[int]]:
     """The numbers of all rows, in batches that are passed without gradients."""
-    batches: list[list[int]] = [[]]
-    for row in np.argsort(rows.lengths, kind="stable").tolist():
-        size = len(batches[-1])
-        if size == EVAL_ROWS or (size and (size + 1) * int(rows.lengths[row]) > EVAL_TOKENS):
-            batches.append([])
-        batches[-1].append(row)
-    return [batch for batch in batches if batch]
+    return by_length(rows.lengths, most_rows=EVAL_ROWS, most_tokens=EVAL_TOKENS)
 
 
 def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Generator) -> list[int]:
@@ -174,8 +174,7 @@ def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Gener
     stretch = batch_size * BUCKET_BATCHES
     for start in range(0, len(order), stretch):
         part = order[start : start + stretch]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[at : at + batch_size].tolist() for at in range(0, len(part), batch_size)]
+        batches += [part[places].tolist() for places in by_length(lengths[part], most_rows=batch_size)]
     order_of_batches = generator.permutation(len(batches)).tolist()
     order_of_batches.sort(key=lambda place: len(batches[place]) < batch_size)  # stable: only one that is not full moves
     return [row for place in order_of_batches for row in batches[place]]
@@ -183,11 +182,5 @@ def bucketed(lengths: np.ndarray, *, batch_size: int, generator: np.random.Gener
 
 def collate(rows: LabelledTokens, numbers: Sequence[int], *, pad_id: int) -> LabelledBatch:
     """Texts as one batch, padded on the right to the longest of them."""
-    texts = [rows.tokens[number].input_ids for number in numbers]
-    longest = max(map(len, texts))
-    ids = torch.full((len(texts), longest), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text)
-        mask[row, : len(text)] = 1
-    return LabelledBatch(ids, mask, rows.target(numbers))
+    ids, mask = padded([rows.tokens[number].input_ids for number in numbers], pad_id=pad_id)
+    return LabelledBatch(torch.from_numpy(ids), torch.from_numpy(mask), rows.target(numbers))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from edgetune.files import atomic_file
+from edgetune.figure import figure
 from edgetune.train.events import read_events
 
 SMOOTHING = 0.05
@@ -21,49 +22,46 @@ def draw_curve(events: Path, out: Path, *, title: str, per: str) -> None:
 
     A dotted line stands where the learning rate was lowered, with what it became.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     seen = read_events(events)
     training = [(event["step"], event["loss"]) for event in seen if "loss" in event]
     evaluation = [(event["step"], event["eval_loss"]) for event in seen if "eval_loss" in event]
-    figure = Figure(figsize=(7.0, 4.0), dpi=120)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    figure.subplots_adjust(**MARGINS)
-    for event in seen:
-        if "cut_to" in event:
-            axes.axvline(event["step"], color="tab:gray", linestyle=":", linewidth=1.0)
-            place = (event["step"], 1.0)
-            text = f" {event['cut_to']:.1e}"
-            axes.annotate(text, place, xycoords=axes.get_xaxis_transform(), va="top", fontsize=7, color="tab:gray")
-    if training:
-        steps, losses = zip(*training, strict=True)
-        axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-        axes.plot(steps, _smooth(losses), color="tab:blue", label="training (moving average)")
-    if evaluation:
-        steps, losses = zip(*evaluation, strict=True)
-        best = min(range(len(losses)), key=losses.__getitem__)
-        axes.plot(steps, losses, color="tab:orange", marker="o", markersize=3, label="evaluation")
-        axes.annotate(
-            f"{losses[best]:.4f}", (steps[best], losses[best]), textcoords="offset points", xytext=(0, 8), ha="center"
-        )
-    axes.set(xlabel="optimizer step", ylabel=f"loss (nats per {per})", title=title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    axes.margins(y=0.12)
-    if training or evaluation:
-        axes.legend(frameon=False)
-    with atomic_file(out) as temporary:
-        figure.savefig(temporary, format="png")
+    with figure(out, (7.0, 4.0), layout=None) as drawn:
+        axes = drawn.add_subplot()
+        drawn.subplots_adjust(**MARGINS)
+        for event in seen:
+            if "cut_to" in event:
+                axes.axvline(event["step"], color="tab:gray", linestyle=":", linewidth=1.0)
+                place = (event["step"], 1.0)
+                text = f" {event['cut_to']:.1e}"
+                axes.annotate(text, place, xycoords=axes.get_xaxis_transform(), va="top", fontsize=7, color="tab:gray")
+        if training:
+            steps, losses = zip(*training, strict=True)
+            axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
+            averages = moving_average(losses, kept=1 - min(0.6, max(SMOOTHING, SMOOTHED_STEPS / len(losses))))
+            axes.plot(steps, averages, color="tab:blue", label="training (moving average)")
+        if evaluation:
+            steps, losses = zip(*evaluation, strict=True)
+            best = min(range(len(losses)), key=losses.__getitem__)
+            axes.plot(steps, losses, color="tab:orange", marker="o", markersize=3, label="evaluation")
+            text, place = f"{losses[best]:.4f}", (steps[best], losses[best])
+            axes.annotate(text, place, textcoords="offset points", xytext=(0, 8), ha="center")
+        axes.set(xlabel="optimizer step", ylabel=f"loss (nats per {per})", title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.margins(y=0.12)
+        if training or evaluation:
+            axes.legend(frameon=False)
 
 
-def _smooth(values: tuple[float, ...]) -> list[float]:
-    """Exponential moving average without the pull of its start (Adam's correction, arXiv:1412.6980, section 3)."""
-    weight = min(0.6, max(SMOOTHING, SMOOTHED_STEPS / len(values)))
-    smoothed, average = [], 0.0
+def moving_average(values: Sequence[float], *, kept: float) -> list[float]:
+    """The exponential moving average after each value; a new value leaves the share `kept`, in 0..1, of the old ones.
+
+    The start does not pull it (Adam's correction, arXiv:1412.6980, section 3): the first average is the first value.
+    """
+    averages, average = [], 0.0
     for number, value in enumerate(values, 1):
-        average += weight * (value - average)
-        smoothed.append(average / (1.0 - (1.0 - weight) ** number))
-    return smoothed
+        average = kept * average + (1 - kept) * value
+        averages.append(average / (1 - kept**number))
+    return averages

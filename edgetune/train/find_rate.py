@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 
 from edgetune.errors import RecipeError
-from edgetune.files import atomic_file
+from edgetune.figure import figure
 from edgetune.model.memory import give_back_memory
+from edgetune.progress import Progress, silent
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
+from edgetune.train.curve import moving_average
 from edgetune.train.divergence import Diverged
 from edgetune.train.fit import Position, fit
 from edgetune.train.setup import set_up
 
-Progress = Callable[[Mapping[str, Any]], None]
 LEAST, MOST = 1e-6, 1.0
 """Learning rates of the first and the last step."""
 STEPS = 100
@@ -69,7 +70,7 @@ def find_rate(
     set_up raises. Source: Smith 2015, Cyclical Learning Rates for Training Neural Networks, arXiv:1506.01186, section
     3.3; the loss smoothed and its steepest fall taken as in fastai.
     """
-    notify = progress or _say_nothing
+    notify = progress or silent
     table = dataclasses.replace(recipe.train, max_steps=steps, trackers=(), divergence_restarts=0)
     run_dir.create()
     parts = set_up(dataclasses.replace(recipe, train=table), run_dir, "", _without_steps(notify), base=base)
@@ -83,7 +84,7 @@ def find_rate(
             losses.append(step.loss)
             event = {"step": step.number, "steps": steps, "loss": step.loss, "learning_rate": step.learning_rate}
             notify({"stage": "find-lr", **event})
-            if _is_far(smooth(losses)):
+            if _is_far(moving_average(losses, kept=SMOOTHING)):
                 diverged = step.learning_rate
                 break
     except Diverged as error:
@@ -100,7 +101,7 @@ def suggest(
     rates: Sequence[float], losses: Sequence[float], *, diverged: float | None, recipe_rate: float, name: str = "recipe"
 ) -> RateRange:
     """What losses at rising rates say. Raises RecipeError if they never fall."""
-    smoothed = smooth(losses)
+    smoothed = moving_average(losses, kept=SMOOTHING)
     lowest = int(np.argmin(smoothed)) if smoothed else 0
     if lowest < 2 or smoothed[lowest] > (1 - LEAST_FALL) * smoothed[0]:
         raise RecipeError(
@@ -123,47 +124,28 @@ def suggest(
     )
 
 
-def smooth(losses: Sequence[float]) -> list[float]:
-    """Exponential moving average without the pull of its start (Adam's correction, arXiv:1412.6980, section 3)."""
-    found, average = [], 0.0
-    for number, loss in enumerate(losses, 1):
-        average = SMOOTHING * average + (1 - SMOOTHING) * loss
-        found.append(average / (1 - SMOOTHING**number))
-    return found
-
-
 def draw_rates(found: RateRange, out: Path, *, title: str, per: str) -> None:
     """Loss, in nats per `per`, over learning rate as a PNG, with what is suggested. Raises RunError."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.0, 4.0), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(found.rates, found.losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-    axes.plot(found.rates, found.smoothed, color="tab:blue", label="training loss (moving average)")
-    for rate, name, color in (
-        (found.suggested, "suggested", "tab:green"),
-        (found.recipe_rate, "the recipe's", "tab:gray"),
-        (found.lowest, "lowest loss", "tab:orange"),
-    ):
-        axes.axvline(rate, color=color, linestyle="--", linewidth=1.0, label=f"{name}: {rate:.2e}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel=f"loss (nats per {per})", title=title)
-    axes.set_ylim(top=1.1 * max(found.losses[: found.rates.index(found.lowest) + 1]))
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    with atomic_file(out) as temporary:
-        figure.savefig(temporary, format="png")
+    with figure(out, (7.0, 4.0)) as drawn:
+        axes = drawn.add_subplot()
+        axes.plot(found.rates, found.losses, color="tab:blue", alpha=0.25, linewidth=0.8)
+        axes.plot(found.rates, found.smoothed, color="tab:blue", label="training loss (moving average)")
+        for rate, name, color in (
+            (found.suggested, "suggested", "tab:green"),
+            (found.recipe_rate, "the recipe's", "tab:gray"),
+            (found.lowest, "lowest loss", "tab:orange"),
+        ):
+            axes.axvline(rate, color=color, linestyle="--", linewidth=1.0, label=f"{name}: {rate:.2e}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel=f"loss (nats per {per})", title=title)
+        axes.set_ylim(top=1.1 * max(found.losses[: found.rates.index(found.lowest) + 1]))
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
 
 
 def _is_far(smoothed: Sequence[float]) -> bool:
     """Whether the loss has risen far above its lowest."""
     fallen = smoothed[0] - min(smoothed)
     return smoothed[-1] > min(smoothed) + max(FAR * fallen, 0.5 * smoothed[0])
-
-
-def _say_nothing(event: Mapping[str, Any]) -> None:
-    """Progress of a process that nobody watches."""
 
 
 def _without_steps(notify: Progress) -> Progress:

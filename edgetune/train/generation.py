@@ -43,14 +43,18 @@ class Generation:
         return collate_rows(self.prepared.train, rows, pad_id=self.pad_id)
 
     def loss_sum(self, model: Any, batch: Any) -> tuple[Tensor, int]:
-        """Cross entropy at trained positions."""
+        """Summed cross entropy (nats) at trained positions, and how many they are."""
         return loss_sum(model, batch, is_fused=self.recipe.train.fused_loss)
 
-    def evaluate(self, model: Any, part: slice = slice(None), pieces: int = 1) -> tuple[float, int]:
-        """The same over the eval rows."""
+    def evaluate(
+        self, model: Any, part: slice = slice(None), pieces: int = 1, *, rows: Tokens | None = None
+    ) -> tuple[float, int]:
+        """Summed loss and its tokens over the eval rows, or over `rows`; `part` of their batches, each cut into so many
+        pieces.
+        """
         return evaluate_loss(
             model,
-            self.prepared.eval,
+            self.prepared.eval if rows is None else rows,
             pad_id=self.pad_id,
             max_seq_len=self.recipe.data.max_seq_len,
             batch_size=self.recipe.batch_size,
@@ -59,5 +63,5 @@ class Generation:
         )
 
     def save(self, model: Any, folder: Path) -> None:
-        """PEFT's format."""
+        """Write the adapter in PEFT's format."""
         save(model, folder, self.recipe.model)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from edgetune.errors import HardwareError, MissingExtraError, RecipeError
-from edgetune.train.loss import find_base
+from edgetune.model.device import find_base
 
 KERNELS = {
     "rope": True,

@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from edgetune.model.device import held_dtype
+from edgetune.data.encode import NOT_TRAINED
+from edgetune.model.device import autocast, find_base
 from edgetune.train import segments
 from edgetune.train.batches import collate_rows, cut, in_parts, packed_rows
 from edgetune.train.head_loss import can_fuse, chunk_tokens, fill_up, fused_cross_entropy, head_weight, logit_map
-
-IGNORED = -100
 
 
 def loss_sum(model: Any, batch: Any, *, is_fused: bool = True) -> tuple[Tensor, int]:
@@ -37,7 +36,7 @@ def loss_sum(model: Any, batch: Any, *, is_fused: bool = True) -> tuple[Tensor, 
     states, targets = trained_states(causal_lm, batch)
     head = causal_lm.get_output_embeddings()
     if not is_fused:
-        return _head_loss(causal_lm, fill_up(states), fill_up(targets, IGNORED)), len(targets)
+        return _head_loss(causal_lm, fill_up(states), fill_up(targets, NOT_TRAINED)), len(targets)
     if can_fuse(head):
         return fused_cross_entropy(states, head_weight(head), targets, logit_map(causal_lm.config)), len(targets)
     total = torch.zeros((), device=states.device)
@@ -63,22 +62,22 @@ def trained_states(causal_lm: Any, batch: Any) -> tuple[Tensor, Tensor]:
         use_cache=False,
         segments=found,
     )
-    trained = (targets != IGNORED).nonzero()[:, 0]
+    trained = (targets != NOT_TRAINED).nonzero()[:, 0]
     return output.last_hidden_state[0].index_select(0, trained), targets[trained]
 
 
 def chunks(causal_lm: Any, states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """States (n, hidden) and targets (n,) in parts whose logits are small, sizes on a grid, filled up with IGNORED."""
+    """States (n, hidden) and targets (n,) in parts whose logits are small, sizes on a grid, filled up."""
     size = chunk_tokens(causal_lm.config.get_text_config().vocab_size)
     for rows, wanted in zip(states.split(size), targets.split(size), strict=True):
-        yield fill_up(rows), fill_up(wanted, IGNORED)
+        yield fill_up(rows), fill_up(wanted, NOT_TRAINED)
 
 
 def _flatten(batch: Any) -> tuple[Tensor, Tensor, segments.Segments]:
     """Ids and targets (N,) of a packed batch without its pads, and where its samples lie."""
     is_real = batch.segment_ids > 0
     ids = batch.input_ids[is_real]
-    targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)[is_real]
+    targets = F.pad(batch.labels[:, 1:], (0, 1), value=NOT_TRAINED)[is_real]
     return ids, targets, segments.find_segments(_lengths(batch.segment_ids)).to(ids.device)
 
 
@@ -107,9 +106,23 @@ def evaluate_loss(
     return total, count
 
 
-def find_base(model: Any) -> Any:
-    """The transformers model under what is put around it, an adapter or a head over labels, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+@torch.no_grad()
+def trained_log_probabilities(
+    model: Any, tokens: Any, *, pad_id: int, max_seq_len: int, batch_size: int
+) -> Iterator[Tensor]:
+    """Log-probabilities (n, vocabulary) float32 at the trained positions of all rows, a part of them at a time.
+
+    Dropout is off; the model's attention must be that of `use_segments`.
+    """
+    with without_dropout(model), autocast(model):
+        for rows in in_parts(packed_rows(tokens, max_seq_len=max_seq_len), batch_size):
+            batch = collate_rows(tokens, rows, pad_id=pad_id).to(model.device)
+            states, targets = trained_states(model, batch)
+            left = len(targets)
+            for some, _ in chunks(model, states, targets):  # the last is filled up
+                count = min(left, len(some))
+                left -= count
+                yield head_logits(model, some)[:count].log_softmax(-1)
 
 
 def use_segments(model: Any) -> bool:
@@ -144,12 +157,6 @@ def _drops(module: Any) -> bool:
     return any(isinstance(part, torch.nn.Dropout) for part in module.children())
 
 
-def autocast(model: Any) -> Any:
-    """Autocast to the type in which the model's frozen parts are held; none where that is float32."""
-    dtype = held_dtype(find_base(model))
-    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
-
-
 def _lengths(segment_ids: Tensor) -> Tensor:
     """Lengths of the samples of packed rows, in reading order; on the CPU. segment_ids (B, T) -> (samples,)."""
     ids = segment_ids.cpu()
@@ -180,7 +187,7 @@ def _loss_of_rows(causal_lm: Any, batch: Any) -> tuple[Tensor, int]:
         is_sample = bucket.is_real[:, 0]
         tokens, is_real = bucket.tokens[is_sample], bucket.is_real[is_sample]
         logits = causal_lm(input_ids=ids[tokens], attention_mask=is_real.long(), use_cache=False).logits
-        wanted = targets[tokens].masked_fill(~is_real, IGNORED)
-        is_trained = wanted != IGNORED
+        wanted = targets[tokens].masked_fill(~is_real, NOT_TRAINED)
+        is_trained = wanted != NOT_TRAINED
         total = total + F.cross_entropy(logits[is_trained].float(), wanted[is_trained], reduction="sum")
-    return total, int((targets != IGNORED).sum())
+    return total, int((targets != NOT_TRAINED).sum())

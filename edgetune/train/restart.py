@@ -7,17 +7,14 @@ sound checkpoint, from which the same divergence comes again bit by bit, or the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
 
+from edgetune.progress import Progress
 from edgetune.run_dir import RunDir
 from edgetune.train import checkpoint, events, processes
 from edgetune.train.checkpoint import Memory, State
 from edgetune.train.divergence import CUT, Diverged, Restart
 from edgetune.train.setup import Parts
 from edgetune.train.watch import hold_values
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 def remember(parts: Parts) -> Memory | None:

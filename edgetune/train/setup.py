@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,19 @@ from edgetune.data.prepare import longest_row, prepare
 from edgetune.hashes import hash_values
 from edgetune.lora import task as adapters
 from edgetune.lora.adapter import attach
-from edgetune.model.base import load_base, load_tokenizer, padding_id, read_config, resolve_base
-from edgetune.model.device import held_dtype
+from edgetune.model.base import base_folder, load_base, load_tokenizer, padding_id
+from edgetune.model.config import read_config
+from edgetune.model.device import autocast, find_base, held_dtype
 from edgetune.model.memory import limit_gpu_memory
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train import processes
 from edgetune.train.auto import settled
+from edgetune.train.eval_share import sampled_places
 from edgetune.train.fit import Training
 from edgetune.train.fused import fuse
 from edgetune.train.liger import check_liger
-from edgetune.train.loss import autocast, find_base
 from edgetune.train.offload import offload_checkpoints
 from edgetune.train.optimizer import make_optimizer
 from edgetune.train.schedule import auto_learning_rate, optimizer_steps, scheduled_rate
@@ -55,6 +57,8 @@ class Parts:
     learning_rate: float
     """Before what the schedule makes of it."""
     eval_steps: int
+    eval_sample: Any
+    """The eval rows that all evaluations but the last are on; None where all are on all."""
     checkpoint_steps: int
     dtype: str
     pause_step: int | None = None
@@ -86,15 +90,13 @@ class Parts:
         return processes.is_main()
 
 
-def set_up(
-    recipe: Recipe, run_dir: RunDir, inputs: str, notify: Callable[[Mapping[str, Any]], None], *, base: Any = None
-) -> Parts:
+def set_up(recipe: Recipe, run_dir: RunDir, inputs: str, notify: Progress, *, base: Any = None) -> Parts:
     """Parts of the recipe's training; the same recipe and seed give the same parts. `inputs` is the hash of its files.
 
     `base`: the recipe's base, where it is loaded already. Raises what data, model and lora raise.
     """
     check_trackers(recipe.train.trackers)
-    path = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    path = base_folder(recipe.model)
     check_liger(recipe.train.use_liger_kernel, read_config(path)["model_type"])
     adapters.TASKS[recipe.model.task].check_base(path, recipe)
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
@@ -109,10 +111,11 @@ def set_up(
     optimizer = make_optimizer(model, recipe.train, learning_rate, head_share=task.head_share(learning_rate))
     optimizer = accelerator.prepare(optimizer)
     counts = _counts(recipe, len(task.epoch(0)))
-    for message in _messages(task, counts["steps"], learning_rate):
+    sample = _eval_sample(recipe, task, counts)
+    for message in _messages(task, counts["steps"], learning_rate, sample):
         notify({"stage": "train", "message": message})
     inputs = hash_values(inputs, rows.train.fingerprint, rows.eval.fingerprint)
-    dtype = str(held_dtype(find_base(model))).removeprefix("torch.")
+    dtype = str(held_dtype(model)).removeprefix("torch.")
     processes.same_everywhere(inputs, what="rows are tokenised otherwise", cure="give every machine the same versions")
     processes.same_everywhere(dtype, what="computes in another type", cure="set model.compute_dtype")
     return Parts(
@@ -126,13 +129,14 @@ def set_up(
         inputs=inputs,
         learning_rate=learning_rate,
         dtype=dtype,
+        eval_sample=sample,
         **counts,
     )
 
 
 def count_steps(recipe: Recipe, run_dir: RunDir) -> tuple[Recipe, int, int]:
     """The recipe with its batch size decided, its optimizer steps, and those between evaluations; no base is loaded."""
-    path = resolve_base(recipe.model.base, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    path = base_folder(recipe.model)
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
     task = _make_task(recipe, tokenizer, path, run_dir)
     counts = _counts(task.recipe, len(task.epoch(0)))
@@ -209,7 +213,23 @@ def _counts(recipe: Recipe, epoch_rows: int) -> dict[str, int]:
     }
 
 
-def _messages(task: Task, steps: int, learning_rate: float) -> list[str]:
+def _eval_sample(recipe: Recipe, task: Task, counts: Mapping[str, int]) -> Any:
+    """The eval rows of all evaluations but the last, where eval_steps = "auto" and all rows would take too long."""
+    rows, epoch_rows = task.prepared, len(task.epoch(0))
+    evaluations = counts["steps"] // counts["eval_steps"]
+    if recipe.train.eval_steps != "auto" or not len(rows.eval) or evaluations < 2:
+        return None
+    epochs = counts["steps"] * recipe.batch_size * recipe.train.gradient_accumulation_steps / epoch_rows
+    trained_tokens = epochs * int(rows.train.lengths.sum())
+    places = sampled_places(rows.eval.lengths, trained_tokens=trained_tokens, evaluations=evaluations)
+    return None if places is None else rows.eval.at(places)
+
+
+def _messages(task: Task, steps: int, learning_rate: float, sample: Any) -> list[str]:
     """What the user is told before the first step: what was read, what was left out, what "auto" became."""
     report = task.prepared.report
-    return [report.summary, *report.notes, f"{steps:,} steps, learning rate {learning_rate:.2e}"]
+    found = [report.summary, *report.notes, f"{steps:,} steps, learning rate {learning_rate:.2e}"]
+    if sample is not None:
+        count = len(task.prepared.eval)
+        found.append(f"evaluations on {len(sample):,} of the {count:,} eval rows, the last on all of them")
+    return found

@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,13 +20,14 @@ from torch import Tensor
 
 from edgetune.data.pack import Batch
 from edgetune.errors import DivergedError, OutOfMemoryError, RecipeError
-from edgetune.files import write_json, write_text
+from edgetune.files import write_text
 from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base
+from edgetune.model.device import autocast
 from edgetune.model.lend import lent
 from edgetune.model.memory import is_out_of_memory, peak_memory_bytes, reset_peak
-from edgetune.provenance import provenance
-from edgetune.recipe import Recipe, load_recipe
+from edgetune.progress import Progress, silent
+from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir, claim
 from edgetune.train import segments
 from edgetune.train.batches import collate_rows, in_parts, packed_rows
@@ -35,30 +35,17 @@ from edgetune.train.fit import rows_of_steps
 from edgetune.train.fused import fuse
 from edgetune.train.generation import Generation
 from edgetune.train.head_loss import can_fuse, fused_cross_entropy, head_weight, logit_map
-from edgetune.train.loop import TrainResult, find_inputs
-from edgetune.train.loss import autocast, trained_states
+from edgetune.train.loop import find_inputs
+from edgetune.train.loss import trained_states
+from edgetune.train.result import TrainResult, write_result
 from edgetune.train.setup import Parts, set_up
-from edgetune.train.side_linear import Sharing, SideBranch, SideLinear
+from edgetune.train.side_linear import Sharing, SideLinear, branch_of, lora_layers
+from edgetune.train.variants import check_side_by_side
 
-Progress = Callable[[Mapping[str, Any]], None]
-VARIED = (
-    "train.learning_rate",
-    "train.weight_decay",
-    "train.schedule",
-    "train.warmup_ratio",
-    "train.min_learning_rate_ratio",
-    "train.max_grad_norm",
-    "lora.r",
-    "lora.alpha",
-    "lora.dropout",
-    "lora.use_rslora",
-)
-"""Keys in which adapters side by side may differ: none of them changes the rows or the base."""
 ROWS_IN_FLIGHT = 2
 """How many times the tokens of a training alone are passed at once: bounds memory."""
 LEAST_TOKENS = 1024
 """So many tokens may be passed at once however small a micro-batch is: they take less than a base and Python do."""
-MOST_ADAPTERS = 32
 
 
 @dataclass(frozen=True)
@@ -111,16 +98,16 @@ def train_side_by_side(
     base: Any = None,
     progress: Progress | None = None,
 ) -> SideBySide:
-    """Train recipes that differ in VARIED keys alone; each leaves folder/<name> as a training alone does.
+    """Train recipes that differ in keys of `VARIED` alone; each leaves folder/<name> as a training alone does.
 
     The same data, draws and steps as alone: results are the same but for the order of sums. Only where rows of a
     micro-batch are passed one after another, to keep within `rows_in_flight` times its tokens, masks of dropout are
     drawn for each piece; where that is not enough, adapters pass in groups.
     Raises RecipeError for recipes that cannot go side by side, OutOfMemoryError.
     """
-    started, notify = time.perf_counter(), progress or (lambda _: None)
+    started, notify = time.perf_counter(), progress or silent
     first = next(iter(variants.values()))
-    _check(first)
+    check_side_by_side(first)
     reset_peak()
     try:
         base = load_base(first.model) if base is None else base
@@ -140,40 +127,13 @@ def train_side_by_side(
     return SideBySide(results, peak, wall_s, cost["train_s"])
 
 
-def _check(recipe: Recipe) -> None:
-    """Raises RecipeError for what has no place beside other adapters."""
-    table = recipe.train
-    alone = {
-        "model.task": recipe.model.task != "generation",
-        "lora.use_dora": recipe.lora.use_dora,
-        "lora.train_embeddings": recipe.lora.train_embeddings,
-        "lora.init_from": recipe.lora.init_from is not None,
-        "train.gradient_checkpointing": table.gradient_checkpointing is not False,
-        "train.batch_size": table.batch_size == "auto",
-        "train.schedule": table.schedule == "plateau",
-        "train.early_stopping_patience": table.early_stopping_patience is not None,
-        "train.use_liger_kernel": table.use_liger_kernel,
-        "train.on_overfitting": table.on_overfitting != "warn",
-        "train.changes": table.changes is not None,
-        "train.trackers": bool(table.trackers),
-        "model.compute_dtype": recipe.model.compute_dtype == "float16",
-        "evaluate.folds": recipe.evaluate.folds is not None,
-    }
-    for key, is_set in alone.items():
-        if is_set:
-            value = getattr(getattr(recipe, key.split(".")[0]), key.split(".")[1])
-            raise RecipeError(
-                f"{recipe.name}: {key} = {value!r} has no place side by side", cure="train these adapters one by one"
-            )
-
-
 def _prepare(name: str, recipe: Recipe, folder: Path, base: Any, notify: Progress) -> _Side:
     """The parts of one training, made exactly as for one alone, taken off the base again."""
     run_dir = SideDir(folder / name, shared_cache=folder / "cache")
     claim(run_dir, recipe.to_toml())
     with lent(base):
         parts = set_up(recipe, run_dir, find_inputs(recipe, run_dir), notify, base=base)
-        layers = dict(_lora_layers(parts.model.get_base_model()))
+        layers = dict(lora_layers(parts.model.get_base_model()))
     generator = torch.Generator(device=base.device)
     if base.device.type == "cpu":
         generator.set_state(torch.get_rng_state())
@@ -183,17 +143,11 @@ def _prepare(name: str, recipe: Recipe, folder: Path, base: Any, notify: Progres
     return _Side(name, run_dir, parts, layers, generator)
 
 
-def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    from peft.tuners.lora import LoraLayer
-
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
-
-
 def _join(base: Any, sides: Sequence[_Side]) -> Sharing:
     """Put all adapters into the base, whose attention becomes that of a training."""
     sharing = Sharing(generators=[side.generator for side in sides])
     for path in sides[0].layers:
-        branches = [_branch(side.layers[path]) for side in sides]
+        branches = [branch_of(side.layers[path]) for side in sides]
         base.set_submodule(path, SideLinear(sides[0].layers[path].get_base_layer(), branches, sharing))
     sides[0].parts.task.complete(base)
     if base.config._attn_implementation != segments.NAME or not can_fuse(base.get_output_embeddings()):
@@ -204,13 +158,6 @@ def _join(base: Any, sides: Sequence[_Side]) -> Sharing:
     fuse(base)
     base.train()
     return sharing
-
-
-def _branch(layer: Any) -> SideBranch:
-    name = layer.active_adapters[0]
-    drop = layer.lora_dropout[name]
-    rate = float(drop.p) if isinstance(drop, torch.nn.Dropout) else 0.0
-    return SideBranch(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], rate)
 
 
 def _run(
@@ -342,38 +289,8 @@ def _finish(side: _Side, base: Any, cost: Mapping[str, Any]) -> TrainResult | No
         batch_size=parts.recipe.batch_size,
         **cost,
     )
-    run_dir.results.mkdir(exist_ok=True)
-    record = {**dataclasses.asdict(result), "provenance": provenance(parts.recipe.train.seed)}
-    write_json(run_dir.results / "train.json", record)
-    run_dir.finish("train", find_inputs(parts.recipe, run_dir), steps=result.steps, eval_loss=result.eval_loss)
+    write_result(run_dir, result, find_inputs(parts.recipe, run_dir), seed=parts.recipe.train.seed)
     return result
-
-
-def read_variants(recipe: Path, overrides: Sequence[str], varied: Sequence[str]) -> dict[str, Recipe]:
-    """The recipes that "key=value,value" texts ask for, every combination, by names made of the values.
-
-    Raises RecipeError: a key that is none of VARIED, no values, too many combinations, a value that cannot stand.
-    """
-    options: dict[str, list[str]] = {}
-    for text in varied:
-        key, _, values = text.partition("=")
-        key = key.strip().replace("-", "_")
-        if key not in VARIED:
-            raise RecipeError(f"--vary {key}: adapters side by side differ in {', '.join(VARIED)}", cure="take one")
-        found = list(dict.fromkeys(value.strip() for value in values.split(",") if value.strip()))
-        if not found or key in options:
-            what = "is given twice" if key in options else "has no values"
-            raise RecipeError(f"--vary {key}: {what}", cure=f"write it as {key}=FIRST,SECOND")
-        options[key] = found
-    count = math.prod(map(len, options.values()))
-    if count > MOST_ADAPTERS:
-        raise RecipeError(f"--vary: {count} adapters are too many at once", cure=f"leave at most {MOST_ADAPTERS}")
-    variants = {}
-    for combination in product(*options.values()):
-        chosen = dict(zip(options, combination, strict=True))
-        name = "_".join(f"{key.partition('.')[2]}={value}" for key, value in chosen.items())
-        variants[name] = load_recipe(recipe, (*overrides, *(f"{key}={value}" for key, value in chosen.items())))
-    return variants
 
 
 def refuse_if_all_diverged(found: SideBySide) -> None:

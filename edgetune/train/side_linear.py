@@ -7,7 +7,7 @@ Source: the batched LoRA of mLoRA, arXiv:2312.02515, section 4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,21 @@ class SideBranch:
     b: nn.Parameter
     scaling: float
     rate: float
+
+
+def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Path and module of every linear of a transformers model that PEFT has put a LoRA on."""
+    from peft.tuners.lora import LoraLayer
+
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def branch_of(layer: Any) -> SideBranch:
+    """The branch that PEFT has put on a linear: its active adapter's matrices, scaling and dropout."""
+    name = layer.active_adapters[0]
+    drop = layer.lora_dropout[name]
+    rate = float(drop.p) if isinstance(drop, torch.nn.Dropout) else 0.0
+    return SideBranch(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], rate)
 
 
 class SideLinear(nn.Module):

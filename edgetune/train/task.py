@@ -37,8 +37,10 @@ class Task(Data, Protocol):
     def complete(self, model: Any) -> Any:
         """The adapted base, ready to train: with its head, with its attention."""
 
-    def evaluate(self, model: Any, part: slice = slice(None), pieces: int = 1) -> tuple[float, int]:
-        """Summed loss over the eval rows, dropout off, and what it sums over; `part` of their batches.
+    def evaluate(
+        self, model: Any, part: slice = slice(None), pieces: int = 1, *, rows: Any = None
+    ) -> tuple[float, int]:
+        """Summed loss over the eval rows, or over `rows`, dropout off, and what it sums over; `part` of their batches.
 
         `pieces`: into how many each batch is cut, which changes nothing but the memory.
         """

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from edgetune.progress import Progress
 from edgetune.recipe import AFTER, value_after
 from edgetune.run_dir import RunDir
 from edgetune.train import divergence, events, overfitting, plateau
 from edgetune.train.checkpoint import State
 from edgetune.train.fused import dropout_of, set_dropout
 from edgetune.train.setup import Parts
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 def follow_plateau(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> None:
@@ -26,7 +25,6 @@ def follow_plateau(parts: Parts, run_dir: RunDir, state: State, notify: Progress
         before,
         state.eval_loss,
         patience=table.plateau_patience,
-        factor=table.plateau_factor,
         least=table.min_learning_rate_ratio,
     )
     if state.plateau.cuts > before.cuts:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,15 @@ from edgetune.files import atomic_file, read_json, write_json
 from edgetune.hashes import hash_file, hash_values
 from edgetune.launch import launched
 from edgetune.lora import task as adapters
-from edgetune.model.base import hash_base, load_base, load_tokenizer, resolve_base
+from edgetune.model.base import base_folder, hash_base, load_base, load_tokenizer
 from edgetune.model.lend import lent
 from edgetune.model.memory import give_back_memory
+from edgetune.progress import Progress, as_stage
 from edgetune.provenance import provenance
 from edgetune.recipe import TABLES, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.loop import train
 
-Progress = Callable[[Mapping[str, Any]], None]
 EVAL = "eval.jsonl"
 
 
@@ -102,12 +102,12 @@ def cross_validate(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None
             "evaluate.folds: several processes train one model", cure="leave folds out, or use one process"
         )
     table, dealt = recipe.model, deal(recipe)
-    path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    path = base_folder(table)
     base: Any = None
     count = recipe.evaluate.folds or 0
     for number in range(count):
         place = run_dir.folds / f"fold-{number + 1}"
-        fold = _fold_recipe(recipe, dealt, number, place)
+        fold = fold_recipe(recipe, dealt, number, place)
         files = [hash_file(Path(name)) for name in (fold.data.train, fold.data.eval, fold.data.test) if name]
         tables = [getattr(recipe, name) for name in TABLES if name not in ("tune", "export", "budget")]
         inputs, stage = hash_values(files, hash_base(path), *tables), f"fold-{number + 1}"
@@ -116,7 +116,7 @@ def cross_validate(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None
                 give_back_memory()
                 base = load_base(table)
             _measure(
-                fold, RunDir(place), base, _file(run_dir, number), _named(progress, f"fold {number + 1} of {count}")
+                fold, RunDir(place), base, _file(run_dir, number), as_stage(progress, f"fold {number + 1} of {count}")
             )
             run_dir.finish(stage, inputs)
         shutil.rmtree(place)
@@ -126,7 +126,7 @@ def cross_validate(recipe: Recipe, run_dir: RunDir, *, progress: Progress | None
     return result
 
 
-def _fold_recipe(recipe: Recipe, dealt: Dealt, number: int, place: Path) -> Recipe:
+def fold_recipe(recipe: Recipe, dealt: Dealt, number: int, place: Path) -> Recipe:
     """The recipe of one fold, its rows written into a folder of their own: test rows are those held out."""
     rows = place / "rows"
     write_fold(recipe, dealt, number, rows)
@@ -148,7 +148,7 @@ def _fold_recipe(recipe: Recipe, dealt: Dealt, number: int, place: Path) -> Reci
 def _measure(recipe: Recipe, run_dir: RunDir, base: Any, file: Path, progress: Progress | None) -> None:
     """Train one fold on a base that stays, score the rows held out; writes the file, whole or not at all."""
     table = recipe.model
-    path = resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    path = base_folder(table)
     tokenizer = load_tokenizer(path, trust_remote_code=table.trust_remote_code)
     with lent(base):
         trained = train(recipe, run_dir, base=base, progress=progress)
@@ -199,8 +199,3 @@ def _write(run_dir: RunDir, result: CrossValidation, recipe: Recipe) -> None:
 
 def _file(run_dir: RunDir, number: int) -> Path:
     return run_dir.results / "folds" / f"fold-{number + 1}.json"
-
-
-def _named(progress: Progress | None, name: str) -> Progress | None:
-    """Progress that says which fold it is about."""
-    return progress and (lambda event: progress({**event, "stage": name}))

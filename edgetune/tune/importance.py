@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from edgetune.tune.findings import values_in
+from edgetune.tune.sampling import RUNGS
 from edgetune.tune.space import Choices, Range, Space, same
 
-LEAST_TRIALS = 8
-"""Measured ones, below which a forest says nothing."""
+LEAST_TRIALS, LEAST_PER_KEY = 8, 2
+"""Trials, in all and for each key, below which a forest says nothing."""
 GRID, SAMPLE, TREES = 12, 256, 64
 PAIRS = (("train.learning_rate", "train.batch_size"), ("train.batch_size", "train.epochs"))
 """Pairs of which it is known that one asks for the other."""
@@ -38,10 +40,71 @@ class Pair:
     """The objective that the forest expects, all other keys averaged out: rows the second key, columns the first."""
 
 
+@dataclass(frozen=True)
+class Early:
+    """What a loss during training depends on, that of trials given up included."""
+
+    after: float
+    """Share of the training after which all these trials have an eval loss."""
+    trials: int
+    shares: Mapping[str, float]
+
+
+def least_trials(space: Space) -> int:
+    """How many trials it takes to tell what matters."""
+    return max(LEAST_TRIALS, LEAST_PER_KEY * len(space))
+
+
 def importances(study: Any, space: Space, *, seed: int) -> dict[str, float] | None:
-    """Share of the variance of the first objective that each key explains alone, greatest first; None of few trials."""
-    if len(_measured(study)) < LEAST_TRIALS:
+    """Share of the variance of the first objective that each key explains alone, greatest first; None of few trials.
+
+    Of measured trials: those that were given up have no score. `early_importances` has them.
+    """
+    if len(_measured(study)) < least_trials(space):
         return None
+    return _shares(study, space, seed)
+
+
+def early_importances(study: Any, space: Space, *, seed: int) -> Early | None:
+    """The same of the eval loss at the latest tenth of a training at which every trial that was looked at has one.
+
+    None where no trial was given up on its eval loss, or of few trials.
+    """
+    found = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    trials = [trial for trial in found if trial.intermediate_values]
+    rungs = set.intersection(*(set(trial.intermediate_values) for trial in trials)) if trials else set()
+    is_cut = any(trial.state == TrialState.PRUNED for trial in trials)
+    if not is_cut or not rungs or len(trials) < least_trials(space):
+        return None
+    rung, early = max(rungs), optuna.create_study()
+    early.add_trials(
+        optuna.trial.create_trial(
+            params=trial.params, distributions=trial.distributions, value=abs(trial.intermediate_values[rung])
+        )
+        for trial in trials
+    )
+    return Early(rung / RUNGS, len(trials), _shares(early, space, seed))
+
+
+def told(study: Any, space: Space, alone: Mapping[str, float] | None, early: Early | None) -> str:
+    """What stands behind the importances, or why there are none, in one line."""
+    measured = len(_measured(study))
+    lost = len(study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
+    if alone is None:
+        said = (
+            f"{measured} measured trials are too few to say what matters: {least_trials(space)} for {len(space)} keys"
+        )
+    else:
+        said = f"by the scores of {measured} measured trials"
+        said += f"; {lost} that were given up have none" if lost else ""
+    if early is None:
+        return said
+    top = ", ".join(f"{name} {share:.0%}" for name, share in list(early.shares.items())[:3])
+    return f"{said}; by the eval loss after {early.after:.0%} of the training, of {early.trials} trials: {top}"
+
+
+def _shares(study: Any, space: Space, seed: int) -> dict[str, float]:
+    """What each key explains alone, by Optuna's fANOVA, greatest first."""
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # with scikit-learn: a second
 
     found = get_param_importances(
@@ -57,7 +120,7 @@ def importances(study: Any, space: Space, *, seed: int) -> dict[str, float] | No
 def interactions(study: Any, space: Space, alone: Mapping[str, float], *, seed: int) -> list[Pair]:
     """PAIRS where both keys are searched, and the pair of the two keys that matter most; [] of few trials."""
     trials = _measured(study)
-    if len(trials) < LEAST_TRIALS:
+    if len(trials) < least_trials(space):
         return []
     top = sorted(alone, key=lambda name: -alone[name])[:2]
     pairs = [pair for pair in PAIRS if set(pair) <= set(space)]

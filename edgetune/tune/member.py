@@ -13,21 +13,20 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgetune.errors import DivergedError, RunError
 from edgetune.files import read_json, write_json
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir, refuse_other_run
 from edgetune.train.events import read_events
 from edgetune.tune.lineage import Lineage
 from edgetune.tune.space import Space
 from edgetune.tune.trial import TrialDir, Workbench
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)

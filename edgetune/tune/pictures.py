@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetune.files import atomic_file
+from edgetune.figure import figure
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.6"
-DPI = 120
 NEAR = 0.12
 """How close the values of one key lie, in rows."""
-
-
-@contextmanager
-def _figure(out: Path, width: float, height: float) -> Iterator[Any]:
-    """A figure that is written when the block ends. Raises RunError."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    yield figure
-    with atomic_file(out) as temporary:
-        figure.savefig(temporary, format="png")
 
 
 def draw_history(document: Mapping[str, Any], out: Path) -> None:
@@ -45,8 +30,8 @@ def draw_history(document: Mapping[str, Any], out: Path) -> None:
         points.append((tokens, value))
         best = value if best is None else (min if is_loss else max)(best, value)
         line.append((tokens, best))
-    with _figure(out, 7.0, 4.0) as figure:
-        axes = figure.add_subplot()
+    with figure(out, (7.0, 4.0)) as drawn:
+        axes = drawn.add_subplot()
         axes.scatter(*zip(*points, strict=True), s=14, color=BLUE, alpha=0.6, label="trial")
         axes.step(*zip(*line, strict=True), where="post", color=ORANGE, label="best so far")
         if lost:
@@ -61,9 +46,9 @@ def draw_slices(document: Mapping[str, Any], out: Path) -> None:
     trials, keys = _complete(document), list(document["space"])
     across = min(4, len(keys))
     down = -(-len(keys) // across)
-    with _figure(out, 3.2 * across, 2.8 * down) as figure:
+    with figure(out, (3.2 * across, 2.8 * down)) as drawn:
         for number, key in enumerate(keys, 1):
-            axes = figure.add_subplot(down, across, number)
+            axes = drawn.add_subplot(down, across, number)
             item = document["space"][key]
             made = [trial for trial in trials if key in trial["values"]]
             places = [_along(item, trial["values"][key]) for trial in made]
@@ -74,7 +59,7 @@ def draw_slices(document: Mapping[str, Any], out: Path) -> None:
             _mark(axes.set_xticks, item)
             axes.set(xlabel=key, xlim=(-0.06, 1.06))
             axes.grid(alpha=0.25)
-        figure.supylabel(_objective(document))
+        drawn.supylabel(_objective(document))
 
 
 def draw_parallel(document: Mapping[str, Any], out: Path) -> None:
@@ -82,12 +67,12 @@ def draw_parallel(document: Mapping[str, Any], out: Path) -> None:
     trials, keys = _complete(document), list(document["space"])
     values = [trial["objectives"][0] for trial in trials]
     low, high = min(values), max(values)
-    with _figure(out, 2.0 + 1.5 * len(keys), 4.2) as figure:
+    with figure(out, (2.0 + 1.5 * len(keys), 4.2)) as drawn:
         from matplotlib import colormaps
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
-        axes, norm = figure.add_subplot(), Normalize(low, high if high > low else low + 1)
+        axes, norm = drawn.add_subplot(), Normalize(low, high if high > low else low + 1)
         colours = colormaps["viridis"]
         for trial in trials:
             line = [_along(document["space"][key], trial["values"][key]) for key in keys if key in trial["values"]]
@@ -101,15 +86,15 @@ def draw_parallel(document: Mapping[str, Any], out: Path) -> None:
         axes.set_xticks(range(len(keys)), [key.partition(".")[2] for key in keys])
         axes.set_yticks([])
         axes.set(xlim=(-0.1, len(keys) - 0.6), title=f"{document['recipe']}: the best in orange")
-        figure.colorbar(ScalarMappable(norm, colours), ax=axes, label=_objective(document))
+        drawn.colorbar(ScalarMappable(norm, colours), ax=axes, label=_objective(document))
 
 
 def draw_front(document: Mapping[str, Any], out: Path) -> None:
     """Of several objectives the second over the first: all measured trials, and the Pareto front as a line."""
     names = document["objectives"]
     front = sorted((trial["objectives"][:2] for trial in document["front"]), key=lambda values: values[0])
-    with _figure(out, 6.0, 4.2) as figure:
-        axes = figure.add_subplot()
+    with figure(out, (6.0, 4.2)) as drawn:
+        axes = drawn.add_subplot()
         every = [trial["objectives"][:2] for trial in _complete(document)]
         axes.scatter(*zip(*every, strict=True), s=16, color=BLUE, alpha=0.6, label="trial")
         axes.plot(*zip(*front, strict=True), "o-", color=ORANGE, label="Pareto front")
@@ -120,23 +105,25 @@ def draw_front(document: Mapping[str, Any], out: Path) -> None:
         axes.legend(frameon=False)
 
 
-def draw_importances(shares: Mapping[str, float], out: Path, *, title: str) -> None:
-    """Bars: what share of the variance each key explains alone."""
-    names = sorted(shares, key=lambda name: shares[name])
-    with _figure(out, 7.0, 1.2 + 0.35 * len(names)) as figure:
-        axes = figure.add_subplot()
-        axes.barh(names, [shares[name] for name in names], color=BLUE)
-        axes.set(xlabel="share of the variance (fANOVA)", title=title)
-        axes.grid(alpha=0.25, axis="x")
+def draw_importances(views: Mapping[str, Mapping[str, float]], out: Path, *, title: str) -> None:
+    """Bars: what share of the variance each key explains alone; a panel for each view, e.g. "score"."""
+    names = list(next(iter(views.values())))[::-1]
+    with figure(out, (3.0 + 4.0 * len(views), 1.2 + 0.35 * len(names))) as drawn:
+        panels = drawn.subplots(1, len(views), squeeze=False, sharey=True)[0]
+        for axes, (view, shares) in zip(panels, views.items(), strict=True):
+            axes.barh(names, [shares[name] for name in names], color=BLUE)
+            axes.set(xlabel="share of the variance (fANOVA)", title=view)
+            axes.grid(alpha=0.25, axis="x")
+        drawn.suptitle(title)
 
 
 def draw_interactions(pairs: Sequence[Any], trials: Sequence[Mapping[str, Any]], out: Path, *, objective: str) -> None:
     """For each pair what the forest expects over both keys, and the trials that were measured as dots."""
-    with _figure(out, 5.2 * len(pairs), 4.2) as figure:
+    with figure(out, (5.2 * len(pairs), 4.2)) as drawn:
         for number, pair in enumerate(pairs, 1):
-            axes = figure.add_subplot(1, len(pairs), number)
+            axes = drawn.add_subplot(1, len(pairs), number)
             image = axes.imshow(pair.expected, origin="lower", aspect="auto", cmap="viridis")
-            figure.colorbar(image, ax=axes, label=f"{objective}, expected")
+            drawn.colorbar(image, ax=axes, label=f"{objective}, expected")
             across, up = ([_short(value) for value in axis] for axis in pair.axes)
             axes.set_xticks(range(len(across)), across, rotation=60, fontsize=7)
             axes.set_yticks(range(len(up)), up, fontsize=7)
@@ -148,8 +135,8 @@ def draw_interactions(pairs: Sequence[Any], trials: Sequence[Mapping[str, Any]],
 def draw_sensitivity(document: Mapping[str, Any], out: Path) -> None:
     """For each key the effect of its values with 95 % intervals, the key that matters most on top."""
     keys = document["keys"]
-    with _figure(out, 8.0, 1.4 + 0.7 * len(keys)) as figure:
-        axes = figure.add_subplot()
+    with figure(out, (8.0, 1.4 + 0.7 * len(keys))) as drawn:
+        axes = drawn.add_subplot()
         axes.axvline(0.0, color="black", linewidth=0.8)
         if document["noise"]:
             axes.axvspan(
@@ -238,8 +225,8 @@ def draw_population(document: Mapping[str, Any], out: Path) -> None:
         line.append(one)
         one = made.get((one["generation"] - 1, one["parent"]))
     keys = list(document["space"])
-    with _figure(out, 7.0, 2.2 * (1 + len(keys))) as figure:
-        panels = figure.subplots(1 + len(keys), 1, sharex=True)
+    with figure(out, (7.0, 2.2 * (1 + len(keys)))) as drawn:
+        panels = drawn.subplots(1 + len(keys), 1, sharex=True)
         for axes, key in zip(panels, (None, *keys), strict=True):
             for member in range(document["population"]):
                 own = [one for (_, number), one in made.items() if number == member]

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from edgetune.errors import DivergedError, MissingExtraError, OutOfMemoryError, RecipeError, RunError, first_line
 from edgetune.files import read_json, write_json, write_text
+from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe, load_recipe
 from edgetune.train.setup import count_steps
@@ -28,7 +29,6 @@ from edgetune.tune.space import Space, describe
 from edgetune.tune.study import differences, identity
 from edgetune.tune.trial import TrialDir, Workbench
 
-Progress = Callable[[Mapping[str, Any]], None]
 STAGE = "tune"
 
 
@@ -74,7 +74,7 @@ def train_population(
     """
     population_space(recipe, learning_rate=1e-4)  # what is wrong with it is known before anything is loaded
     train = session or _on_ray()
-    notify = progress or _say_nothing
+    notify = progress or silent
     bench = Workbench(recipe, folder.path)
     space = population_space(recipe, learning_rate=bench.learning_rate)
     of = {
@@ -111,10 +111,6 @@ def _on_ray() -> Session:
             f"Ray Tune cannot be used: {first_line(error)}", cure="install it: pip install 'edgetune[ray]'"
         ) from None
     return train_on_ray
-
-
-def _say_nothing(event: Mapping[str, Any]) -> None:
-    """Progress of a population that nobody watches."""
 
 
 def _claim(recipe: Recipe, folder: PopulationDir, of: Mapping[str, Any], *, force: bool) -> PopulationResult | None:

@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from edgetune.errors import DivergedError, OutOfMemoryError, RecipeError
-from edgetune.tune.findings import best_trials
+from edgetune.tune.findings import best_trials, values_in
 from edgetune.tune.sampling import REDUCTION, RUNGS, suggest
 from edgetune.tune.space import recipe_with
 from edgetune.tune.storage import POINT, VALUES, WORKER, break_off, one_at_a_time, original, reap, this_worker
@@ -126,12 +126,13 @@ class _Watch:
         self._is_single = len(found.directions) == 1
         self._sign = -1.0 if found.directions[0] == "maximize" else 1.0
         self._started, self._tokens = time.perf_counter(), 0
+        self._stage = _title(found, trial.number)
         self.share = 0.0
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         self._tokens = int(event.get("tokens", self._tokens))
         if "message" not in event:
-            self._found.notify({**event, "stage": f"trial {self._trial.number} {event.get('stage', '')}".rstrip()})
+            self._found.notify({**event, "stage": f"{self._stage} {event.get('stage', '')}".rstrip()})
         if "train_loss" not in event or not self._is_single:
             return
         self.share = event["step"] / event["steps"]
@@ -176,8 +177,15 @@ def _frozen(study: Any, number: int) -> FrozenTrial:
     return trial
 
 
+def _title(found: Search, number: int) -> str:
+    """What stands before the progress of a trial: its place among all, and what is to be beaten."""
+    best = best_trials(found.study)
+    told = f" (best {best[0].values[0]:.4g})" if best else ""
+    return f"trial {number}, {int(spent(found.study)['trials']) + 1} of {found.most_trials}{told}"
+
+
 def _tell(found: Search, number: int) -> None:
-    """A line about a trial that has just ended."""
+    """A line about a trial that has just ended: what it came to, with which values, and where the study stands."""
     trial, study = _frozen(found.study, number), found.study
     used, table = spent(study), found.recipe.tune
     if trial.state == TrialState.PRUNED:
@@ -185,7 +193,16 @@ def _tell(found: Search, number: int) -> None:
     else:
         names = zip(table.objectives, trial.values, strict=True)
         outcome = ", ".join(f"{name} {value:.4g}" for name, value in names)
+    values = trial.user_attrs[VALUES] if found.is_planned else values_in(trial, found.space)
+    tried = ", ".join(f"{name.partition('.')[2]} {_short(value)}" for name, value in values.items())
     best = best_trials(study)
     told = f"; best so far: trial {best[0].number} with {best[0].values[0]:.4g}" if best else ""
-    left = f"{max(0, found.most_trials - int(used['trials']))} trials left, {int(used['running'])} under way"
-    found.notify({"stage": STAGE, "message": f"trial {number}: {outcome}{told}; {left}"})
+    left = max(0, found.most_trials - int(used["trials"]))
+    others = f"{used['running']:.0f} under way on other workers"
+    found.notify(
+        {"stage": STAGE, "message": f"trial {number}: {outcome} ({tried}){told}; {left} trials left, {others}"}
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -6,9 +6,10 @@ was stopped and goes on asks for what it would have asked for.
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -28,6 +29,27 @@ REDUCTION = 3
 """Of the trials that reach a rung, one in so many goes on; before so many have ended none is given up."""
 STARTUP_TRIALS = 6
 """Drawn at random before a model of the scores is made, warm starts among them."""
+GP_TRIALS = 100
+"""From so many trials on Optuna advises TPE; with fewer a Gaussian process found better (benchmarks/README.md)."""
+
+
+def settled(table: TuneTable, space: Space) -> TuneTable:
+    """[tune] with sampler = "auto" decided.
+
+    A space of choices and steps that `trials` covers, and neither minutes nor tokens cut short, is gone through whole.
+    Else a Gaussian process, below GP_TRIALS trials and where half of the keys are ranges at least: it takes choices for
+    unordered, one as far from any other. Else TPE.
+    """
+    if table.sampler != "auto":
+        return table
+    ranges = [item for item in space.values() if isinstance(item, Range)]
+    is_finite = all(item.step is not None for item in ranges) and table.minutes is None and table.tokens is None
+    name: Literal["grid", "gp", "tpe"] = "tpe"
+    if is_finite and grid_size(space) <= table.trials:
+        name = "grid"
+    elif table.trials < GP_TRIALS and 2 * len(ranges) >= len(space):
+        name = "gp"
+    return dataclasses.replace(table, sampler=name)
 
 
 class SeededSampler(BaseSampler):
@@ -77,7 +99,12 @@ def _sampler(table: TuneTable, space: Space, seed: int) -> BaseSampler:
         return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
     if table.sampler == "cmaes":
         return CmaEsSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False)
-    return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+    return TPESampler(
+        seed=seed,
+        n_startup_trials=STARTUP_TRIALS,
+        multivariate=len(table.objectives) == 1,  # keys together: one asks for another; of several objectives untried
+        constant_liar=True,  # what other workers try at this moment is not proposed again
+    )
 
 
 def grid_sampler(table: TuneTable, space: Space) -> GridSampler:
@@ -95,10 +122,13 @@ def grid_size(space: Space) -> int:
 
 
 def make_pruner(table: TuneTable) -> BasePruner:
-    """[tune] pruner, over tenths of a training."""
+    """[tune] pruner, over tenths of a training.
+
+    With a Gaussian process "auto" is none: it learns from whole trials alone, and proposes what was given up again.
+    """
     name = table.pruner
     if name == "auto":
-        name = "none" if len(table.objectives) > 1 else "halving"
+        name = "none" if len(table.objectives) > 1 or table.sampler == "gp" else "halving"
     if name == "halving":
         return SuccessiveHalvingPruner(min_resource=FIRST_RUNG, reduction_factor=REDUCTION)
     if name == "hyperband":

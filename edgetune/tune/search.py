@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.trial import TrialState
-
-from edgetune.errors import OutOfMemoryError, RunError
+from edgetune.errors import OutOfMemoryError, RunError, is_stop
 from edgetune.files import write_json, write_text
+from edgetune.progress import Progress
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
 from edgetune.tune.confirm import Confirmation, confirm
 from edgetune.tune.findings import best_trials, row, values_in
-from edgetune.tune.importance import Pair, importances, interactions
+from edgetune.tune.importance import Pair, early_importances, importances, interactions, told
 from edgetune.tune.pictures import (
     draw_front,
     draw_history,
@@ -30,8 +29,8 @@ from edgetune.tune.pictures import (
 )
 from edgetune.tune.run import REASON, STAGE, run_trials
 from edgetune.tune.space import describe, read_space, recipe_with
-from edgetune.tune.storage import close, quiet_optuna, reached_database
-from edgetune.tune.study import Progress, Search, StudyDir, has_budget, open_search, spent
+from edgetune.tune.storage import close, is_under_way, quiet_optuna, reached_database
+from edgetune.tune.study import Search, StudyDir, has_budget, open_search, spent
 from edgetune.tune.trial import Bench
 
 
@@ -70,11 +69,27 @@ def search(
     with quiet_optuna(), reached_database(recipe.name):
         found = open_search(recipe, folder, force=force, bench=bench, progress=progress)
         try:
-            run_trials(found, _is_next)
+            _run(found)
             result = finish(found)
             return _confirmed(found, result) if confirms and recipe.tune.seeds > 1 else result
         finally:
             close(found.study._storage)
+
+
+def _run(found: Search) -> None:
+    """Trials until the budget is used up. What there is after a stop is written as at the end, before that goes on."""
+    try:
+        run_trials(found, _is_next)
+    except BaseException as error:
+        if is_stop(error) and best_trials(found.study):
+            finish(found)
+            found.notify(
+                {
+                    "stage": STAGE,
+                    "message": f"stopped; what it found so far is in {found.folder.path}, and it goes on later",
+                }
+            )
+        raise
 
 
 def _is_next(found: Search) -> bool | None:
@@ -104,6 +119,7 @@ def finish(found: Search) -> StudyResult:
     values = values_in(best[0], found.space)
     recipe = dataclasses.replace(recipe_with(found.recipe, values), name=found.recipe.name)
     alone = importances(found.study, found.space, seed=found.recipe.tune.seed)
+    early = early_importances(found.study, found.space, seed=found.recipe.tune.seed)
     pairs = interactions(found.study, found.space, alone or {}, seed=found.recipe.tune.seed)
     document = {
         "recipe": found.recipe.name,
@@ -117,6 +133,8 @@ def finish(found: Search) -> StudyResult:
         "space": describe(found.space),
         "trials": [row(trial, found.space) for trial in found.study.get_trials(deepcopy=False)],
         "importances": alone,
+        "early_importances": dataclasses.asdict(early) if early else None,
+        "importances_told": told(found.study, found.space, alone, early),
         "interactions": [{"keys": list(pair.keys), "share": pair.share} for pair in pairs],
         "sampler": found.recipe.tune.sampler,
         "pruner": type(found.study.pruner).__name__,
@@ -126,14 +144,14 @@ def finish(found: Search) -> StudyResult:
     write_json(found.folder.results, document)
     write_text(found.folder.best, recipe.to_toml())
     _draw(found, document, pairs)
-    if not any(trial.state == TrialState.RUNNING for trial in found.study.get_trials(deepcopy=False)):
+    if not any(map(is_under_way, found.study.get_trials(deepcopy=False))):
         shutil.rmtree(found.folder.trials, ignore_errors=True)
     return StudyResult(found.folder, values, recipe, document)
 
 
 def _draw(found: Search, document: Mapping[str, Any], pairs: list[Pair]) -> None:
     """history, slices and parallel coordinates; of several objectives the front; of enough trials what mattered."""
-    folder, name = found.folder.path, found.recipe.name
+    folder = found.folder.path
     for picture in ("front", "importances", "interactions"):
         (folder / f"{picture}.png").unlink(missing_ok=True)  # of an earlier, shorter look
     draw_history(document, folder / "history.png")
@@ -141,11 +159,21 @@ def _draw(found: Search, document: Mapping[str, Any], pairs: list[Pair]) -> None
     draw_parallel(document, folder / "parallel.png")
     if document["front"]:
         draw_front(document, folder / "front.png")
-    if document["importances"]:
-        draw_importances(document["importances"], folder / "importances.png", title=name)
+    if views := _views(document):
+        draw_importances(views, folder / "importances.png", title=found.recipe.name)
     if pairs:
         objective = found.recipe.tune.objectives[0]
         draw_interactions(pairs, document["trials"], folder / "interactions.png", objective=objective)
+
+
+def _views(document: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Importances by what they are of: the score, and the eval loss at a time when no trial was given up yet."""
+    early, views = document["early_importances"], {}
+    if document["importances"]:
+        views[document["objectives"][0]] = document["importances"]
+    if early:
+        views[f"eval loss after {early['after']:.0%} of the training"] = early["shares"]
+    return views
 
 
 def _no_trial(found: Search) -> Exception:

@@ -13,6 +13,7 @@ from typing import Any
 
 from edgetune.errors import RunError
 from edgetune.files import write_json
+from edgetune.progress import Progress
 from edgetune.provenance import provenance
 from edgetune.recipe import Recipe
 from edgetune.tune.confirm import common
@@ -22,7 +23,7 @@ from edgetune.tune.planned import Outcome, run_points
 from edgetune.tune.run import STAGE
 from edgetune.tune.space import Space, read_space, same, values_of
 from edgetune.tune.storage import close, quiet_optuna, reached_database
-from edgetune.tune.study import Progress, Search, StudyDir, open_search
+from edgetune.tune.study import Search, StudyDir, open_search
 
 NAME = "one at a time"
 RANGE_POINTS = 4

@@ -17,6 +17,7 @@ from edgetune.errors import RecipeError, shown
 from edgetune.model.fit import with_values
 from edgetune.recipe import MOST, Recipe, check_value, number_kind, problem_with, unknown_key
 from edgetune.tune import task
+from edgetune.tune.reach import useless
 
 GRID_POINTS = 3
 """Of a range without a step, in a grid."""
@@ -34,6 +35,9 @@ FIXED_KEYS = {
     "data.columns": "all trials learn from the same rows",
     **task.FIXED_KEYS,
     "export.min_gain_kept": "it changes no model",
+    "export.max_gain_kept": "it changes no model",
+    "export.max_kl": "it changes no model",
+    "export.max_changed_rows": "it changes no model",
     "train.trackers": "it changes no model",
     "train.checkpoint_steps": "it changes no model",
     "train.changes": "they are found by a population",
@@ -110,9 +114,7 @@ def read_space(recipe: Recipe, *, learning_rate: float | None = None) -> Space:
     Raises RecipeError with one line for each problem.
     """
     asked = recipe.tune.space
-    if not asked:
-        return default_space(recipe, learning_rate)
-    space: dict[str, Range | Choices] = {}
+    space: dict[str, Range | Choices] = {} if asked else dict(default_space(recipe, learning_rate))
     problems: list[str] = []
     for name, value in asked.items():
         try:
@@ -121,6 +123,7 @@ def read_space(recipe: Recipe, *, learning_rate: float | None = None) -> Space:
             problems.append(f'tune.space."{name}": {refusal}')
     if not problems and recipe.tune.sampler == "cmaes" and not any(isinstance(item, Range) for item in space.values()):
         problems.append('tune.sampler = "cmaes": seeks in ranges, and the space has only choices; take "tpe"')
+    problems = problems or useless(recipe, space)
     if len(problems) == 1:
         raise RecipeError(f"{recipe.name}: {problems[0]}")
     if problems:

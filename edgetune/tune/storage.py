@@ -251,6 +251,12 @@ def original(trial: FrozenTrial) -> int:
     return int(trial.system_attrs.get(FIRST, trial.number))
 
 
+def is_under_way(trial: FrozenTrial) -> bool:
+    """Whether a trial has begun and is to be finished, here or elsewhere: it runs, or was broken off and is queued."""
+    is_repeated = trial.state == TrialState.WAITING and HISTORY in trial.system_attrs
+    return trial.state == TrialState.RUNNING or is_repeated
+
+
 def _is_old(trial: FrozenTrial) -> bool:
     """Whether a trial began so long ago that its worker should have put its name to it."""
     began = trial.datetime_start

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from optuna.trial import TrialState
 from edgetune.data.read import content_hashes, is_hub_id, splits
 from edgetune.errors import EdgeTuneError, RunError
 from edgetune.hashes import hash_values
+from edgetune.progress import Progress, silent
 from edgetune.recipe import TABLES, Recipe
 from edgetune.tune.findings import best_trials
-from edgetune.tune.sampling import SeededSampler, encoded, fits, grid_size, make_pruner
+from edgetune.tune.sampling import SeededSampler, encoded, fits, grid_size, make_pruner, settled
 from edgetune.tune.space import Space, describe, read_space, values_of
 from edgetune.tune.storage import close, file_url, open_storage
 from edgetune.tune.trial import Bench, Workbench
 
-Progress = Callable[[Mapping[str, Any]], None]
 PLANNED = ": "
 """Between a study's name and that of the planned trials that belong to it."""
 IDENTITY = "edgetune"
@@ -122,13 +122,14 @@ def open_search(
     bench = bench or Workbench(recipe, folder.path)
     rate = bench.learning_rate
     space = read_space(recipe, learning_rate=rate)
+    recipe = dataclasses.replace(recipe, tune=settled(recipe.tune, space))
     common: dict[str, Any] = {"storage": storage, "study_name": recipe.name, "pruner": make_pruner(recipe.tune)}
     try:
         study, is_new = optuna.create_study(**common, directions=list(directions(recipe))), True
     except optuna.exceptions.DuplicatedStudyError:
         study, is_new = optuna.load_study(**common), False
     study.sampler = SeededSampler(study, recipe.tune, space)
-    found = Search(recipe, space, study, folder, bench, progress or _say_nothing)
+    found = Search(recipe, space, study, folder, bench, progress or silent)
     if not is_new:
         _wait_for_claim(study)
     _claim(found, rate)
@@ -250,7 +251,3 @@ def has_budget(found: Search) -> bool:
     """Whether minutes and tokens are left, where [tune] counts them."""
     table, used = found.recipe.tune, spent(found.study)
     return used["minutes"] < (table.minutes or float("inf")) and used["tokens"] < (table.tokens or float("inf"))
-
-
-def _say_nothing(event: Mapping[str, Any]) -> None:
-    """Progress of a study that nobody watches."""

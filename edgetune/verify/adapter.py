@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from torch import Tensor
 
 from edgetune.export.adapter_inputs import read_arrays
@@ -96,8 +96,7 @@ class AdaptedTensors(Mapping[str, Tensor]):
 
 def _inputs(kept: Kept) -> Iterator[Check]:
     """The adapter's file fills inputs of the graph, each in its shape, A and B of one rank, with our numbers."""
-    graph = GraphFile(kept.bundle.path / GRAPH).model.graph
-    inputs = {item.name: item.type.tensor_type for item in graph.input}
+    inputs = {value.name: value for value in GraphFile(kept.bundle.path / GRAPH).graph.inputs}
     found = read_arrays(kept.bundle.path / adapter_file(str(kept.bundle.adapter)))
     wrong = [name for name, array in found.items() if name not in inputs or not _fits(array, inputs[name])]
     wrong += [name for name, array in found.items() if not _has_partner(name, array, found)]
@@ -109,11 +108,13 @@ def _inputs(kept: Kept) -> Iterator[Check]:
     yield check("adapter numbers", len(differing), 0, detail)
 
 
-def _fits(array: np.ndarray, declared: onnx.TypeProto.Tensor) -> bool:
-    sizes = [size.dim_value for size in declared.shape.dim]  # 0 where the size is a name: the rank
+def _fits(array: np.ndarray, declared: ir.Value) -> bool:
+    sizes = declared.shape or ()
     pairs = zip(sizes, array.shape, strict=False)
-    is_shape = len(sizes) == array.ndim and all(size in (0, real) for size, real in pairs)
-    return bool(is_shape and array.dtype == np.float32 and declared.elem_type == onnx.TensorProto.FLOAT)
+    is_shape = len(sizes) == array.ndim and all(
+        isinstance(size, str | ir.SymbolicDim) or size == real for size, real in pairs
+    )
+    return bool(is_shape and array.dtype == np.float32 and declared.dtype == ir.DataType.FLOAT)
 
 
 def _has_partner(name: str, array: np.ndarray, found: Mapping[str, np.ndarray]) -> bool:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 
+from edgetune.runtime.batches import by_length, padded
 from edgetune.runtime.bundle import GRAPH, MANIFEST, Bundle
 from edgetune.runtime.logits import Logits
+from edgetune.runtime.probabilities import log_softmax
 
 BATCH_LOGITS = 1 << 22
 """Logits compared at a time: 16 MiB in float32, a few copies of which are alive."""
@@ -86,7 +88,7 @@ class _Sums:
         """Two arrays (T, V) float32 for the same tokens."""
         self.largest = max(self.largest, float(np.nan_to_num(np.abs(found - truth), nan=np.inf).max()))
         self.agreed += float((found.argmax(-1) == truth.argmax(-1)).sum())
-        log_truth, log_found = _log_softmax(truth), _log_softmax(found)
+        log_truth, log_found = log_softmax(truth), log_softmax(found)
         self.divergence += float((np.exp(log_truth) * (log_truth - log_found)).sum())
         self.total += float(truth.sum(dtype=np.float64))
         self.squares += float(np.square(truth).sum(dtype=np.float64))
@@ -105,12 +107,11 @@ class _Sums:
 def at_level_0(bundle: Bundle) -> Iterator[Bundle]:
     """The bundle with activations multiplied as they are (accuracy_level 0), in a folder beside it that vanishes."""
     with tempfile.TemporaryDirectory(prefix=f".{bundle.path.name}.", dir=bundle.path.parent) as folder:
-        model = onnx.load(str(bundle.path / GRAPH), load_external_data=False)
-        for node in model.graph.node:
-            for attribute in node.attribute:
-                if attribute.name == "accuracy_level":
-                    attribute.i = 0
-        onnx.save(model, str(Path(folder) / GRAPH))
+        model = ir.load(bundle.path / GRAPH)
+        for node in model.graph:
+            if "accuracy_level" in node.attributes:
+                node.attributes.add(ir.AttrInt64("accuracy_level", 0))
+        ir.save(model, Path(folder) / GRAPH)
         for file in bundle.path.iterdir():
             if file.is_file() and file.name not in (GRAPH, MANIFEST):
                 _link(file, Path(folder) / file.name)
@@ -131,26 +132,13 @@ def _batches(sequences: Sequence[Sequence[int]], vocabulary: int, affordable: in
     for sequence in sequences:
         if not chosen or sum(map(len, chosen)) + len(sequence) <= affordable:
             chosen.append(sequence)
-    batch: list[Sequence[int]] = []
-    for sequence in sorted(chosen, key=len):
-        if batch and (len(batch) + 1) * len(sequence) > most_tokens:
-            yield batch
-            batch = []
-        batch.append(sequence)
-    if batch:
-        yield batch
+    for places in by_length(map(len, chosen), most_tokens=most_tokens):
+        yield [chosen[place] for place in places]
 
 
 @torch.no_grad()
 def _torch_logits(model: Any, batch: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """B sequences -> B arrays (T_b, V) float32. Padding stands at the end, where a causal model does not look."""
-    ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.long)
-    for row, sequence in enumerate(batch):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
+    ids = torch.from_numpy(padded(batch)[0])
     logits = model(input_ids=ids, use_cache=False).logits.float().numpy()
     return [logits[row, : len(sequence)] for row, sequence in enumerate(batch)]
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -77,11 +77,10 @@ def _split(attention: Attention) -> str:
 
 def _windows(graph: GraphFile) -> Iterator[tuple[int, int]]:
     """Layer and window of each attention node; -1 where it has none."""
-    for node in graph.model.graph.node:
-        match = re.fullmatch(r"/model/layers\.(\d+)/attn/GroupQueryAttention", node.name)
+    for node in graph.graph:
+        match = re.fullmatch(r"/model/layers\.(\d+)/attn/GroupQueryAttention", str(node.name))
         if match:
-            stated = {item.name: int(item.i) for item in node.attribute}
-            yield int(match[1]), stated.get("local_window_size", -1)
+            yield int(match[1]), node.attributes.get_int("local_window_size", -1)
 
 
 def _table_error(graph: GraphFile, model: Any, attention: Attention) -> float:

@@ -11,6 +11,7 @@ from edgetune.bench.classification import columns, load_bundle
 from edgetune.bench.labelling import make_texts
 from edgetune.bench.settings import Settings
 from edgetune.bench.table import plain
+from edgetune.report.figures import figures_of
 
 
 def request(word_bundle: Path, **values: object) -> dict:
@@ -59,12 +60,13 @@ def test_a_classifier_is_scored_and_timed_and_has_no_tokens_a_second(
     assert target["decode_tokens_per_s"] == target["kl"] == {"absent": "labels texts, writes none"}
     assert target["labelling"]["batch"]["16"] == {"absent": "its texts hold 12 tokens"}
     assert target["labelling"]["peak_bytes"]["1"]["cold"]["median"] > 0
+    assert {"score.accuracy", "score.macro_f1", "ece", "labelling.peak_bytes.32.warm"} <= set(figures_of(target))
     lines = plain(report).splitlines()
     assert lines[1].startswith("accuracy")
     assert not any(line.startswith("decode") for line in lines)
     both = bench([str(word_bundle), str(tiny_bundle)], settings, progress=lambda _: None)
     assert both["targets"][1]["labelling"] == {"absent": "writes text, labels none"}
-    assert "1 text of 16 tokens" in plain(both)
+    assert "texts of 16 tokens" in plain(both)
     assert "decode tokens/s" in plain(both)
 
 
@@ -81,7 +83,7 @@ def test_a_torch_classifier_is_measured_and_a_run_that_did_not_end_tells_no_cost
     recipe = parse_recipe(
         f'[model]\nbase = "{tiny_encoder}"\ntask = "classification"\ncompute_dtype = "float32"\n'
         f'[data]\ntrain = "{tmp_path / "rows.jsonl"}"\neval_fraction = 0.2\n'
-        "[lora]\nr = 4\n[train]\nepochs = 1\nbatch_size = 8\n[evaluate]\nbootstrap_samples = 100\n",
+        "[lora]\nr = 4\n[train]\nepochs = 1\nbatch_size = 8\n",
         source="recipe.toml",
     )
     run_dir = RunDir(tmp_path / "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from edgetune.assets.nano.corpus import BOS
 from edgetune.bench.child import measure
 from edgetune.bench.harness import summarise
 from edgetune.cli import main
 from edgetune.errors import DataError
+from edgetune.evaluate.compare import compare
 from edgetune.recipe import ModelTable
+from edgetune.report.figures import figures_of
+from edgetune.runtime.bundle import open_bundle, write_manifest
 
 CHOICES = """
 task: rooms
@@ -43,6 +48,17 @@ metric_list:
   - metric: perplexity
     aggregation: perplexity
     higher_is_better: false
+"""
+ROLLING = """
+task: read
+dataset_path: json
+dataset_kwargs: {data_files: {test: "ROWS"}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: text
+metric_list:
+  - metric: bits_per_byte
 """
 ANSWERS = """
 task: written
@@ -80,24 +96,102 @@ def asked(kind: str, path: Path, folder: Path, name: str, **more: Any) -> dict[s
     return {"measure": "lm-eval", "kind": kind, "name": kind, "path": str(path), "model": model, "threads": 1, **task}
 
 
-def test_scores_are_those_of_the_harnesss_own_model(tiny_base: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    """The same task by lm-eval's transformers backend, by ours, and by the fp32 bundle."""
+def with_start_token(source: Path, folder: Path) -> Path:
+    """A copy of a model's folder, or of a bundle, whose tokenizer itself puts a start token before each text."""
+    from tokenizers import Tokenizer, processors
+
+    shutil.copytree(source, folder)
+    bundle = open_bundle(folder) if (folder / "edgetune.json").exists() else None
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("add_bos_token", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    if bundle is not None:
+        write_manifest(dataclasses.replace(bundle, files={}))
+    return folder
+
+
+@pytest.mark.parametrize("adds_start_token", [False, True])
+def test_scores_are_those_of_the_harnesss_own_model(
+    adds_start_token: bool, tiny_base: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """The same tasks by lm-eval's transformers backend as it comes, by ours, and by the fp32 bundle."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    base, bundle = tiny_base, tiny_bundle
+    if adds_start_token:
+        base, bundle = (with_start_token(path, tmp_path / path.name) for path in (tiny_base, tiny_bundle))
     rows = [{"label": number % 4, "prompt": f"in room {number}"} for number in range(12)]
     folder = write_task(tmp_path / "tasks", "rooms", CHOICES, rows)
-    model = HFLM(pretrained=str(tiny_base), dtype="float32", device="cpu", batch_size=1, add_bos_token=False)
+    texts = [{"prompt": f"{start}turn {n}", "completion": f" lamp {n}"} for n in range(2) for start in ("", BOS)]
+    write_task(folder, "answers", LIKELIHOOD, texts)
+    write_task(folder, "read", ROLLING, [{"text": "turn on the lamp " * 200}, {"text": "off"}])
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    found = lm_eval.simple_evaluate(model=model, tasks=["rooms"], task_manager=manager, bootstrap_iters=0)
-    wanted = {key: value for key, value in found["results"]["rooms"].items() if key in ("acc,none", "acc_norm,none")}
-    for kind, path in (("base", tiny_base), ("bundle", tiny_bundle)):
-        ours = measure(asked(kind, path, folder, "rooms"), lambda _: None)
-        assert {key: ours["lm_eval"]["results"][key] for key in wanted} == wanted
-        assert (ours["metric"], ours["value"], ours["rows"]) == ("acc", wanted["acc,none"], 12)
-        low, high = ours["interval"]
-        assert low < ours["value"] < high
+    tasks = {"rooms": ("acc,none", "acc_norm,none"), "answers": ("perplexity,none",), "read": ("bits_per_byte,none",)}
+
+    def by_theirs(**settings: Any) -> dict[str, dict[str, float]]:
+        model = HFLM(pretrained=str(base), dtype="float32", device="cpu", batch_size=1, **settings)
+        found = lm_eval.simple_evaluate(model=model, tasks=list(tasks), task_manager=manager, bootstrap_iters=0)
+        return {task: {key: found["results"][task][key] for key in keys} for task, keys in tasks.items()}
+
+    wanted = by_theirs()
+    for kind, path in (("base", base), ("bundle", bundle)):
+        for task, values in wanted.items():
+            ours = measure(asked(kind, path, folder, task), lambda _: None)
+            assert {key: ours["lm_eval"]["results"][key] for key in values} == pytest.approx(values, rel=1e-5)
+            assert ours["value"] == ours["lm_eval"]["results"][next(iter(values))]
+    assert (wanted != by_theirs(add_bos_token=False)) == adds_start_token
+    assert (ours["metric"], ours["rows"]) == ("bits_per_byte", 2)
+
+
+def test_a_bundle_scores_as_in_the_harnesss_own_onnxruntime_backend(tiny_bundle: Path, tmp_path: Path) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    backend = pytest.importorskip("lm_eval.models.onnxruntime_genai").ONNXRuntimeGenAILM
+    rows = [{"prompt": f"turn {number}", "completion": f" lamp {number}"} for number in range(4)]
+    folder = write_task(tmp_path / "tasks", "answers", LIKELIHOOD, rows)
+    theirs = lm_eval.simple_evaluate(
+        model=backend(pretrained=str(tiny_bundle), execution_provider="cpu"),
+        tasks=["answers"],
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    ours = measure(asked("bundle", tiny_bundle, folder, "answers"), lambda _: None)
+    assert ours["value"] == pytest.approx(theirs["results"]["answers"]["perplexity,none"], rel=1e-4)
+
+
+def test_a_tag_is_the_mean_of_its_tasks_and_a_group_what_it_says_itself(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "tasks", "rooms", f"tag: places{CHOICES}", [{"label": n % 4} for n in range(12)])
+    halls = CHOICES.replace("task: rooms", "task: halls")
+    write_task(folder, "halls", f"tag: places{halls}", [{"label": n % 4} for n in range(5)])
+    (folder / "street.yaml").write_text("group: street\ntask: [rooms, halls]\n")
+    weighted = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]"
+    (folder / "house.yaml").write_text(f"group: house\ntask: [rooms, halls]\n{weighted}\n")
+    found = {
+        name: measure(asked("bundle", tiny_bundle, folder, name), lambda _: None)
+        for name in ("rooms", "places", "street", "house")
+    }
+    rooms, halls_value = (found["places"]["lm_eval"]["tasks"][name]["acc,none"] for name in ("rooms", "halls"))
+    assert found["rooms"]["value"] == rooms != halls_value
+    for name in ("places", "street"):
+        assert found[name]["value"] == pytest.approx((rooms + halls_value) / 2)
+        low, high = found[name]["interval"]
+        assert low < found[name]["value"] < high
+    assert found["house"]["value"] == pytest.approx((12 * rooms + 5 * halls_value) / 17)
+    for name in ("places", "street", "house"):
+        assert (found[name]["metric"], found[name]["rows"]) == ("acc", 17)
+        assert found[name]["lm_eval"]["tasks"]["rooms"]["acc,none"] == rooms
+        assert len(found[name]["answers"]) == 17
+    assert found["rooms"]["lm_eval"]["tasks"] == {}
+    answers = found["rooms"]["answers"]
+    assert {row["reference"].strip() for row in answers} == {"kitchen", "hall", "bedroom", "attic"}
+    assert [row["correct"] for row in answers] == [row["answer"] == row["reference"] for row in answers]
+    assert sum(row["correct"] for row in answers) / 12 == rooms
 
 
 def test_its_log_likelihoods_are_our_losses(
@@ -177,11 +271,16 @@ def test_bench_shows_a_task_and_says_what_is_wrong_with_one(
 ) -> None:
     folder = write_task(tmp_path / "tasks", "rooms", CHOICES, [{"label": number % 4} for number in range(8)])
     arguments = ["bench", str(tiny_bundle), "--repeats", "1", "--threads", "1", "--tasks-from", str(folder)]
-    done = CliRunner().invoke(main, [*arguments, "--task", "lm-eval:rooms"])
+    out = tmp_path / "bench.json"
+    done = CliRunner().invoke(main, [*arguments, "--task", "lm-eval:rooms", "--out", str(out)])
     assert done.exit_code == 0, done.stderr
+    (target,) = json.loads(out.read_text())["targets"]
+    same = compare(tmp_path / target["answers"], tmp_path / target["answers"])
+    assert (same.metric, same.rows, same.a_score) == ("correct", 8, target["score"]["value"])
+    assert "score.lm_eval.rooms.acc" in figures_of(target)
     assert done.stdout.splitlines()[1].startswith("lm-eval rooms")
     assert "%" in done.stdout.splitlines()[1]
-    monkeypatch.setattr("edgetune.bench.bench.measure_costs", lambda targets, *_: ([{} for _ in targets], {}))
+    monkeypatch.setattr("edgetune.bench.bench.measure_costs", lambda targets, *_: ({t.name: {} for t in targets}, {}))
     done = CliRunner().invoke(main, [*arguments, "--task", "lm-eval:absent"])
     assert (done.exit_code, done.stdout) == (2, "")
     assert "has no task 'absent'" in done.stderr

@@ -1,4 +1,4 @@
-"""`edgetune export --search`: the front, the choice by budget, and the whole way on a tiny run."""
+"""`edgetune export-best`: the front, the choice by budget, and the whole way on a tiny run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from edgetune.bundle.search import Point, choose, evenly, mark_front
 from edgetune.cli import main
 from edgetune.errors import ModelError, RunError
 from edgetune.model.weights import find_tensors
-from edgetune.quantize.matrices import bits_of, joined_with
+from edgetune.quantize.matrices import grids_of, joined_with
 from edgetune.recipe import BudgetTable, DataTable, ModelTable, Recipe
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import BundleGrid
 
-GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+GRID = BundleGrid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 A_POINT = Point(32, False, 8, True, (), loss=1.0, size_bytes=100)
 
 
@@ -68,11 +68,11 @@ def test_a_budget_that_nothing_keeps_says_what_came_nearest() -> None:
 
 
 def test_int8_layers_take_what_the_graph_joins_with_them(tiny_base: Path) -> None:
-    bits = bits_of(find_tensors(tiny_base), GRID, ["model.layers.0.self_attn.k_proj", "down_proj"])
-    wide = {name for name, count in bits.items() if count == 8 and name.startswith("model.layers.")}
+    grids = grids_of(find_tensors(tiny_base), GRID, ["model.layers.0.self_attn.k_proj", "down_proj"])
+    wide = {name for name, own in grids.items() if own.bits == 8 and name.startswith("model.layers.")}
     attention = {f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"}
     assert wide == attention | {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)}
-    assert joined_with("model.layers.0.mlp.gate_proj.weight", bits) == [
+    assert joined_with("model.layers.0.mlp.gate_proj.weight", grids) == [
         "model.layers.0.mlp.gate_proj.weight",
         "model.layers.0.mlp.up_proj.weight",
     ]
@@ -80,7 +80,7 @@ def test_int8_layers_take_what_the_graph_joins_with_them(tiny_base: Path) -> Non
 
 def test_a_name_that_no_matrix_has_is_refused(tiny_base: Path) -> None:
     with pytest.raises(ModelError, match="no matrix is called 'up_project'"):
-        bits_of(find_tensors(tiny_base), GRID, ["up_project"])
+        grids_of(find_tensors(tiny_base), GRID, ["up_project"])
 
 
 RECIPE = """
@@ -102,7 +102,6 @@ repair_steps = 2
 min_gain_kept = 0
 [evaluate]
 metric = "loss"
-bootstrap_samples = 100
 """
 
 
@@ -114,7 +113,7 @@ def test_a_run_is_swept_and_its_best_bundle_exported(tiny_base, tiny_rows, tmp_p
     for arguments in (["train", "tiny.toml"], ["merge", "runs/tiny"]):
         done = CliRunner().invoke(main, arguments)
         assert done.exit_code == 0, done.stderr
-    done = CliRunner().invoke(main, ["export", "runs/tiny", "--search", "--json"])
+    done = CliRunner().invoke(main, ["export-best", "runs/tiny", "--json"])
     assert done.exit_code == 0, done.stderr
     found = json.loads(Path("runs/tiny/results/search.json").read_text())
     assert len(found["points"]) == 2 * 2 * 2 * 2 + 3  # blocks, symmetry, method, head; then int8 layers
@@ -141,15 +140,15 @@ def test_what_would_stop_the_export_stops_the_search_first(tiny_base, tiny_rows,
     run = Path("runs/tiny")
     run.mkdir(parents=True)
     (run / "recipe.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
-    done = CliRunner().invoke(main, ["export", str(run), "--search"])
+    done = CliRunner().invoke(main, ["export-best", str(run)])
     assert (done.exit_code, "no merged model; make it first: edgetune merge runs/tiny" in done.stderr) == (2, True)
     (run / "merged").symlink_to(tiny_base, target_is_directory=True)
     (run / "bundle").mkdir()
-    done = CliRunner().invoke(main, ["export", str(run), "--search"])
+    done = CliRunner().invoke(main, ["export-best", str(run)])
     assert (done.exit_code, "there is something already; replace it with --force" in done.stderr) == (2, True)
 
 
 def test_a_folder_without_a_recipe_cannot_be_searched(tiny_base) -> None:
-    done = CliRunner().invoke(main, ["export", str(tiny_base), "--search"])
+    done = CliRunner().invoke(main, ["export-best", str(tiny_base)])
     assert done.exit_code == 2
     assert "is no run folder" in done.stderr

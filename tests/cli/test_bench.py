@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from made_run import bench_report
 
 from edgetune.cli import main
 
@@ -43,3 +46,44 @@ def test_what_cannot_be_measured_is_one_line(
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the bench finds: a report that a test may change."""
+    found: dict[str, Any] = bench_report()
+    monkeypatch.setattr("edgetune.bench.bench.bench", lambda *_, **__: found)
+    return found
+
+
+def test_targets_that_were_left_out_are_named_and_decide_the_exit_code(
+    measured: dict[str, Any], tmp_path: Path
+) -> None:
+    measured["left_out"] = [{"target": "torn", "reason": "damaged", "exit_code": 2}]
+    measured["left_out"] += [{"target": "large", "reason": "memory ran out", "exit_code": 4}]
+    done = CliRunner().invoke(main, ["bench", "torn", "base", "--out", str(tmp_path / "bench.json")])
+    assert done.exit_code == 2
+    assert "left out: torn: damaged\nleft out: large: memory ran out" in done.stdout
+    assert done.stderr.splitlines()[-1] == "edgetune: left out, as they could not be measured: torn, large"
+    assert json.loads((tmp_path / "bench.json").read_text())["left_out"] == measured["left_out"]
+
+
+def test_a_figure_that_is_worse_than_before_is_exit_code_5(measured: dict[str, Any], tmp_path: Path) -> None:
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(measured))
+    arguments = ["bench", "base", "--against", str(old)]
+    done = CliRunner().invoke(main, arguments)
+    worse = re.compile(r"^worse +base +decode tokens/s ", re.MULTILINE)
+    assert (done.exit_code, worse.search(done.stdout)) == (0, None), done.output
+    for key in ("median", "least", "most"):
+        measured["targets"][0]["decode_tokens_per_s"][key] /= 3
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 5
+    assert f"against {old}: " in done.stdout
+    assert worse.search(done.stdout)
+    assert done.stderr.splitlines()[-1] == f"edgetune: 1 figures are worse than in {old}"
+    done = CliRunner().invoke(main, [*arguments, "--json"])
+    assert json.loads(done.stdout)["against"]["counts"]["worse"] == 1
+    done = CliRunner().invoke(main, ["bench", "base", "--against", str(tmp_path / "absent.json")])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "absent.json: no such file" in done.stderr

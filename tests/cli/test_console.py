@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,18 @@ def test_a_bug_that_can_be_saved_nowhere_is_said_all_the_same(
     monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(30, "read-only")))
     assert console.report_bug(ZeroDivisionError("zero"), tmp_path) == 1
     assert capsys.readouterr().err == "edgetune: this is a bug in EdgeTune: ZeroDivisionError: zero\n"
+
+
+def test_the_line_of_progress_ends_with_its_block_also_where_that_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    def shown() -> None:
+        with console.ProgressLine() as progress:
+            progress({"stage": "train", "step": 3, "is_last": True})
+            fail()
+
+    with pytest.raises(ZeroDivisionError):
+        shown()
+    assert capsys.readouterr().err.endswith("train:  step 3\n")

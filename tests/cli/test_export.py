@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from edgetune.bundle.generation import training_rows
 from edgetune.bundle.layer_changes import layers_changed
 from edgetune.cli import main
+from edgetune.cli.export import MOVED
 from edgetune.export.graph import Weights
 from edgetune.export.read_graph import GraphWeights, same_bytes
 from edgetune.model.weights import find_tensors
@@ -38,7 +39,7 @@ def invoke(*arguments: object) -> Result:
 
 
 def test_json_is_one_document_with_the_proof(run_dir: RunDir) -> None:
-    result = invoke(run_dir.path, "--precision", "int8", "--block-size", "64", "--json")
+    result = invoke(run_dir.path, "--precision", "int8", "--set", "export.block_size=64", "--json")
     assert result.exit_code == 0, result.stderr
     values = json.loads(result.stdout)
     assert values["verified"]["passed"] is True
@@ -89,6 +90,17 @@ def test_scaled_channels_are_repaired_and_verified_like_others(run_dir: RunDir) 
     bundle = open_bundle(run_dir.bundle)
     assert bundle.provenance["repair"]["best_step"] >= 0
     assert list(layers_changed(bundle, run_dir.merged, {})) == [], "its channels are not the base's"
+
+
+@pytest.mark.parametrize("option", MOVED)
+def test_a_former_option_says_what_does_the_same_now(option: str, run_dir: RunDir) -> None:
+    for spelled in (option, f"{option.replace('-', '_').replace('__', '--')}=64"):
+        result = invoke(run_dir.path, spelled)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"{option} is no option any more: it is {MOVED[option]}" in result.stderr
+    verb, *options = MOVED[option].strip("`").split()[1:]
+    known = {name for parameter in main.commands[verb].params for name in parameter.opts}
+    assert {name for name in options if name.startswith("--")} <= known
 
 
 def test_each_check_is_a_line_and_another_folder_can_be_named(run_dir: RunDir, tmp_path: Path) -> None:

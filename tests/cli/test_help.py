@@ -67,6 +67,8 @@ def test_whatever_happens_becomes_one_line_and_an_exit_code(error, code, monkeyp
         ("train", "a.toml", "--out", "NAME"),
         ("merge", "NAME"),
         ("export", "NAME"),
+        ("export-best", "NAME"),
+        ("export-adapter", "NAME"),
         ("evaluate", "NAME"),
         ("evaluate", "NAME", "--data", "a.jsonl"),
         ("compare", "NAME", "a.toml"),

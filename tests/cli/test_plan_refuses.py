@@ -299,12 +299,10 @@ BASES = {
         lambda k: k.with_config(quantization_config={"quant_method": "awq"}),
         "is quantised already (awq); give the 16-bit",
     ),
-    "a gguf file": Case(
-        lambda k: {"model.base": k.file("m.gguf", b"GGUF")}, "is a GGUF file; give the model it was made"
-    ),
+    "a gguf file": Case(lambda k: {"model.base": k.file("m.gguf", b"GGUF")}, "m.gguf: cannot be read: "),
     "a folder with a gguf file": Case(
         lambda k: {"model.base": str(Path(k.file("m/m.Q4_K_M.gguf", b"GGUF")).parent)},
-        "holds m.Q4_K_M.gguf, a GGUF file; give the model it was made from",
+        "holds m.Q4_K_M.gguf, a GGUF file; give the file itself: ",
     ),
     "an adapter": Case(
         lambda k: {"model.base": k.adapter()},

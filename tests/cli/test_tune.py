@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 from click.testing import CliRunner
+from tune_bench import PaperBench
 
 from edgetune.cli import main
 from edgetune.cli.tune import command
@@ -81,6 +84,8 @@ def test_apply_writes_the_best_values_into_the_recipe_where_other_seeds_agree(re
         ["--storage", "no url"],
         ["--set", 'tune.space={ "train.epoch" = [1, 2] }'],
         ["--set", 'tune.space={ "train.epochs" = [] }'],
+        ["--set", 'tune.space={ "export.repair_steps" = [0, 9] }'],
+        ["--set", 'tune.objectives=["bundle_bytes"]'],
     ],
 )
 def test_what_cannot_stand_ends_with_2_before_anything_is_made(recipe, tmp_path, overrides):
@@ -102,3 +107,26 @@ def test_one_at_a_time_ranks_the_keys_and_finds_no_best_recipe(recipe, tmp_path)
     assert str(tmp_path / "s" / "sensitivity.png") in shown
     refused = CliRunner().invoke(main, ["tune", str(recipe), "--one-at-a-time", "--apply"])
     assert (refused.exit_code, "leave --apply out" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "term")]
+)
+def test_a_signal_ends_a_study_with_its_best_recipe_and_page_and_the_same_command_goes_on(
+    recipe, tmp_path, monkeypatch, number, code, told
+):
+    bench = PaperBench(before=lambda _: len(bench.seen) == 3 and os.kill(os.getpid(), number))
+    monkeypatch.setattr("edgetune.tune.study.Workbench", lambda *_: bench)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    command = ["tune", str(recipe), "-o", str(tmp_path / "s"), "--trials", "4", "--sampler", "random"]
+    stopped = CliRunner().invoke(main, command)
+    signal.signal(signal.SIGINT, before)
+    assert stopped.exit_code == code
+    assert told in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert load_recipe(tmp_path / "s" / "best.toml")
+    for name in ("report.html", "history.png", "slices.png", "parallel.png"):
+        assert (tmp_path / "s" / name).stat().st_size > 1000
+    done = CliRunner().invoke(main, [*command, "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert [trial["state"] for trial in json.loads(done.stdout)["trials"]].count("complete") == 4

@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
 from edgetune.data.chat import call_end, check_device_text, closing, end_ids, render
 from edgetune.data.formats import Example, Message
 from edgetune.errors import DataError, ModelError
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}"
-
-
-@pytest.fixture
-def tokenizer(tiny_base: Path) -> Any:
-    return AutoTokenizer.from_pretrained(tiny_base)
 
 
 def test_the_tokenizers_end_token_ends_an_answer(tokenizer: Any, tmp_path: Path) -> None:

@@ -19,11 +19,6 @@ ROWS = [(f"turn {word} the lamp {number}", word) for number in range(40) for wor
 
 
 @pytest.fixture
-def tokenizer(tiny_base):
-    return load_tokenizer(tiny_base)
-
-
-@pytest.fixture
 def recipe_for(tmp_path):
     def make(*overrides, source=None):
         path = source or tmp_path / "rows.jsonl"
@@ -187,6 +182,13 @@ def test_one_row_a_label_cannot_be_split(recipe_for, tokenizer, tmp_path):
     path = tmp_path / "single.jsonl"
     path.write_text("".join(json.dumps({"text": f"a {n}", "label": f"l{n}"}) + "\n" for n in range(9)))
     with pytest.raises(DataError, match=r"one row a label cannot be split.*name rows in data.eval"):
+        prepared(recipe_for(source=path), tokenizer, tmp_path)
+
+
+def test_where_texts_are_repeated_it_is_said_that_they_count_once(recipe_for, tokenizer, tmp_path):
+    path = tmp_path / "repeated.csv"
+    path.write_text("text,label\n" + "the lamp is on,on\nthe lamp is off,off\n" * 6)
+    with pytest.raises(DataError, match=r"repeated.csv: one row a label, repeated texts counted once, cannot be split"):
         prepared(recipe_for(source=path), tokenizer, tmp_path)
 
 

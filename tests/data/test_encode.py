@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoTokenizer
 
 from edgetune.data.chat import DEFAULT_TEMPLATE, chat_notes, ensure_chat_template, render
 from edgetune.data.encode import NOT_TRAINED, answer_text, encode
@@ -24,11 +23,6 @@ THINKING = (
     "{% for m in messages %}<|{{ m.role }}|>{{ '(think)' if m.role == 'assistant' and loop.last }}{{ m.content }}"
     "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-
-
-@pytest.fixture
-def tokenizer(tiny_base):
-    return AutoTokenizer.from_pretrained(tiny_base)
 
 
 def chat(*contents):

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from transformers import AutoTokenizer
 
 from edgetune.data import kinds
 from edgetune.data.kinds import require_each_kind
 from edgetune.errors import DataError
-from edgetune.recipe import parse_recipe
 
 TOOL = {"type": "function", "function": {"name": "lamp", "parameters": {}}}
 ANSWERED = [{"role": "user", "content": "on"}, {"role": "assistant", "content": "done"}]
-
-
-@pytest.fixture
-def tokenizer(tiny_base):
-    return AutoTokenizer.from_pretrained(tiny_base)
-
-
-def recipe(source, *overrides):
-    text = f'[model]\nbase = "edgetune:nano"\n[data]\ntrain = {json.dumps(str(source))}\nmax_seq_len = 256\n'
-    return parse_recipe(text, source="a.toml", overrides=overrides)
-
-
-def rows_file(tmp_path, table):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in table))
-    return path
 
 
 @pytest.mark.parametrize(
@@ -41,7 +21,7 @@ def rows_file(tmp_path, table):
         ({"messages": [{"role": "robot", "content": "on"}]}, "unknown role 'robot'"),
     ],
 )
-def test_a_row_of_another_kind_is_found_wherever_it_stands(tmp_path, tokenizer, monkeypatch, row, complaint):
+def test_a_row_of_another_kind_is_found_wherever_it_stands(tokenizer, recipe, rows_file, monkeypatch, row, complaint):
     tokenizer.chat_template = (
         "{% for m in messages %}{% if loop.index0 and m.role == messages[loop.index0 - 1].role %}"
         "{{ raise_exception('one by one') }}{% endif %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -51,9 +31,7 @@ def test_a_row_of_another_kind_is_found_wherever_it_stands(tmp_path, tokenizer, 
     encoded = []
     one_by_one = kinds.encode_batch
     monkeypatch.setattr(kinds, "encode_batch", lambda rows, *a, **k: encoded.extend(rows) or one_by_one(rows, *a, **k))
-    require_each_kind(recipe(rows_file(tmp_path, table)), "train", tokenizer)
+    require_each_kind(recipe(rows_file(table)), "train", tokenizer)
     assert len(encoded) == 1
     with pytest.raises(DataError, match=f"rows.jsonl:36.*: {complaint}"):
-        require_each_kind(
-            recipe(rows_file(tmp_path, [*table[:35], {"messages": ANSWERED, **row}, *table])), "train", tokenizer
-        )
+        require_each_kind(recipe(rows_file([*table[:35], {"messages": ANSWERED, **row}, *table])), "train", tokenizer)

@@ -13,7 +13,7 @@ from edgetune.evaluate.by_path import evaluate_path, targets_of
 from edgetune.evaluate.task import TASKS
 from edgetune.recipe import ModelTable
 from edgetune.run_dir import RunDir
-from edgetune.runtime.task import TaskName
+from edgetune.task_names import TaskName
 
 
 @pytest.mark.parametrize("name", ["rows.json", "summary.json", "bundle.json"])

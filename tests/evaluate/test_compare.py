@@ -13,6 +13,7 @@ from sklearn.metrics import f1_score
 from edgetune.errors import RunError
 from edgetune.evaluate.compare import compare, to_json
 from edgetune.evaluate.metrics import count_fields, score_fields
+from edgetune.evaluate.resample import Bootstrap
 from edgetune.run_dir import RunDir
 
 LABELS = ("card", "money", "weather", "other")
@@ -107,7 +108,7 @@ def test_the_f1_of_fields_is_that_of_the_table(tmp_path):
     write(tmp_path / "a", "base", rows)
     write(tmp_path / "b", "base", [written('{"a": 1, "b": 2}', '{"a": 1, "b": 2}', prompt=str(i)) for i in range(4)])
     found = compare(tmp_path / "a", tmp_path / "b", metric="fields")
-    expected = score_fields([count_fields(text, '{"a": 1, "b": 2}') for text in answers], samples=1)
+    expected = score_fields([count_fields(text, '{"a": 1, "b": 2}') for text in answers], bootstrap=Bootstrap(1))
     assert (found.a_score, found.b_score) == (pytest.approx(expected.f1), 1.0)
 
 

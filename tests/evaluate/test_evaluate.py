@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from edgetune.child_process import ask
 from edgetune.errors import CheckError, ModelError, OutOfMemoryError
 from edgetune.evaluate import evaluate as stage
 from edgetune.evaluate.evaluate import Target, evaluate, read_result
@@ -22,9 +23,11 @@ def _answers(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_an_fp32_bundle_scores_as_the_torch_model_it_was_made_from(base, tiny_bundle, eval_file, tmp_path):
+def test_an_fp32_bundle_scores_as_the_torch_model_it_was_made_from(base, tiny_bundle, eval_file, tmp_path, monkeypatch):
+    """The bundle's process is a fresh one, not forked as in other tests: its memory and imports are its own."""
     events = []
     torch_result = evaluate(base, eval_file, tmp_path, progress=events.append)
+    monkeypatch.setattr(stage, "ask", ask)
     bundle_result = evaluate(Target("bundle", "bundle", tiny_bundle), eval_file, tmp_path)
     assert bundle_result.score.loss == pytest.approx(torch_result.score.loss, rel=1e-4)  # float32, other kernels
     torch_answers, bundle_answers = (

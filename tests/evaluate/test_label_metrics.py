@@ -17,7 +17,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from edgetune.evaluate import label_metrics, labeller, metrics, resample
+from edgetune.evaluate import label_metrics, labeller, resample
 from edgetune.evaluate.calibration import BINS, TEMPERATURES, bin_gaps, fit_temperature, row_losses
 from edgetune.evaluate.label_metrics import Labels, answers
 from edgetune.evaluate.resample import Bootstrap
@@ -318,9 +318,9 @@ def test_intervals_of_accuracy_and_loss_are_those_of_the_other_metrics():
     shares, losses = probabilities(logits, temperature=1.0, multi_label=False), np.arange(400.0)
     found = score(shares, targets, losses=losses)
     right = shares.argmax(axis=1) == targets
-    assert found.accuracy_interval == pytest.approx(metrics.bootstrap_interval(right, samples=200))
+    assert found.accuracy_interval == pytest.approx(Bootstrap(200).mean_interval(right))
     assert found.loss == pytest.approx(199.5)
-    assert found.loss_interval == pytest.approx(metrics.bootstrap_interval(losses, samples=200))
+    assert found.loss_interval == pytest.approx(Bootstrap(200).mean_interval(losses))
 
 
 def test_the_interval_of_the_macro_f1_is_that_of_scikit_learn_on_each_resample():
@@ -380,7 +380,7 @@ def test_ten_thousand_labels_are_scored_without_an_array_of_them_for_each_row():
     tracemalloc.stop()
     assert found.accuracy == np.mean(chosen == targets)
     assert found.macro_f1 == pytest.approx(f1_score(targets, chosen, average="macro"))
-    assert found.accuracy_interval == pytest.approx(metrics.bootstrap_interval(chosen == targets))
+    assert found.accuracy_interval == pytest.approx(Bootstrap().mean_interval(chosen == targets))
     assert found.macro_f1_interval[0] < found.macro_f1
     label = found.per_class[targets[0]]
     assert label.support == np.sum(targets == targets[0])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from edgetune.evaluate.metrics import (
-    bootstrap_interval,
     count_fields,
     fields,
     is_exact,
@@ -16,6 +14,7 @@ from edgetune.evaluate.metrics import (
     parse_json,
     score_fields,
 )
+from edgetune.evaluate.resample import Bootstrap
 
 
 def test_exact_match_ignores_white_space_at_the_ends_only():
@@ -91,43 +90,6 @@ def test_a_reference_that_is_not_json_is_an_error():
         count_fields("{}", "{")
 
 
-def test_the_same_rows_give_the_same_interval():
-    values = [1.0, 0.0, 1.0, 1.0]
-    assert bootstrap_interval(values) == bootstrap_interval(values)
-
-
-def test_the_interval_of_a_share_is_close_to_the_normal_one():
-    right = [1.0] * 300 + [0.0] * 100
-    low, high = bootstrap_interval(right, samples=4000)
-    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
-    assert low == pytest.approx(0.75 - half, abs=0.006)  # bootstrap noise of a quantile at 4,000 samples
-    assert high == pytest.approx(0.75 + half, abs=0.006)
-
-
-def test_more_confidence_is_wider():
-    values = [0.0, 1.0] * 20
-    narrow = bootstrap_interval(values, confidence=0.5)
-    wide = bootstrap_interval(values, confidence=0.99)
-    assert wide[0] < narrow[0] < narrow[1] < wide[1]
-
-
-def test_a_long_row_weighs_by_its_tokens():
-    low, high = bootstrap_interval([10.0, 990.0], [10, 330], samples=200)
-    assert (low, high) == (1.0, 3.0)  # a resample holds one row, the other, or both: 1, 3, or 1000 / 340
-
-
-def test_memory_is_bounded_without_changing_the_interval(monkeypatch):
-    values = list(np.random.default_rng(0).random(50))
-    whole = bootstrap_interval(values, samples=300)
-    monkeypatch.setattr("edgetune.evaluate.metrics._RESAMPLED_VALUES", 500)
-    assert bootstrap_interval(values, samples=300) == whole
-
-
-def test_no_rows_have_no_interval():
-    with pytest.raises(ValueError, match="at least one"):
-        bootstrap_interval([])
-
-
 def test_field_scores_survive_json():
     scored = score_fields([count_fields('{"a": 1}', '{"a": 1}')])
     assert json.loads(json.dumps(vars(scored)))["f1"] == 1.0
@@ -135,5 +97,5 @@ def test_field_scores_survive_json():
 
 def test_the_f1_of_fields_has_an_interval_by_rows():
     right, wrong = count_fields('{"a": 1}', '{"a": 1}'), count_fields("no", '{"a": 1, "b": 1, "c": 1}')
-    low, high = score_fields([right, wrong], samples=200).f1_interval
+    low, high = score_fields([right, wrong], bootstrap=Bootstrap(200)).f1_interval
     assert (low, high) == (0.0, 1.0)

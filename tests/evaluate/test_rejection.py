@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from edgetune.evaluate import metrics, rejection, resample
-from edgetune.evaluate.metrics import bootstrap_interval
+from edgetune.evaluate import rejection, resample
 from edgetune.evaluate.rejection import acceptable_rows, choose_threshold, learn_threshold
 from edgetune.evaluate.resample import Bootstrap
 
@@ -178,7 +177,7 @@ def test_intervals_of_shares_are_those_of_the_other_metrics():
     }
     for name, (tops, bottoms) in expected.items():
         low, high = getattr(found, f"{name}_interval")
-        assert (low, high) == pytest.approx(bootstrap_interval(tops[bottoms], **settings)), name
+        assert (low, high) == pytest.approx(Bootstrap(**settings).mean_interval(tops[bottoms])), name
         assert low < getattr(found, name) < high
 
 
@@ -201,7 +200,6 @@ def test_memory_is_bounded_without_changing_the_interval_of_the_auroc(monkeypatc
 
 def test_resamples_are_not_held_all_at_once(monkeypatch):
     monkeypatch.setattr(resample, "VALUES_AT_ONCE", 20_000)
-    monkeypatch.setattr(metrics, "_RESAMPLED_VALUES", 20_000)
     tracemalloc.start()
     score_rejection(*drawn(2000), 0.5, samples=1000)
     peak = tracemalloc.get_traced_memory()[1]

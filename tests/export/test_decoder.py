@@ -1,22 +1,28 @@
 """export/decoder.py and graph.py: what the builder makes of a checkpoint, with our bytes in it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
+from graph_files import added_up
 from onnx.external_data_helper import ExternalDataInfo
 
-from edgetune.bundle.generation import export_folder
+from edgetune.bundle.generation import build_bundle, export_folder
 from edgetune.errors import ModelError
 from edgetune.export.architecture import BUILDERS, check_architecture
 from edgetune.export.decoder import build_decoder
 from edgetune.export.read_graph import GraphWeights
+from edgetune.model.on_device import expect_on_device
 from edgetune.model.weights import find_tensors
 from edgetune.quantize.grid import dequantize
-from edgetune.runtime.bundle import Grid
+from edgetune.quantize.precisions import grid_of
+from edgetune.recipe import ModelTable
+from edgetune.runtime.grid import BundleGrid
 
 FAST = ("Llama", "Qwen2", "Phi3")
 KINDS = {
@@ -100,6 +106,18 @@ def test_a_tied_head_and_embedding_share_their_bytes(a_decoder, tmp_path):
     assert {node.op_type for node in graph.node} >= {"GatherBlockQuantized", "MatMulNBits", "GroupQueryAttention"}
 
 
+@pytest.mark.parametrize(
+    ("precision", "is_tied"),
+    [("int2", True), ("int4", True), ("int4", False), ("int8", True), ("fp16", True), ("fp32", True), ("fp32", False)],
+)
+def test_nothing_is_stored_twice_and_the_plan_knows_the_bytes(precision, is_tied, a_decoder, a_recipe, tmp_path):
+    folder = a_decoder(tie_word_embeddings=is_tied)
+    recipe = dataclasses.replace(a_recipe(precision=precision), model=ModelTable(base=str(folder)))
+    build_decoder(folder, tmp_path, precision=precision, grid=grid_of(recipe.export))
+    texts = sum(file.stat().st_size for file in folder.glob("tokenizer*.json"))
+    assert added_up(tmp_path / "model.onnx") == expect_on_device(recipe).bundle_bytes - texts
+
+
 def test_the_weights_in_the_graph_are_those_of_the_checkpoint_within_a_step(a_decoder, tmp_path):
     """Independent of grid.quantize: fused q, k, v compared with the rows of the checkpoint."""
     folder = a_decoder()
@@ -126,7 +144,9 @@ def test_gate_and_up_projection_are_one_product_on_the_grid_only(a_decoder, tmp_
     for precision in ("int4", "fp32"):
         out = tmp_path / precision
         out.mkdir()
-        build_decoder(folder, out, precision=precision, grid=Grid(4, 32, False, 4, 8) if precision == "int4" else None)
+        build_decoder(
+            folder, out, precision=precision, grid=BundleGrid(4, 32, False, 4, 8) if precision == "int4" else None
+        )
         names = [node.name for node in onnx.load(str(out / "model.onnx"), load_external_data=False).graph.node]
         products[precision] = {name.split("/")[4] for name in names if "layers.0/mlp" in name and "_proj/" in name}
     assert products["int4"] == {"gate_up_proj", "down_proj"}
@@ -138,11 +158,11 @@ def test_nothing_leaves_the_fast_path(a_decoder, tmp_path):
     build(a_decoder(), tmp_path)
     weights = GraphWeights(tmp_path / "model.onnx", find_tensors(a_decoder()))
     assert weights.float_matmuls() == []
-    for node in weights.model.graph.node:
-        if node.op_type == "MatMulNBits":
-            assert len(node.input) == 4
-            assert weights.array(node.input[3]).dtype == np.uint8
-            assert weights.array(node.input[2]).dtype == np.float32
+    for node, (_, scales, zero_points), _ in weights.grid_nodes():
+        assert len(node.inputs) == 4
+        assert weights.array(zero_points).dtype == np.uint8
+        assert weights.array(scales).dtype.name == "bfloat16"
+        assert node.inputs[2].dtype == ir.DataType.FLOAT
 
 
 def test_the_builder_stays_silent(a_decoder, tmp_path, capfd):
@@ -152,13 +172,21 @@ def test_the_builder_stays_silent(a_decoder, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_max_length_cuts_context_and_rotary_tables(a_decoder, a_recipe, prompts, tmp_path):
+@pytest.mark.parametrize(("max_length", "length"), [(100, 100), (None, 256), (1000, 256)])
+def test_rotary_tables_are_as_long_as_the_context_that_a_bundle_promises(
+    max_length, length, a_decoder, a_recipe, tmp_path
+):
+    bundle, _ = build_bundle(a_decoder(), tmp_path, a_recipe(max_length=max_length), is_chat=True)
+    assert bundle.context_length == length
+    config = json.loads((tmp_path / "genai_config.json").read_text())
+    assert config["model"]["context_length"] == config["search"]["max_length"] == length
+    graph = onnx.load(str(tmp_path / "model.onnx"), load_external_data=False).graph
+    assert {tuple(item.dims) for item in graph.initializer if item.name.endswith("_cache")} == {(length, 16)}
+
+
+def test_a_bundle_whose_context_is_cut_passes_verification(a_decoder, a_recipe, prompts, tmp_path):
     result = export_folder(a_decoder(), tmp_path / "bundle", a_recipe(max_length=100), prompts=prompts)
-    assert result.bundle.context_length == 100
-    config = json.loads((tmp_path / "bundle/genai_config.json").read_text())
-    assert config["model"]["context_length"] == config["search"]["max_length"] == 100
-    graph = onnx.load(str(tmp_path / "bundle/model.onnx"), load_external_data=False).graph
-    assert {tuple(item.dims) for item in graph.initializer if item.name.endswith("_cache")} == {(100, 16)}
+    assert result.verification.passed
 
 
 def test_a_tensor_that_is_missing_is_named(a_decoder, tmp_path):
@@ -173,4 +201,4 @@ def test_a_tensor_that_is_missing_is_named(a_decoder, tmp_path):
 
 
 def build(folder: Path, out: Path) -> None:
-    build_decoder(folder, out, precision="int4", grid=Grid(4, 32, False, 4, 8))
+    build_decoder(folder, out, precision="int4", grid=BundleGrid(4, 32, False, 4, 8))

@@ -18,15 +18,15 @@ from edgetune.export.read_graph import GraphFile
 from edgetune.model.base import ENCODERS
 from edgetune.model.classifier import float_copy
 from edgetune.quantize.classification import dequantized
-from edgetune.runtime.bundle import Grid
 from edgetune.runtime.classifier import Classifier as DeviceClassifier
+from edgetune.runtime.grid import BundleGrid
 from edgetune.verify.classification import Built, verify_encoder
 from edgetune.verify.deviation import at_level_0
 
 FAST = ("bert",)
 KINDS = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in ENCODERS]
 FUSED = {"bert", "distilbert", "modernbert", "roberta", "xlm-roberta"}
-GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+GRID = BundleGrid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 Exported = Callable[..., Built]
 
 
@@ -56,12 +56,12 @@ def test_the_graph_equals_torch_with_the_same_integers_at_every_size(kind: str, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_is_one_operator_a_layer_and_every_other_matrix_on_the_grid(kind: str, exported: Exported) -> None:
     graph = GraphFile(exported(kind).bundle.path / "model.onnx")
-    kinds = Counter(node.op_type for node in graph.model.graph.node)
+    kinds = Counter(node.op_type for node in graph.graph)
     assert kinds["MultiHeadAttention"] == (2 if kind in FUSED else 0)
     assert kinds["MatMulNBits"] >= 8
     assert kinds["GatherBlockQuantized"] >= 1
     assert len(graph.float_matmuls()) == 1, "the head"
-    assert [item.name for item in graph.model.graph.input] == ["input_ids", "attention_mask"]
+    assert [value.name for value in graph.graph.inputs] == ["input_ids", "attention_mask"]
 
 
 @pytest.mark.slow
@@ -87,8 +87,8 @@ def test_float16_takes_half_the_space(exported: Exported) -> None:
     assert 0.5 < sizes[0] / sizes[1] < 0.55
 
 
-def test_int4_takes_five_and_an_eighth_bits_a_weight(exported: Exported) -> None:
-    """Four of the code, one of the float32 scale and an eighth of the zero point, at blocks of 32."""
+def test_int4_takes_four_and_five_eighths_bits_a_weight(exported: Exported) -> None:
+    """Four of the code, half a one of the bfloat16 scale and an eighth of the zero point, at blocks of 32."""
     bundle, classifier = exported("roberta").bundle, exported("roberta").classifier
     encoder = classifier.encoder
     linear = [module for module in encoder.encoder.modules() if type(module) is torch.nn.Linear]
@@ -98,7 +98,7 @@ def test_int4_takes_five_and_an_eighth_bits_a_weight(exported: Exported) -> None
     quantised = [name for name in names.names if name.endswith((".packed", ".scales", ".zero_points"))]
     found = sum(names.array(name).nbytes for name in quantised)
     bits_a_weight = 8 * found / sum(on_grid)
-    assert 5.1 < bits_a_weight < 5.4  # rows whose number of blocks is odd leave half a byte
+    assert 4.6 < bits_a_weight < 4.9  # rows whose number of blocks is odd leave half a byte
 
 
 def test_small_embeddings_and_the_head_stay_float(exported: Exported) -> None:

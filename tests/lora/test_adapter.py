@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from edgetune.errors import ModelError
 from edgetune.lora.adapter import attach, check_adapter, load, save
-from edgetune.lora.read import read_adapter, read_record
+from edgetune.lora.read import named_base, read_adapter, read_record
 from edgetune.model.base import hash_base, load_base
 from edgetune.recipe import LoraTable, ModelTable
 
@@ -31,6 +31,15 @@ def trained(base: Path, lora: LoraTable, **options: Any) -> Any:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("record", "named"),
+    [({"base": "org/ours", "revision": "v2"}, ("org/ours", "v2")), ({}, ("org/peft", "v1"))],
+)
+def test_the_record_of_an_adapter_names_its_base_before_peft_does(record: dict, named: tuple[str, str]) -> None:
+    assert named_base({"base_model_name_or_path": "org/peft", "revision": "v1"}, record) == named
+    assert named_base({}, {}) == (None, None)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from edgetune.errors import ModelError
 from edgetune.lora.adapter import attach
 from edgetune.model import base as base_module
 from edgetune.model.base import (
+    base_folder,
     check_base,
-    context_length,
     embedding_rows,
     empty_model,
     hash_base,
@@ -26,7 +26,7 @@ from edgetune.model.base import (
 )
 from edgetune.model.nf4 import as_trained, hold_unpacked, quantized_linears
 from edgetune.model.weights import find_tensors, read_tensor
-from edgetune.recipe import ExportTable, LoraTable, ModelTable
+from edgetune.recipe import LoraTable, ModelTable
 
 
 @pytest.fixture
@@ -50,6 +50,14 @@ def test_a_folder_is_its_own_base(tiny_base: Path) -> None:
 
 def test_the_embedded_base_lies_in_the_package() -> None:
     assert resolve_base("edgetune:nano").name == "nano"
+
+
+def test_the_base_of_a_recipe_is_what_its_table_says(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert base_folder(ModelTable(str(tiny_base))) == tiny_base
+    asked: list[object] = []
+    monkeypatch.setattr(base_module, "fetch", lambda *given, **options: asked.extend([given, options]))
+    base_folder(ModelTable("org/name", revision="v2", trust_remote_code=True))
+    assert asked == [("org/name", "v2"), {"trust_remote_code": True}]
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "edgetune:giant", "a/b/c"])
@@ -176,11 +184,6 @@ def test_a_config_that_keeps_the_tokenizer_from_loading_is_blamed(copy: Path, ch
         (copy / "config.json").write_text("{")
     with pytest.raises(ModelError, match=rf"config\.json: {message}"):
         load_tokenizer(copy)
-
-
-@pytest.mark.parametrize(("max_length", "expected"), [(None, 512), (100, 100), (1000, 512)])
-def test_the_context_is_the_bases_or_what_the_recipe_cuts_it_to(max_length: int | None, expected: int) -> None:
-    assert context_length({"max_position_embeddings": 512}, ExportTable(max_length=max_length)) == expected
 
 
 def test_an_unknown_architecture_is_refused_with_close_names(copy: Path) -> None:

@@ -9,18 +9,17 @@ from edgetune.bundle.classification import token_batches
 from edgetune.errors import ModelError
 from edgetune.export.read_graph import same_bytes
 from edgetune.model.classifier import float_copy
-from edgetune.quantize.classification import dequantized, put_on_grid
-from edgetune.quantize.grid import quantize
-from edgetune.quantize.scales import CHOOSERS
-from edgetune.runtime.bundle import Grid
+from edgetune.quantize.classification import dequantized, quantize_classifier
+from edgetune.quantize.methods import ROUNDERS, round_weight
+from edgetune.recipe import CALIBRATED
+from edgetune.runtime.grid import BundleGrid
 
-GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
-SETTINGS = {"bits": 4, "block_size": 32, "symmetric": False}
+GRID = BundleGrid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 
 
 def test_dequantized_weights_are_the_numbers_of_the_grid_and_all_else_is_shared(a_classifier) -> None:
     classifier = a_classifier("bert")
-    found = dequantized(classifier, put_on_grid(classifier, GRID))
+    found = dequantized(classifier, quantize_classifier(classifier, GRID))
     layer, original = found.encoder.encoder.layer[0].output, classifier.encoder.encoder.layer[0].output
     assert len(layer.dense.weight[0, :32].unique()) <= 16
     assert not torch.equal(layer.dense.weight, original.dense.weight)
@@ -35,7 +34,8 @@ def test_calibrated_weights_change_what_the_encoder_computes_less(a_classifier, 
     with torch.no_grad():
         wanted = float_copy(classifier).embed(ids, mask)
         plain, calibrated = (
-            dequantized(classifier, put_on_grid(classifier, GRID, rows)).embed(ids, mask) for rows in ((), batches)
+            dequantized(classifier, quantize_classifier(classifier, GRID, rows)).embed(ids, mask)
+            for rows in ((), batches)
         )
     assert (calibrated - wanted).square().mean() < 0.8 * (plain - wanted).square().mean()
 
@@ -45,14 +45,13 @@ def test_a_method_decides_how_the_encoder_s_layers_are_rounded(method, a_classif
     batches = token_batches(encoder_tokenizer("bert"), texts[:8], max_length=40)
     classifier = a_classifier("bert")
     name = "encoder.encoder.layer.0.output.dense"
-    found = put_on_grid(classifier, GRID, batches, method=method)[name]
-    plain = {
-        chooser: quantize(classifier.get_submodule(name).weight, **SETTINGS, method=chooser) for chooser in CHOOSERS
-    }
-    same = {chooser for chooser, matrix in plain.items() if same_bytes(matrix, found)}
+    found = quantize_classifier(classifier, GRID, batches, method=method)[name]
+    weight = classifier.get_submodule(name).weight
+    plain = {other: round_weight(weight, GRID, other) for other in ROUNDERS if other not in CALIBRATED}
+    same = {other for other, matrix in plain.items() if same_bytes(matrix, found)}
     assert same == ({method} if method in plain else set())
 
 
 def test_channels_of_a_classifier_are_not_scaled(a_classifier) -> None:
     with pytest.raises(ModelError, match='"awq": is for decoders; take "gptq" for a classifier'):
-        put_on_grid(a_classifier("bert"), GRID, method="awq")
+        quantize_classifier(a_classifier("bert"), GRID, method="awq")

@@ -10,9 +10,9 @@ import torch
 from edgetune.errors import ModelError
 from edgetune.quantize.folder import QuantizedFolder, write_quantized
 from edgetune.quantize.matrices import round_all
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import BundleGrid
 
-GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+GRID = BundleGrid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 
 
 def test_a_folder_that_lacks_a_matrix_is_refused(tiny_base, tmp_path):

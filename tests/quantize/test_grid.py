@@ -8,9 +8,14 @@ import torch
 from onnx import TensorProto, helper
 
 from edgetune.errors import ModelError
-from edgetune.quantize import grid, scales
+from edgetune.quantize import grid, hqq, scales
+from edgetune.quantize.methods import ROUNDERS, round_weight
+from edgetune.quantize.precisions import BLOCK_SIZES
+from edgetune.recipe import CALIBRATED
+from edgetune.runtime.grid import BITS, Grid
 
-BITS = (2, 4, 8)
+INT4 = Grid(4, 32, symmetric=False)
+PLAIN = [method for method in ROUNDERS if method not in CALIBRATED]
 SYMMETRIC = (True, False)
 
 
@@ -20,12 +25,12 @@ def a_weight(rows: int = 24, columns: int = 172, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("symmetric", SYMMETRIC)
-@pytest.mark.parametrize("block_size", grid.BLOCK_SIZES)
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize("columns", [64, 172, 352])
 def test_matmulnbits_computes_with_exactly_our_dequantised_numbers(bits, symmetric, block_size, columns):
     """Identity in, weights out: the kernel at accuracy level 0 multiplies fp32 by what `dequantize` says."""
     weight = a_weight(columns=columns)
-    matrix = grid.quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric)
+    matrix = grid.quantize(weight, Grid(bits, block_size, symmetric))
     found = run_matmulnbits(np.eye(columns, dtype=np.float32), matrix)
     np.testing.assert_array_equal(found.T, grid.dequantize(matrix).numpy())
 
@@ -35,7 +40,7 @@ def test_matmulnbits_computes_with_exactly_our_dequantised_numbers(bits, symmetr
 def test_accuracy_level_4_stays_within_the_rounding_of_its_int8_activations(bits, symmetric):
     """Activations are rounded to absmax / 127 a block, an error of at most half a step each."""
     weight = a_weight(columns=256)
-    matrix = grid.quantize(weight, bits=bits, block_size=32, symmetric=symmetric)
+    matrix = grid.quantize(weight, Grid(bits, 32, symmetric))
     inputs = np.random.default_rng(0).standard_normal((5, 256)).astype(np.float32)
     exact = inputs @ grid.dequantize(matrix).numpy().T
     bound = np.abs(inputs).max() / 127 / 2 * grid.dequantize(matrix).abs().sum(1).numpy()
@@ -48,7 +53,7 @@ def test_the_search_beats_rounding_to_nearest(bits, symmetric):
     weight = a_weight(64, 512)
     errors = {}
     for method in ("rtn", "search"):
-        matrix = grid.quantize(weight, bits=bits, block_size=64, symmetric=symmetric, method=method)
+        matrix = round_weight(weight, Grid(bits, 64, symmetric), method)
         errors[method] = (grid.dequantize(matrix) - weight).square().mean().item()
     assert errors["search"] < errors["rtn"] * (1.0 if bits == 8 else 0.95)
 
@@ -61,8 +66,8 @@ def test_half_quadratic_rounding_forgives_outliers(bits, symmetric):
     weight[:, ::50] *= 8
     sums = {}
     for method in ("rtn", "hqq"):
-        matrix = grid.quantize(weight, bits=bits, block_size=64, symmetric=symmetric, method=method)
-        sums[method] = (grid.dequantize(matrix) - weight).abs().pow(scales.HQQ_NORM).view(64, 8, 64).sum(-1)
+        matrix = round_weight(weight, Grid(bits, 64, symmetric), method)
+        sums[method] = (grid.dequantize(matrix) - weight).abs().pow(hqq.NORM).view(64, 8, 64).sum(-1)
     assert (sums["hqq"] <= sums["rtn"] * (1 + 1e-5)).all()
     if bits < 8:
         assert sums["hqq"].mean() < sums["rtn"].mean() * 0.98
@@ -75,10 +80,10 @@ def test_four_codes_of_two_bits_share_a_byte_the_first_one_lowest():
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("symmetric", SYMMETRIC)
-@pytest.mark.parametrize("method", ["rtn", "search", "hqq"])
+@pytest.mark.parametrize("method", PLAIN)
 def test_no_weight_is_further_off_than_the_grid_allows(bits, symmetric, method):
     weight = a_weight()
-    matrix = grid.quantize(weight, bits=bits, block_size=16, symmetric=symmetric, method=method)
+    matrix = round_weight(weight, Grid(bits, 16, symmetric), method)
     error = (grid.dequantize(matrix) - weight).square().sum()
     steps = 2**bits - 1
     assert error < weight.square().sum() * (4 / steps) ** 2
@@ -87,8 +92,8 @@ def test_no_weight_is_further_off_than_the_grid_allows(bits, symmetric, method):
 def test_scales_are_bfloat16_values_of_at_least_the_least_float16():
     for weight in (a_weight(), a_weight() * 1e-6, torch.zeros(4, 64)):
         for symmetric in SYMMETRIC:
-            for method in scales.CHOOSERS:
-                found = grid.quantize(weight, bits=4, block_size=32, symmetric=symmetric, method=method).scales
+            for method in PLAIN:
+                found = round_weight(weight, Grid(4, 32, symmetric), method).scales
                 assert torch.equal(found.to(torch.bfloat16).float(), found)
                 assert torch.equal(found.to(torch.float16).float(), found)
                 assert (found.abs() >= scales.LEAST_SCALE).all()
@@ -100,7 +105,7 @@ def test_zeros_stay_exact_zeros_padding_included(bits, symmetric):
     weight = a_weight(8, 172)
     weight[:, 100:130] = 0
     weight[3] = 0
-    matrix = grid.quantize(weight, bits=bits, block_size=64, symmetric=symmetric)
+    matrix = grid.quantize(weight, Grid(bits, 64, symmetric))
     assert (grid.dequantize(matrix)[weight == 0] == 0).all()
     whole = grid.dequantize(grid.QuantizedMatrix(**{**vars(matrix), "in_features": matrix.packed.shape[1] * 64}))
     assert (whole[:, 172:] == 0).all()
@@ -108,8 +113,8 @@ def test_zeros_stay_exact_zeros_padding_included(bits, symmetric):
 
 def test_rows_are_independent_so_fused_projections_equal_separate_ones():
     first, second = a_weight(seed=1), a_weight(seed=2)
-    fused = grid.quantize(torch.cat([first, second]), bits=4, block_size=32)
-    apart = [grid.quantize(part, bits=4, block_size=32) for part in (first, second)]
+    fused = grid.quantize(torch.cat([first, second]), INT4)
+    apart = [grid.quantize(part, INT4) for part in (first, second)]
     for name in ("packed", "scales", "zero_points"):
         assert torch.equal(getattr(fused, name), torch.cat([getattr(part, name) for part in apart]))
 
@@ -125,14 +130,14 @@ def test_packing_turns_back(bits, count):
 
 def test_what_lies_on_the_grid_stays_there():
     """Quantising the dequantised numbers again loses nothing on the symmetric grid with its extreme level in use."""
-    matrix = grid.quantize(a_weight(16, 64), bits=4, block_size=32, symmetric=True, method="rtn")
-    again = grid.quantize(grid.dequantize(matrix), bits=4, block_size=32, symmetric=True, method="search")
+    matrix = round_weight(a_weight(16, 64), Grid(4, 32, symmetric=True), "rtn")
+    again = round_weight(grid.dequantize(matrix), matrix.grid, "search")
     assert torch.equal(grid.dequantize(again), grid.dequantize(matrix))
 
 
 def test_bfloat16_weights_are_rounded_in_float32():
     weight = a_weight().to(torch.bfloat16)
-    low, high = (grid.quantize(value, bits=4, block_size=32) for value in (weight, weight.float()))
+    low, high = (grid.quantize(value, INT4) for value in (weight, weight.float()))
     assert torch.equal(low.packed, high.packed)
     assert torch.equal(low.scales, high.scales)
 
@@ -142,7 +147,7 @@ def test_nan_and_infinity_are_refused():
         weight = a_weight()
         weight[0, 0] = bad
         with pytest.raises(ModelError, match="NaN or infinity"):
-            grid.quantize(weight, bits=4, block_size=32)
+            grid.quantize(weight, INT4)
 
 
 def run_matmulnbits(inputs: np.ndarray, matrix: grid.QuantizedMatrix, accuracy_level: int = 0) -> np.ndarray:

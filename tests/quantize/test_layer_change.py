@@ -9,6 +9,9 @@ import torch
 
 from edgetune.quantize.grid import dequantize, quantize
 from edgetune.quantize.layer_change import layer_change
+from edgetune.runtime.grid import Grid
+
+GRID = Grid(4, 32, symmetric=False)
 
 
 def _weights() -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,7 +22,7 @@ def _weights() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_layer_rounded_from_the_merge_has_the_change() -> None:
     base, merged = _weights()
-    found = layer_change("a", base, merged, quantize(merged, bits=4, block_size=32))
+    found = layer_change("a", base, merged, quantize(merged, GRID))
     assert found.correlation > 0.9
     assert found.norm_ratio == pytest.approx(1.0, abs=0.1)
     assert 0.5 < found.codes_changed < 1
@@ -27,13 +30,13 @@ def test_a_layer_rounded_from_the_merge_has_the_change() -> None:
 
 def test_a_layer_rounded_from_the_base_has_nothing_of_the_change() -> None:
     base, merged = _weights()
-    found = layer_change("a", base, merged, quantize(base, bits=4, block_size=32))
+    found = layer_change("a", base, merged, quantize(base, GRID))
     assert abs(found.correlation) < 0.2
 
 
 def test_a_layer_that_was_not_to_change_has_no_correlation() -> None:
     base, _ = _weights()
-    assert math.isnan(layer_change("a", base, base, quantize(base, bits=4, block_size=32)).correlation)
+    assert math.isnan(layer_change("a", base, base, quantize(base, GRID)).correlation)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -48,8 +51,7 @@ def test_a_layer_whose_numbers_are_known_has_the_change_that_one_works_out_by_ha
     merged, shipped = base.clone(), base.clone()
     merged[0, [1, 3, 17, 35]] += step
     shipped[0, [1, 3, 17, 21]] += torch.tensor([1, 1, 2, 1]) * step
-    grid = {"bits": 4, "block_size": 16, "symmetric": symmetric}
-    matrix = quantize(shipped, **grid)
+    matrix = quantize(shipped, Grid(4, 16, symmetric))
     assert dequantize(matrix).equal(shipped)
     found = layer_change("a", base, merged, matrix)
     assert found.codes_changed == pytest.approx(4 / 48)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgetune.data.encode import NOT_TRAINED
 from edgetune.data.prepare import prepare
 from edgetune.errors import RecipeError, RunError
 from edgetune.model.base import load_merged, load_tokenizer
@@ -15,16 +16,22 @@ from edgetune.model.weights import find_tensors, read_tensor
 from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.folder import QuantizedFolder
 from edgetune.quantize.grid import dequantize
+from edgetune.quantize.hessian import Rows
 from edgetune.quantize.matrices import round_all
-from edgetune.quantize.moments import Rows
-from edgetune.quantize.repair import RepairData, eval_loss, load_for_loss, repair
+from edgetune.quantize.repair import NEAR, Look, RepairData, best_of, eval_loss, load_for_loss, longer, repair
 from edgetune.quantize.repairable import repaired as take_out
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import BundleGrid
 from edgetune.train.batches import collate_rows
-from edgetune.train.loss import IGNORED, use_segments
+from edgetune.train.loss import use_segments
 
-GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+GRID = BundleGrid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+
+
+@pytest.fixture(autouse=True)
+def long_steps(monkeypatch) -> None:
+    """Few steps have to be seen."""
+    monkeypatch.setattr("edgetune.quantize.repair.LEARNING_RATE", 1e-2)
 
 
 @pytest.fixture
@@ -33,7 +40,7 @@ def recipe(tiny_base, tiny_rows) -> Recipe:
         model=ModelTable(base=str(tiny_base)),
         data=DataTable(train=str(tiny_rows), max_seq_len=128, eval_fraction=0.2),
         train=TrainTable(batch_size=4, gradient_accumulation_steps=1),
-        export=ExportTable(repair_steps=12, repair_learning_rate=1e-2),
+        export=ExportTable(repair_steps=12),
     )
 
 
@@ -49,6 +56,7 @@ def repaired(recipe: Recipe, tiny_base: Path, rows: Rows, **export: object):
     return repair(tiny_base, round_all(tiny_base, GRID), rows.prepared, recipe, pad_id=rows.pad_id)
 
 
+@pytest.mark.usefixtures("labels_alone")
 @pytest.mark.parametrize("target", ["labels", "both"])
 def test_the_loss_falls_and_the_integers_stay(recipe, tiny_base, rows, target):
     done = repaired(recipe, tiny_base, rows, repair_on=target)
@@ -60,7 +68,7 @@ def test_the_loss_falls_and_the_integers_stay(recipe, tiny_base, rows, target):
 
 def test_a_repair_that_makes_it_worse_is_not_kept(recipe, tiny_base, rows, monkeypatch):
     losses = iter([5.0, 5.5, 6.0, 5.1, 7.0])
-    monkeypatch.setattr("edgetune.quantize.repair.eval_loss", lambda *_: next(losses))
+    monkeypatch.setattr("edgetune.quantize.repair._look", lambda step, *_: Look(step, next(losses), 0.1))
     done = repaired(recipe, tiny_base, rows)
     before = round_all(tiny_base, GRID)
     assert done.loss_before == 5.0
@@ -73,12 +81,12 @@ def test_what_was_best_is_kept_though_training_goes_on(recipe, tiny_base, rows, 
     """Losses of 5, 4, 3, 6 and 7: scales, norms and biases are those of the third look, all of them."""
     losses, seen = iter([5.0, 4.0, 3.0, 6.0, 7.0]), []
 
-    def look(model, *_):
+    def look(step, model, _):
         matrices, vectors = take_out(model)
         seen.append(({name: value.scales for name, value in matrices.items()}, vectors))
-        return next(losses)
+        return Look(step, next(losses), 0.1)
 
-    monkeypatch.setattr("edgetune.quantize.repair.eval_loss", look)
+    monkeypatch.setattr("edgetune.quantize.repair._look", look)
     done = repaired(recipe, tiny_base, rows)
     assert (done.loss_before, done.loss_after, done.best_step) == (5.0, 3.0, 6)
     (scales, vectors), (last_scales, last_vectors) = seen[2], seen[4]
@@ -87,6 +95,32 @@ def test_what_was_best_is_kept_though_training_goes_on(recipe, tiny_base, rows, 
     assert all(done.vectors[name].equal(value) for name, value in vectors.items())
     assert not last_scales[name].equal(scales[name])
     assert not last_vectors[norm].equal(vectors[norm])
+
+
+def test_what_has_gone_further_from_the_merged_model_than_rounding_is_not_kept(recipe, tiny_base, rows, monkeypatch):
+    """The least loss is the last look's, which is another model; the second of those that are no further is kept."""
+    looks = iter([(5.0, 0.2), (4.5, 0.1), (4.0, 0.2), (4.2, 0.1), (2.0, 0.3)])
+    monkeypatch.setattr("edgetune.quantize.repair._look", lambda step, *_: Look(step, *next(looks)))
+    done = repaired(recipe, tiny_base, rows)
+    assert (done.best_step, done.loss_after, done.kl_before, done.kl_after) == (6, 4.0, 0.2, 0.2)
+    assert [(look.loss, look.kl) for look in done.curve][-1] == (2.0, 0.3)
+
+
+def test_of_equal_looks_the_first_is_kept_and_of_near_ones_the_best():
+    assert best_of([Look(0, 5.0, 0.2), Look(3, 5.0, 0.1)]).step == 0
+    assert best_of([Look(0, 5.0, 0.001), Look(3, 4.0, NEAR), Look(6, 3.0, 2 * NEAR)]).step == 3
+
+
+def test_a_fine_tune_that_scales_alone_still_improve_much_is_told_how_much_longer(recipe, tiny_base, rows, monkeypatch):
+    """Of 32 train rows 4 a step: the best look, after 9 steps, is 36 rows on."""
+    merged = repaired(recipe, tiny_base, rows, repair_steps=1).loss_merged
+    for share, is_told in ((0.5, True), (0.81, False)):
+        losses = iter([merged, merged, merged, share * merged, merged])
+        monkeypatch.setattr("edgetune.quantize.repair._look", lambda step, *_, found=losses: Look(step, next(found), 0))
+        done = repaired(recipe, tiny_base, rows)
+        packed = len(RepairData(recipe, rows.prepared, rows.pad_id).epoch(0))
+        assert done.epochs_more == (pytest.approx(36 / packed) if is_told else None)
+    assert (longer(2.0, 0.2), longer(2.0, 1.2)) == (3.0, 4.0)
 
 
 @pytest.mark.parametrize("target", ["labels", "teacher", "both"])
@@ -103,7 +137,7 @@ def test_the_loss_is_that_of_the_labels_of_the_teacher_or_their_mean(recipe, tin
     for index in (0, 1, 2):
         row = rows.prepared.train[index]
         wanted = torch.tensor(row.labels)[1:]
-        trained = wanted != IGNORED
+        trained = wanted != NOT_TRAINED
         mine, its = (own_logits(each, row.input_ids)[:-1][trained].log_softmax(-1) for each in (model, teacher))
         labels -= float(mine.gather(1, wanted[trained, None]).sum())
         divergence += float((its.exp() * (its - mine)).sum())
@@ -169,6 +203,7 @@ def test_scaled_channels_come_with_the_vectors_that_make_up_for_them(recipe, tin
     assert again.record["repair"]["loss_before"] == pytest.approx(loss, rel=1e-6)  # repair starts from the same model
 
 
+@pytest.mark.usefixtures("labels_alone")
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_two_bits_are_repaired_like_four(recipe, tiny_base, rows, symmetric):
     before = round_all(tiny_base, dataclasses.replace(GRID, bits=2, symmetric=symmetric))

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from edgetune.quantize.grid import QuantizedMatrix, dequantize, quantize
 from edgetune.quantize.repairable import RepairableLinear, make_repairable, repairable_layers, repaired, round_inputs
 from edgetune.quantize.scales import storable
+from edgetune.runtime.grid import Grid
 
 
 def a_layer(
     *, symmetric: bool = False, rounds_inputs: bool = False, bits: int = 4, columns: int = 72
 ) -> RepairableLinear:
     torch.manual_seed(0)
-    matrix = quantize(torch.randn(6, columns), bits=bits, block_size=32, symmetric=symmetric)
+    matrix = quantize(torch.randn(6, columns), Grid(bits, 32, symmetric))
     return RepairableLinear(matrix, torch.nn.Parameter(torch.randn(6)), rounds_inputs=rounds_inputs)
 
 
@@ -100,7 +101,7 @@ class _Tiny(torch.nn.Module):
 
 def matrices_of(model: torch.nn.Module) -> dict[str, QuantizedMatrix]:
     bits = {"embed.weight": 8, "linear.weight": 4, "head.weight": 8}
-    return {name: quantize(model.get_parameter(name), bits=count, block_size=32) for name, count in bits.items()}
+    return {name: quantize(model.get_parameter(name), Grid(count, 32, False)) for name, count in bits.items()}
 
 
 def test_only_scales_norms_and_biases_are_trained() -> None:

@@ -11,13 +11,13 @@ import torch
 from edgetune.data.prepare import prepare
 from edgetune.model.base import load_merged, load_tokenizer
 from edgetune.model.weights import find_tensors, read_tensor
-from edgetune.quantize.matrices import bits_of
-from edgetune.quantize.moments import Rows
-from edgetune.quantize.smooth import find_groups, fold_decoder, write_folded
+from edgetune.quantize.hessian import Rows
+from edgetune.quantize.matrices import grids_of
+from edgetune.quantize.smooth import find_groups, smooth_decoder, write_smoothed
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe
-from edgetune.runtime.bundle import Grid
+from edgetune.runtime.grid import BundleGrid
 
-GRID = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+GRID = BundleGrid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
 KINDS = ("Gemma", "Gemma2", "Gemma3", "Granite", "Llama", "Mistral", "Phi3", "Qwen2", "Qwen3", "SmolLM3")
 BIASED = {"attention_bias": True, "mlp_bias": True}
 
@@ -42,10 +42,10 @@ def test_any_scales_leave_the_float_model_as_it_was(
     for group in groups:
         channels = places[group.readers[0]].shape[1] // group.heads[0]
         scales.append((group, torch.rand(channels, generator=generator) * 3 + 0.3))
-    write_folded(merged, tmp_path / "folded", scales)
-    wanted, found = logits(merged), logits(tmp_path / "folded")
+    write_smoothed(merged, tmp_path / "smoothed", scales)
+    wanted, found = logits(merged), logits(tmp_path / "smoothed")
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
-    after = find_tensors(tmp_path / "folded")
+    after = find_tensors(tmp_path / "smoothed")
     assert {name for group in groups for name in (*group.readers, group.maker)} == {
         name
         for name in places
@@ -62,10 +62,11 @@ def test_scales_come_from_the_rows_and_layers_in_8_bits_have_none(tiny_base, tin
     tokenizer = load_tokenizer(tiny_base)
     rows = Rows(prepare(recipe, tokenizer, cache=tmp_path / "cache"), tokenizer.pad_token_id or 0)
     places = find_tensors(tiny_base)
-    bits = bits_of(places, GRID, ["layers.1.mlp.down_proj"])
-    fold_decoder(tiny_base, tmp_path / "folded", recipe, GRID, rows, bits=bits)
-    after = find_tensors(tmp_path / "folded")
+    grids = grids_of(places, GRID, ["layers.1.mlp.down_proj"])
+    names = [name for name, own in grids.items() if own.bits == 4]
+    smooth_decoder(tiny_base, tmp_path / "smoothed", recipe, GRID, rows, names=names)
+    after = find_tensors(tmp_path / "smoothed")
     changed = {name for name in places if not read_tensor(after[name]).float().equal(read_tensor(places[name]).float())}
     assert "model.layers.1.mlp.down_proj.weight" not in changed
     assert "model.layers.1.input_layernorm.weight" in changed
-    assert (logits(tmp_path / "folded") - logits(tiny_base)).abs().max() < 1e-5
+    assert (logits(tmp_path / "smoothed") - logits(tiny_base)).abs().max() < 1e-5

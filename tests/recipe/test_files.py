@@ -53,6 +53,16 @@ HUB_SHAPES = {
         "num_key_value_heads": 1,
         "head_dim": 256,
     },
+    "HuggingFaceTB/SmolLM2-135M-Instruct": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": {
         "model_type": "llama",
         "vocab_size": 49152,

@@ -15,20 +15,20 @@ def parse(text: str, *overrides: str):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "method", "needs_rows"),
+    ("overrides", "needs_rows"),
     [
-        ((), "gptq", True),
-        (("export.precision=int2",), "gptq", True),
-        (("export.precision=int8",), "search", False),
-        (("export.precision=int8", "export.method=gptq"), "gptq", True),
-        (("export.calibration_rows=0",), "search", True),
-        (("export.method=hqq",), "hqq", True),
-        (("export.precision=fp16", "export.method=gptq"), "gptq", False),
+        ((), True),
+        (("export.precision=int2",), True),
+        (("export.precision=int8",), False),
+        (("export.precision=int8", "export.method=gptq"), True),
+        (("export.calibration_rows=0",), True),
+        (("export.method=hqq",), True),
+        (("export.precision=fp16", "export.method=gptq"), False),
     ],
 )
-def test_rounding_for_the_rows_is_the_default_where_it_pays(overrides, method, needs_rows):
+def test_few_bits_and_calibration_need_the_training_rows(overrides, needs_rows):
     recipe = parse(SMALL, *overrides)
-    assert (recipe.export.rounding, recipe.export.needs_rows) == (method, needs_rows)
+    assert recipe.export.needs_rows == needs_rows
     assert parse_recipe(recipe.to_toml(), source="b.toml").export == recipe.export
 
 
@@ -36,7 +36,6 @@ def test_rounding_for_the_rows_is_the_default_where_it_pays(overrides, method, n
     ("setting", "key"),
     [
         ("export.repair_steps=200", "export.repair_steps"),
-        ("export.on_grid_steps=10", "export.on_grid_steps"),
         ('export.int8_layers=["query"]', "export.int8_layers"),
         ("export.head_bits=4", "export.head_bits"),
         ("export.max_length=64", "export.max_length"),

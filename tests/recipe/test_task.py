@@ -7,7 +7,8 @@ import pytest
 from edgetune.errors import RecipeError
 from edgetune.metric_names import METRIC_NAMES
 from edgetune.recipe import EvaluateTable, check_value, parse_recipe, unknown_key
-from edgetune.recipe.task import TASKS, TaskName
+from edgetune.recipe.task import TASKS
+from edgetune.task_names import TaskName
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -1,6 +1,6 @@
 """The page in a real browser: it draws, answers the pointer and the keyboard, and complains of nothing.
 
-Needs Chromium and playwright: `apt-get install chromium`, or $CHROMIUM names the program.
+`make test-browser` runs these tests. They need Chromium: `apt-get install chromium`, or $CHROMIUM names the program.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import shutil
 
 import pytest
-from made_run import bench_report, make_label_run, make_run
+from made_run import bench_report, encoder_target, make_label_run, make_run
 
 from edgetune.report.write import report
 
@@ -20,10 +20,11 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    from playwright import sync_api
+
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip("no Chromium is installed, and $CHROMIUM names none")
+    if program is None:  # who asks for these tests wants them run
+        pytest.fail("no Chromium is installed, and $CHROMIUM names none: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield opened
@@ -37,8 +38,10 @@ def file(tmp_path_factory):
     runs = [make_run(folder / "first"), make_run(folder / "second", score=0.6, seed=1)]
     runs += [make_label_run(folder / "few"), make_label_run(folder / "many", labels)]
     (folder / "bench.json").write_text(json.dumps(bench_report()), encoding="utf-8")
+    encoders = {**bench_report(), "targets": [encoder_target("words")]}
+    (folder / "encoders.json").write_text(json.dumps(encoders), encoding="utf-8")
     (folder / "broken.json").write_text("{", encoding="utf-8")
-    report([*runs, folder / "bench.json", folder / "broken.json"], folder / "report.html")
+    report([*runs, *(folder / f"{name}.json" for name in ("bench", "encoders", "broken"))], folder / "report.html")
     return folder / "report.html"
 
 
@@ -107,7 +110,7 @@ def test_other_axes_draw_another_frontier(watched):
     page.select_option("#axis-x", "disk_bytes")
     page.select_option("#axis-y", "score.accuracy")
     page.wait_for_function("document.querySelector('[data-chart=frontier]').textContent.includes('accuracy (%)')")
-    assert len(page.query_selector_all("[data-chart=frontier] .mark-symbol.role-mark path")) == 6
+    assert len(page.query_selector_all("[data-chart=frontier] .mark-symbol.role-mark path")) == 7
     assert "have no such numbers and are not drawn" in page.inner_text("#frontier-said")
 
 
@@ -157,3 +160,29 @@ def test_the_keyboard_reaches_the_results_first(watched):
     page = watched().page
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "To the results"
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_every_name_in_a_legend_is_whole(watched, width):
+    found = watched(viewport={"width": width, "height": 800})
+    found.scroll_through()
+    inside = """(text) => {
+      const [mine, all] = [text, text.ownerSVGElement].map((item) => item.getBoundingClientRect());
+      return mine.left >= all.left - 1 && mine.right <= all.right + 1;
+    }"""
+    labels = found.page.query_selector_all("[data-chart=frontier] .role-legend-label text")
+    assert len(labels) == 6 + 2  # stages, and the two runs
+    assert all(label.evaluate(inside) for label in labels)
+
+
+def test_twenty_runs_are_drawn_where_they_are_looked_at(browser, tmp_path):
+    """So that a page of many runs opens as fast as one of a single run."""
+    runs = [make_run(tmp_path / f"run-{number:02}", seed=number) for number in range(20)]
+    report(runs, tmp_path / "report.html")
+    found = Watched(browser, tmp_path / "report.html")
+    found.page.wait_for_selector("[data-chart=frontier] svg")
+    found.page.evaluate("scrollTo(0, 0)")
+    drawn = len(found.page.query_selector_all("[data-drawn]"))
+    assert 1 <= drawn < len(found.page.query_selector_all("[data-chart]")) / 4
+    assert found.complaints == []
+    found.context.close()

@@ -80,5 +80,5 @@ def test_numbers_are_written_with_their_unit(key, value, shown):
 
 
 def test_parts_of_a_key_are_in_the_title():
-    assert column("peak_bytes.2048.cold").title == "peak memory, 2,048 tokens, cold"
+    assert column("peak_bytes.2048.cold").title == "peak memory, cold, context 2,048"
     assert column("time_to_first_token_s.128").title == "first token after 128 tokens"

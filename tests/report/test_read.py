@@ -6,11 +6,12 @@ import json
 import shutil
 
 import pytest
-from made_run import MIB, STEPS, bench_report, make_label_run, make_run
+from made_run import MIB, STEPS, bench_report, encoder_target, make_label_run, make_run
 
 from edgetune.errors import RunError
+from edgetune.report.columns import column, default_axes
 from edgetune.report.facts import Number
-from edgetune.report.measured import flatten
+from edgetune.report.figures import figures_of
 from edgetune.report.read import read_report, unique_names
 from edgetune.report.samples import MOST_SAMPLES, mark
 
@@ -139,7 +140,8 @@ def test_a_bench_report_gives_its_numbers_and_why_others_are_absent(tmp_path):
     assert base.values["score.json"] == Number(0.7, 0.6, 0.8)
     assert base.values["peak_bytes.512.cold"].value == 90 * MIB
     assert bundle.values["decode_tokens_per_s"] == Number(1800.0, 1620.0, pytest.approx(1980.0))
-    assert base.values["kl"].value == 0.01
+    assert base.values["kl_to_reference"].value == 0.01
+    assert base.values["same_next_token"].value == 0.98
     assert base.absent["energy_j_per_token"].startswith("no energy counter")
     assert "peak_bytes.512.warm" in base.absent
     assert "context_length" not in base.values
@@ -151,6 +153,99 @@ def test_a_bench_report_of_another_version_is_named_and_left_out(run, tmp_path):
     assert report.measurements == ()
     assert "bench.json" in report.problems[0]
     assert "version 2" in report.problems[0]
+
+
+def test_of_a_bench_of_encoders_every_figure_has_its_own_name_and_unit(tmp_path):
+    (tmp_path / "bench.json").write_text(json.dumps({**bench_report(), "targets": [encoder_target("words")]}))
+    report = read_report([tmp_path / "bench.json"])
+    (model,) = report.models
+    assert report.problems == ()
+    assert model.rows == 60
+    shown = {column(key).title: column(key).form(number.value) for key, number in model.values.items()}
+    assert (shown["1 text of 16 tokens"], shown["texts/s, 32 texts of 64 tokens"]) == ("10.0 ms", "3,200")
+    assert (shown["peak memory, warm, 32 texts"], shown["accuracy"]) == ("70.0 MiB", "90.0%")
+    assert default_axes(report.models) == ("labelling.peak_bytes.1.cold", "score.accuracy")
+
+
+BROKEN_TARGETS = [
+    None,
+    3,
+    [],
+    {},
+    {"name": "x", "score": 4},
+    {"name": "x", "score": {"value": 1.0}},
+    {"score": {"absent": "a"}},
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN_TARGETS)
+def test_a_broken_target_of_a_bench_is_named_and_the_others_stay(tmp_path, broken):
+    found = bench_report()
+    found["targets"].insert(1, broken)
+    (tmp_path / "bench.json").write_text(json.dumps(found))
+    report = read_report([tmp_path / "bench.json"])
+    assert [model.name for model in report.models] == ["base", "bundle"]
+    assert "bench.json: target 2" in report.problems[0]
+
+
+@pytest.mark.parametrize(
+    "broken", [None, [], {}, {"target": {"kind": "base"}}, {"target": {"kind": "base", "name": "x"}}]
+)
+def test_a_broken_result_of_an_evaluation_is_named_and_the_others_stay(run, tmp_path, broken):
+    results = [json.loads((run / "results" / f"{stage}.json").read_text()) for stage in ("base", "bundle")]
+    (tmp_path / "summary.json").write_text(json.dumps({"results": [results[0], broken, results[1]]}))
+    report = read_report([tmp_path / "summary.json"])
+    assert [model.name for model in report.models] == ["base", "bundle"]
+    assert "summary.json: result 2" in report.problems[0]
+
+
+def test_what_a_bench_left_out_is_named(tmp_path):
+    lost = [{"target": "broken", "reason": "damaged", "exit_code": 2}, "of another version"]
+    (tmp_path / "bench.json").write_text(json.dumps({**bench_report(), "left_out": lost}))
+    report = read_report([tmp_path / "bench.json"])
+    assert report.problems[0] == f"{tmp_path}/bench.json: broken: not measured: damaged"
+    assert "left out: damaged, or of another version" in report.problems[1]
+    assert len(report.models) == 2
+
+
+def write_answers(folder, name, answers, prompts=None):
+    rows = [
+        {"prompt": (prompts or answers)[number], "reference": "right", "answer": text, "correct": text == "right"}
+        for number, text in enumerate(answers)
+    ]
+    (folder / "bench-answers" / name).mkdir(parents=True)
+    path = folder / "bench-answers" / name / f"{name}-answers.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_answers_beside_a_bench_are_shown_side_by_side(tmp_path):
+    found = bench_report()
+    for target in found["targets"]:
+        target["answers"] = f"bench-answers/{target['name']}/{target['name']}-answers.jsonl"
+    (tmp_path / "bench.json").write_text(json.dumps(found))
+    questions = [f"question {number}" for number in range(20)]
+    write_answers(tmp_path, "base", ["right"] * 20, questions)
+    write_answers(tmp_path, "bundle", ["right"] * 19 + ["wrong"], questions)
+    report = read_report([tmp_path / "bench.json"])
+    samples = report.measurements[0].samples
+    assert report.problems == ()
+    assert len(samples) == MOST_SAMPLES
+    assert samples[-1].question == "question 19"
+    assert [(shown.stage, shown.is_right) for shown in samples[-1].answers] == [("base", True), ("bundle", False)]
+    assert [shown.is_as_tuned for shown in samples[-1].answers] == [None, None]
+
+
+def test_answers_that_are_gone_or_to_other_rows_are_named(tmp_path):
+    found = bench_report(("a", "b", "c"))
+    for target in found["targets"]:
+        target["answers"] = f"bench-answers/{target['name']}/{target['name']}-answers.jsonl"
+    (tmp_path / "bench.json").write_text(json.dumps(found))
+    write_answers(tmp_path, "a", ["right"] * 3, ["x", "y", "z"])
+    write_answers(tmp_path, "b", ["right"] * 3, ["x", "y", "other"])
+    report = read_report([tmp_path / "bench.json"])
+    assert [shown.stage for shown in report.measurements[0].samples[0].answers] == ["a"]
+    assert "c-answers.jsonl: no such file" in report.problems[0]
+    assert "b-answers.jsonl: answers other rows than a" in report.problems[1]
 
 
 def test_a_folder_of_evaluate_is_a_measurement(run, tmp_path):
@@ -184,8 +279,13 @@ def test_names_are_as_long_as_tells_them_apart(tmp_path):
 
 def test_flattening_keeps_quantities_and_reasons():
     values = {
-        "a": {"512": {"cold": {"median": 2, "least": 1, "most": 3}, "warm": {"absent": "why"}}},
-        "b": 1,
-        "c": None,
+        "peak_bytes": {"512": {"cold": {"median": 2, "least": 1, "most": 3}, "warm": {"absent": "why"}}},
+        "disk_bytes": 1,
+        "load_s": None,
+        "weights": {"body": 5},
     }
-    assert dict(flatten(values)) == {"a.512.cold": Number(2, 1, 3), "a.512.warm": "why", "b": Number(1.0)}
+    assert figures_of(values) == {
+        "peak_bytes.512.cold": {"median": 2, "least": 1, "most": 3},
+        "peak_bytes.512.warm": {"absent": "why"},
+        "disk_bytes": {"value": 1},
+    }

@@ -10,18 +10,18 @@ import pytest
 from edgetune.cli import main
 from edgetune.report.facts import Report, Run
 from edgetune.report.page import lead, loss_unit
-from edgetune.report.task import TASKS, task_named, task_of
+from edgetune.report.task import TASKS, task_named
 from edgetune.runtime.bundle import open_bundle
 
 
 def test_the_verbs_that_people_are_told_of_exist() -> None:
-    assert {task.TRY_VERB for task in TASKS.values()} <= set(main.commands)
-    assert {task.COMMAND.split()[1] for task in TASKS.values()} <= set(main.commands)
+    assert {task.try_verb for task in TASKS.values()} <= set(main.commands)
+    assert {task.command.split()[1] for task in TASKS.values()} <= set(main.commands)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_python_of_a_card_is_python(task: str) -> None:
-    compile("\n".join(TASKS[task].PYTHON), task, "exec")
+    compile("\n".join(TASKS[task].python), task, "exec")
 
 
 def test_a_run_of_no_known_task_is_told_of_as_one_that_names_none() -> None:
@@ -29,7 +29,7 @@ def test_a_run_of_no_known_task_is_told_of_as_one_that_names_none() -> None:
 
 
 def test_a_bundle_tells_its_task(tiny_bundle: Path, word_bundle: Path) -> None:
-    assert (task_of(open_bundle(tiny_bundle)), task_of(open_bundle(word_bundle))) == ("generation", "classification")
+    assert (open_bundle(tiny_bundle).task, open_bundle(word_bundle).task) == ("generation", "classification")
 
 
 def test_a_threshold_is_told_of(word_bundle: Path) -> None:

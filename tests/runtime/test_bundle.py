@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from edgetune.errors import BundleError
-from edgetune.runtime.bundle import MANIFEST, Bundle, ChatFormat, Grid, check_hashes, open_bundle, write_manifest
+from edgetune.runtime.bundle import MANIFEST, Bundle, ChatFormat, check_hashes, open_bundle, write_manifest
+from edgetune.runtime.grid import BundleGrid
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def bundle(folder: Path) -> Bundle:
     chat = ChatFormat(
         template="{{ bos_token }}", bos_token="<s>", eos_token="</s>", bos_id=1, eos_ids=(2, 5), system="é"
     )
-    grid = Grid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
+    grid = BundleGrid(bits=4, block_size=32, symmetric=False, accuracy_level=4, head_bits=8)
     return write_manifest(
         Bundle(folder, "a", "int4", grid, chat, context_length=64, provenance={"base": "b"}, verified={"passed": True})
     )

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from edgetune.runtime.probabilities import confidences, probabilities
+from edgetune.runtime.probabilities import confidences, log_softmax, log_sum_exp, probabilities
 
 
 def test_the_confidence_of_one_answer_is_its_probability() -> None:
@@ -32,3 +32,18 @@ def test_probabilities_of_huge_logits_are_finite(is_multi: bool, temperature: fl
     assert found.max() <= 1
     if not is_multi:
         np.testing.assert_allclose(found.sum(-1), 1)
+
+
+def test_log_probabilities_are_those_of_logits_of_any_size() -> None:
+    logits = np.array([[1.0, 2.0, 4.0], [1e4, -1e4, 0.0]], np.float32)
+    found = log_softmax(logits)
+    assert found.dtype == np.float32
+    assert found[0] == pytest.approx(np.log(probabilities(logits[:1], temperature=1.0, multi_label=False)[0]), abs=1e-6)
+    assert found[1] == pytest.approx([0.0, -2e4, -1e4])
+
+
+def test_the_sum_of_huge_exponentials_has_a_finite_logarithm() -> None:
+    logits = np.array([[0.0, np.log(3.0)], [1000.0, 1000.0]], np.float32)
+    found = log_sum_exp(logits)
+    assert found.dtype == np.float64
+    assert found == pytest.approx([np.log(4.0), 1000.0 + np.log(2.0)])

@@ -10,10 +10,11 @@ from edgetune.errors import EdgeTuneError
 from edgetune.lora.adapter import attach
 from edgetune.model import nf4
 from edgetune.model.base import load_base
+from edgetune.model.device import autocast
 from edgetune.recipe import LoraTable, ModelTable
 from edgetune.train.fused import frozen_weight, fuse
 from edgetune.train.liger import check_liger, liger_kernels
-from edgetune.train.loss import autocast, loss_sum, use_segments
+from edgetune.train.loss import loss_sum, use_segments
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)

@@ -13,10 +13,10 @@ from edgetune.train.loop import train
 from edgetune.train.plateau import Plateau, after_evaluation
 
 
-def follow(losses, *, patience=1, factor=0.5, least=0.0):
+def follow(losses, *, patience=1, least=0.0):
     shares, plateau = [], Plateau()
     for loss in losses:
-        plateau = after_evaluation(plateau, loss, patience=patience, factor=factor, least=least)
+        plateau = after_evaluation(plateau, loss, patience=patience, least=least)
         shares.append(plateau.share)
     return shares
 
@@ -36,7 +36,7 @@ def test_a_loss_that_is_lower_by_less_than_a_thousandth_is_no_better():
 def test_the_share_stops_at_the_least_and_no_more_cuts_are_counted():
     plateau = Plateau()
     for _ in range(9):
-        plateau = after_evaluation(plateau, 1.0, patience=1, factor=0.5, least=0.2)
+        plateau = after_evaluation(plateau, 1.0, patience=1, least=0.2)
     assert (plateau.share, plateau.cuts) == (0.2, 3)
 
 

@@ -148,6 +148,7 @@ def test_members_that_do_not_fit_side_by_side_are_refused(make_recipe, tmp_path)
         ("tune.tokens=3", "tune.tokens: a population trains each member once"),
         ('tune.storage="sqlite://"', "tune.storage: a population is kept in its folder"),
         ('tune.objectives=["score", "bundle_bytes"]', "tune.objectives: of a population only"),
+        ("evaluate.folds=2", "evaluate.folds: a population is scored on the eval rows"),
         ("train.early_stopping_patience=1", "train.early_stopping_patience: would end a member"),
         ("train.on_overfitting=dropout", "train.on_overfitting: a population changes dropout"),
         ('train.changes=[{ after_step = 1, "lora.dropout" = 0.1 }]', "train.changes: a population finds them"),

@@ -206,7 +206,7 @@ def test_a_training_that_diverges_or_runs_out_of_memory_is_a_trial_given_up(make
 
 @pytest.mark.usefixtures("paper_bench")
 def test_values_that_do_not_go_together_are_a_trial_given_up(make_recipe, folder):
-    space = {"export.precision": ["int4", "fp16"], "export.on_grid_steps": [0, 10]}
+    space = {"export.precision": ["int4", "int2"], "export.accuracy_level": [4, 0]}
     result = search(make_recipe("tune.sampler=grid", space=space), folder)
     reasons = [trial["reason"] for trial in result.document["trials"] if trial["state"] == "pruned"]
     assert len(reasons) == 1
@@ -225,6 +225,35 @@ def test_a_trial_that_does_badly_is_given_up_and_its_cost_counted(make_recipe, f
     assert all(0 < trial["tokens"] < 100 for trial in given_up)
     assert all("eval loss" in trial["reason"] for trial in given_up)
     assert result.document["best"]["state"] == "complete"
+
+
+class ScoreBench(PaperBench):
+    """A workbench of a metric of which more is better: 1 at a learning rate of 0.01."""
+
+    def measure(self, recipe, folder, *, progress):
+        measured = super().measure(recipe, folder, progress=progress)
+        return dataclasses.replace(measured, score=1 / (1 + measured.loss))
+
+
+@pytest.mark.parametrize("pruner", ["halving", "hyperband"])
+def test_where_more_is_better_it_is_the_bad_trials_that_are_given_up(make_recipe, folder, pruner):
+    rates = [0.01, 0.011, 0.012, 1.0, 0.9, 0.8, 0.7, 0.6, 0.0101]
+    recipe = make_recipe(
+        f"tune.pruner={pruner}",
+        "tune.sampler=grid",
+        "tune.trials=9",
+        "evaluate.metric=exact_match",
+        space={LR: rates},
+    )
+    document = search(recipe, folder, bench=ScoreBench()).document
+    assert document["directions"] == ["maximize"]
+    assert document["best"]["values"][LR] == 0.01
+    assert document["best"]["objectives"] == [1.0]
+    given_up = [trial["values"][LR] for trial in document["trials"] if trial["state"] == "pruned"]
+    assert given_up
+    assert min(given_up) > 0.0101
+    losses = [loss for trial in document["trials"] for loss in trial["eval_losses"].values()]
+    assert min(losses) > 0
 
 
 def test_the_same_values_are_not_trained_twice(make_recipe, paper_bench, folder):
@@ -275,5 +304,42 @@ def test_progress_tells_the_best_so_far_and_what_is_left(make_recipe, folder):
     said = []
     search(make_recipe("tune.trials=2"), folder, progress=said.append)
     lines = [event["message"] for event in said if "message" in event]
-    assert lines[-1].startswith("trial 1: ")
+    assert lines[-1].startswith("trial 1: score ")
+    assert "(learning_rate 0.0" in lines[-1]
+    stages = {event["stage"] for event in said if "message" not in event}
+    assert stages == {"trial 0, 1 of 2 train", "trial 1, 2 of 2 (best 0) train"}
     assert "best so far: trial 0 with 0; 0 trials left, 0 under way" in lines[-1]
+
+
+class Terminated(BaseException):
+    """What SIGTERM raises outside of trainings."""
+
+
+@pytest.mark.parametrize("error", [Stopped("stopped", signal_number=2), KeyboardInterrupt(), Terminated()])
+def test_a_study_that_is_stopped_leaves_what_it_found_and_goes_on(make_recipe, paper_bench, folder, error):
+    def stop(_):
+        if len(paper_bench.seen) == 4:
+            (folder.trials / "trial-00003").mkdir(parents=True)
+            raise error
+
+    paper_bench.before = stop
+    recipe, said = make_recipe("tune.trials=6", "tune.pruner=none"), []
+    with pytest.raises(type(error)):
+        search(recipe, folder, progress=lambda event: said.append(event.get("message", "")))
+    found = read_json(folder.results)
+    assert [trial["state"] for trial in found["trials"]] == ["complete"] * 3 + ["fail", "waiting"]
+    assert found["best"]["loss"] == min(trial["loss"] for trial in found["trials"][:3])
+    assert load_recipe(folder.best).train.learning_rate == found["best"]["values"][LR]
+    assert said[-1] == f"stopped; what it found so far is in {folder.path}, and it goes on later"
+    assert (folder.trials / "trial-00003").is_dir()  # from whose checkpoint the trial goes on
+    result = search(recipe, folder)
+    assert [trial["state"] for trial in result.document["trials"]].count("complete") == 6
+    assert not folder.trials.exists()
+
+
+def test_a_study_that_is_stopped_before_it_found_anything_writes_nothing(make_recipe, paper_bench, folder):
+    paper_bench.before = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        search(make_recipe("tune.trials=2"), folder)
+    assert not folder.results.exists()
+    assert not folder.best.exists()

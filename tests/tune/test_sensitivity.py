@@ -123,6 +123,7 @@ def test_after_a_search_what_mattered_is_told_and_drawn(make_recipe, tmp_path):
         [LR, "train.batch_size"],
         ["train.batch_size", "train.epochs"],
     ]
+    assert found["importances_told"] == "by the scores of 24 measured trials"
     assert all(0 <= pair["share"] < 0.3 for pair in found["interactions"])
     for name in ("history", "importances", "interactions"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -147,6 +148,22 @@ def test_two_keys_that_only_matter_together_show_as_a_pair():
 
 def test_of_few_trials_nothing_is_said_about_what_matters(make_recipe, bench, tmp_path):
     found = search(make_recipe("tune.trials=3"), StudyDir(tmp_path)).document
-    assert (found["importances"], found["interactions"]) == (None, [])
+    assert (found["importances"], found["early_importances"], found["interactions"]) == (None, None, [])
+    assert found["importances_told"] == "3 measured trials are too few to say what matters: 8 for 2 keys"
+    assert not (tmp_path / "importances.png").exists()
     assert (tmp_path / "history.png").exists()
     assert len(bench.seen) == 3
+
+
+@pytest.mark.usefixtures("bench")
+def test_trials_that_were_given_up_count_by_the_loss_that_all_of_them_have(make_recipe, tmp_path):
+    recipe = make_recipe("tune.trials=24", "tune.pruner=halving", "tune.sampler=random", space=SPACE)
+    found = search(recipe, StudyDir(tmp_path)).document
+    given_up = [trial for trial in found["trials"] if trial["state"] == "pruned"]
+    early = found["early_importances"]
+    assert given_up
+    assert (early["after"], early["trials"]) == (0.2, 24)
+    assert early["shares"][LR] > 0.8  # the loss during training is that of the learning rate alone
+    assert f"by the eval loss after 20% of the training, of 24 trials: {LR} " in found["importances_told"]
+    assert f"{len(given_up)} that were given up have none" in found["importances_told"] or not found["importances"]
+    assert (tmp_path / "importances.png").exists()

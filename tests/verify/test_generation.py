@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graph_files import write_float32_scales
 
 from edgetune.bundle.generation import build_bundle
 from edgetune.data.encode import NOT_TRAINED, Encoded
@@ -62,6 +63,10 @@ def failures(verification: Verification) -> set[str]:
 @pytest.mark.parametrize("precision", ["int4", "fp32"])
 def test_a_good_bundle_passes(check, precision):
     assert check(precision=precision).failures == ()
+
+
+def test_a_bundle_with_float32_scales_as_they_were_at_first_passes(check):
+    assert check(lambda bundle: write_float32_scales(bundle.path / "model.onnx")).failures == ()
 
 
 @pytest.mark.parametrize("part", ["packed", "scales", "zero_points"])

@@ -1,5 +1,6 @@
 """verify/lengths.py: a graph that computes something else at some length is found, before a training too."""
 
+import dataclasses
 import json
 
 import onnx
@@ -48,6 +49,15 @@ def test_a_graph_that_lost_a_window_or_has_other_tables_is_found(a_decoder, tmp_
     windows, tables = attention_checks(bundle, folder)
     assert not windows.passed
     assert windows.detail.endswith("wrong in 1")
+    assert not tables.passed
+
+
+def test_tables_for_more_than_the_context_that_a_bundle_promises_are_found(a_decoder, tmp_path):
+    folder = a_decoder()
+    bundle = graph_of(folder, tmp_path / "graph")
+    _, whole = attention_checks(bundle, folder)
+    assert whole.passed
+    _, tables = attention_checks(dataclasses.replace(bundle, context_length=100), folder)
     assert not tables.passed
 
 

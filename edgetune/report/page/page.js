@@ -29,7 +29,7 @@
         labelFontSize: 12, titleFontSize: 12, titlePadding: 10, labelPadding: 6, labelOverlap: true },
       axisY: { labelLimit: isNarrow() ? 110 : 260 },
       legend: { labelColor: ink, titleColor: soft, labelFontSize: 12, symbolType: "circle", orient: "top", title: null,
-        symbolOpacity: 1, labelLimit: 220, columns: isNarrow() ? 2 : 0 },
+        symbolOpacity: 1, symbolBaseFillColor: soft, symbolBaseStrokeColor: soft, labelLimit: 220, columns: isNarrow() ? 2 : 0 },
       range: { category: CATEGORY[isDark() ? "dark" : "light"] },
       tick: { color: ink }, rule: { color: soft }, text: { color: ink, font },
       point: { stroke: colour("--card"), strokeWidth: 1.5 },
@@ -91,6 +91,7 @@
       (missing ? `${missing} of ${points.length} models have no such numbers and are not drawn.` : "");
     const sources = [...new Set(rows.map((row) => row.run))];
     const stages = [...new Set(rows.map((row) => row.stage))];
+    const marks = isNarrow() ? { orient: "bottom", columns: 2, labelLimit: 130 } : {};
     const scale = (name) => {
       const found = rows.flatMap((row) => [row[name], ...(name === "y" ? [row.low, row.high] : [])]).filter((value) => value !== undefined);
       const least = Math.min(...found), most = Math.max(...found);
@@ -112,7 +113,7 @@
           mark: { type: "point", filled: true, size: 150, opacity: 1 },
           encoding: { ...axes,
             color: { field: "stage", type: "nominal", title: null, names: stages },
-            ...(sources.length > 1 && sources.length <= 6 ? { shape: { field: "run", type: "nominal", title: null } } : {}),
+            ...(sources.length > 1 && sources.length <= 6 ? { shape: { field: "run", type: "nominal", title: null, legend: marks } } : {}),
             opacity: { condition: { param: "picked", value: 0.95 }, value: 0.12 },
             tooltip: [{ field: "model" }, { field: "run", title: "from" }, { field: "x_text", title: x.title }, { field: "y_text", title: y.title }] } },
       ],

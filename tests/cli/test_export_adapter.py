@@ -1,4 +1,4 @@
-"""`export --keep-adapter`, and `generate` and `chat` with --adapter."""
+"""`export-adapter`, and `generate` and `chat` with --adapter."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def runs(tiny_base: Path, tiny_rows: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def bundle(runs: list[RunDir]) -> Path:
     """Two adapters in one bundle, made by the commands."""
-    first = invoke("export", runs[0].path, "--keep-adapter", "--adapter-name", "lamps", "--json")
+    first = invoke("export-adapter", runs[0].path, "--name", "lamps", "--json")
     assert first.exit_code == 0, first.stderr
     assert json.loads(first.stdout)["adapters"] == ["lamps"]
     path = runs[0].path / "adapter-bundle"
-    second = invoke("export", runs[1].path, "--keep-adapter", "--into", path, "--adapter-name", "heating")
+    second = invoke("export-adapter", runs[1].path, "--into", path, "--name", "heating")
     assert second.exit_code == 0, second.stderr
     assert "ok   adapter's effect" in second.stdout
     return path
@@ -78,11 +78,11 @@ def test_an_unknown_adapter_exits_2_and_says_which_there_are(bundle: Path, tiny_
     assert (result.exit_code, result.stdout) == (2, "")
     assert "has no adapter 'doors'; it has lamps, heating, none" in result.stderr
     result = invoke("generate", tiny_bundle, PROMPT, "--adapter", "lamps")
-    assert "`edgetune export RUN --keep-adapter` makes one that has some" in result.stderr
+    assert "`edgetune export-adapter RUN` makes one that has some" in result.stderr
 
 
 def test_a_name_that_is_taken_exits_2(bundle: Path, runs: list[RunDir]) -> None:
-    result = invoke("export", runs[1].path, "--keep-adapter", "--into", bundle, "--adapter-name", "lamps")
+    result = invoke("export-adapter", runs[1].path, "--into", bundle, "--name", "lamps")
     assert result.exit_code == 2
     assert "replace it with --force" in result.stderr
     assert list(open_bundle(bundle).adapters) == ["lamps", "heating"]
@@ -91,36 +91,32 @@ def test_a_name_that_is_taken_exits_2(bundle: Path, runs: list[RunDir]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--into", "x"), "go with --keep-adapter"),
-        (("--adapter-name", "x"), "go with --keep-adapter"),
-        (("--keep-adapter", "--into", "x", "--out", "y"), "adds to a bundle as it is"),
-        (("--keep-adapter", "--into", "x", "--precision", "int8"), "adds to a bundle as it is"),
-        (("--keep-adapter", "--data", "rows.jsonl"), "leave it out"),
-        (("--keep-adapter", "--precision", "fp16"), "on the grid only"),
-        (("--keep-adapter", "--adapter-name", "none"), "cannot be an adapter's name"),
-        (("--keep-adapter", "--into", "nowhere"), "no such bundle"),
+        (("--into", "x", "--out", "y"), "adds to a bundle as it is"),
+        (("--set", 'export.precision="fp16"'), "on the grid only"),
+        (("--name", "none"), "cannot be an adapter's name"),
+        (("--into", "nowhere"), "no such bundle"),
     ],
 )
 def test_options_that_do_not_go_together_exit_2(
     runs: list[RunDir], arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = invoke("export", runs[1].path, *arguments)
+    result = invoke("export-adapter", runs[1].path, *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
 
 
 def test_a_folder_that_is_no_run_exits_2(tmp_path: Path) -> None:
-    result = invoke("export", tmp_path, "--keep-adapter")
+    result = invoke("export-adapter", tmp_path)
     assert result.exit_code == 2
-    assert "is no run folder; --keep-adapter wants one" in result.stderr
+    assert "is no run folder; give one, with its adapter and its rows" in result.stderr
 
 
 def test_a_classifier_s_run_exits_2(tiny_base: Path, tiny_rows: Path, tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "run").create()
     text = f'[model]\nbase = "{tiny_base}"\ntask = "classification"\n[data]\ntrain = "{tiny_rows}"\n'
     run_dir.recipe.write_text(text, encoding="utf-8")
-    result = invoke("export", run_dir.path, "--keep-adapter")
+    result = invoke("export-adapter", run_dir.path)
     assert result.exit_code == 2
     assert "is a classifier's run" in result.stderr
 
@@ -128,6 +124,6 @@ def test_a_classifier_s_run_exits_2(tiny_base: Path, tiny_rows: Path, tmp_path: 
 def test_a_run_without_an_adapter_exits_2(runs: list[RunDir], tmp_path: Path) -> None:
     empty = RunDir(tmp_path / "run").create()
     empty.recipe.write_text(runs[0].recipe.read_text(encoding="utf-8"), encoding="utf-8")
-    result = invoke("export", empty.path, "--keep-adapter")
+    result = invoke("export-adapter", empty.path)
     assert result.exit_code == 2
     assert "no adapter" in result.stderr

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from edgetune.lora.read import CONFIG, HELD, WEIGHTS, Adapter, read_adapter
 from edgetune.model.base import hash_base, load_tokenizer
 from edgetune.model.memory import peak_memory_bytes, reset_peak
 from edgetune.model.weights import find_tensors, hash_files
+from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
 from edgetune.quantize.decoder import quantize_decoder
 from edgetune.quantize.precisions import grid_of
@@ -53,11 +54,10 @@ from edgetune.verify.adapter import Kept, verify_adapter, verify_kept
 from edgetune.verify.checks import Verification
 from edgetune.verify.generation import Prompt
 
-Progress = Callable[[Mapping[str, Any]], None]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def export_keeping_adapter(
+def export_adapter(
     recipe: Recipe,
     run_dir: RunDir,
     base: Path,
@@ -72,7 +72,7 @@ def export_keeping_adapter(
     `name`: of the adapter in the bundle, the run folder's by default. Raises as `export` does, and ModelError for an
     adapter that cannot stand beside the base.
     """
-    tell = progress or (lambda _: None)
+    tell = progress or silent
     name, grid = check_name(name or run_dir.path.resolve().name), grid_of(recipe.export)
     out = out or run_dir.adapter_bundle
     check_architecture(base)
@@ -132,7 +132,7 @@ def add_adapter(
     """
     start_s = time.perf_counter()
     reset_peak()
-    tell = progress or (lambda _: None)
+    tell = progress or silent
     name, bundle = check_name(name or run_dir.path.resolve().name), open_bundle(path)
     _check_takes(bundle, recipe, base, name=name, force=force)
     adapter, prompts = _read(run_dir, base), verified_prompts(recipe)
@@ -160,9 +160,7 @@ def add_adapter(
 def check_name(name: str) -> str:
     """The name of an adapter, if it can be a file's. Raises RecipeError."""
     if name == NO_ADAPTER or not NAME.fullmatch(name):
-        raise RecipeError(
-            f"{name!r} cannot be an adapter's name", cure="give letters, digits, . _ - with --adapter-name"
-        )
+        raise RecipeError(f"{name!r} cannot be an adapter's name", cure="give letters, digits, . _ - with --name")
     return name
 
 
@@ -220,7 +218,7 @@ def _check_takes(bundle: Bundle, recipe: Recipe, base: Path, *, name: str, force
     if name in bundle.adapters and not force:
         raise RunError(
             f"{bundle.path}: has an adapter {name} already",
-            cure="replace it with --force, or choose another name with --adapter-name",
+            cure="replace it with --force, or choose another name with --name",
         )
 
 

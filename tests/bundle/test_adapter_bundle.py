@@ -1,4 +1,4 @@
-"""bundle/keep_adapter.py: the base once, adapters beside it, each shown to be the right one."""
+"""bundle/adapter_bundle.py: the base once, adapters beside it, each shown to be the right one."""
 
 import dataclasses
 import json
@@ -11,8 +11,8 @@ import onnx
 import pytest
 import torch
 
-from edgetune.bundle import keep_adapter as stage
-from edgetune.bundle.keep_adapter import add_adapter, check_name, export_keeping_adapter
+from edgetune.bundle import adapter_bundle as stage
+from edgetune.bundle.adapter_bundle import add_adapter, check_name, export_adapter
 from edgetune.errors import BundleError, CheckError, ModelError, RecipeError, RunError
 from edgetune.export.adapter_inputs import read_arrays
 from edgetune.lora.adapter import attach, save
@@ -69,7 +69,7 @@ def first_run(tiny_base, tmp_path_factory) -> RunDir:
 
 @pytest.fixture(scope="session")
 def exported_once(the_recipe, first_run, tiny_base):
-    return export_keeping_adapter(the_recipe, first_run, tiny_base)
+    return export_adapter(the_recipe, first_run, tiny_base)
 
 
 @pytest.fixture
@@ -163,14 +163,14 @@ def test_joined_and_split_projections_take_adapters(kind, lora, a_decoder, the_r
     base = a_decoder(kind)
     run_dir = make_run(base, tmp_path / "run", **lora)
     recipe = dataclasses.replace(the_recipe, model=ModelTable(base=str(base)))
-    assert export_keeping_adapter(recipe, run_dir, base).verification.passed
+    assert export_adapter(recipe, run_dir, base).verification.passed
 
 
 def test_a_head_of_its_own_takes_an_adapter(a_decoder, the_recipe, tmp_path):
     base = a_decoder("Llama", tie_word_embeddings=False)
     run_dir = make_run(base, tmp_path / "first", target_modules=("lm_head",))
     recipe = dataclasses.replace(the_recipe, model=ModelTable(base=str(base)))
-    result = export_keeping_adapter(recipe, run_dir, base)
+    result = export_adapter(recipe, run_dir, base)
     assert set(read_arrays(result.bundle.path / "first.onnx_adapter")) == {
         "lm_head.lora_A.MatMul.weight",
         "lm_head.lora_B.MatMul.weight",
@@ -185,7 +185,7 @@ def test_the_base_is_put_on_the_grid_as_training_held_it(the_recipe, tiny_base, 
         table = dataclasses.replace(the_recipe.export, merge_base=merge_base)
         recipe = dataclasses.replace(the_recipe, export=table)
         out = tmp_path / merge_base
-        assert export_keeping_adapter(recipe, run_dir, tiny_base, out=out).verification.passed
+        assert export_adapter(recipe, run_dir, tiny_base, out=out).verification.passed
         found[merge_base] = (out / "model.onnx.data").read_bytes()
     assert found["auto"] == found["trained"] != found["original"]
     for merge_base in ("trained", "original"):
@@ -232,7 +232,7 @@ def test_an_adapter_is_replaced_only_by_force(bundle, the_recipe, tiny_base, tmp
 
 def test_an_adapter_with_projections_that_the_graph_has_no_inputs_for_is_refused(the_recipe, tiny_base, tmp_path):
     narrow = make_run(tiny_base, tmp_path / "narrow", target_modules=("q_proj",))
-    bundle = export_keeping_adapter(the_recipe, narrow, tiny_base).bundle.path
+    bundle = export_adapter(the_recipe, narrow, tiny_base).bundle.path
     with pytest.raises(ModelError, match=r"changes model\.layers\.0\.\S+, for which the graph has no inputs"):
         add_adapter(the_recipe, make_run(tiny_base, tmp_path / "wide"), tiny_base, bundle)
     assert list(open_bundle(bundle).adapters) == ["narrow"]
@@ -252,7 +252,7 @@ def test_a_run_with_another_system_message_is_refused(bundle, the_recipe, tiny_b
 
 
 def test_a_bundle_without_inputs_for_adapters_is_refused(tiny_bundle, the_recipe, first_run, tiny_base):
-    with pytest.raises(BundleError, match=r"has no adapter 'first'; `edgetune export RUN --keep-adapter` makes one"):
+    with pytest.raises(BundleError, match=r"has no adapter 'first'; `edgetune export-adapter RUN` makes one"):
         add_adapter(the_recipe, first_run, tiny_base, tiny_bundle)
 
 
@@ -269,7 +269,7 @@ def test_what_is_more_than_a_low_rank_branch_is_refused_with_a_cure(lora, messag
     base = untied(tiny_base, tmp_path / "base") if "target_modules" in lora else tiny_base
     run_dir = make_run(base, tmp_path / "run", **lora)
     with pytest.raises(ModelError, match=message) as caught:
-        export_keeping_adapter(the_recipe, run_dir, base)
+        export_adapter(the_recipe, run_dir, base)
     assert "merge it instead" in str(caught.value)
     assert not run_dir.adapter_bundle.exists()
 
@@ -277,13 +277,13 @@ def test_what_is_more_than_a_low_rank_branch_is_refused_with_a_cure(lora, messag
 def test_float_precisions_are_refused(the_recipe, first_run, tiny_base, tmp_path):
     recipe = dataclasses.replace(the_recipe, export=dataclasses.replace(the_recipe.export, precision="fp16"))
     with pytest.raises(RecipeError, match="on the grid only"):
-        export_keeping_adapter(recipe, first_run, tiny_base, out=tmp_path / "bundle")
+        export_adapter(recipe, first_run, tiny_base, out=tmp_path / "bundle")
 
 
 def test_an_adapter_without_effect_fails_and_is_left_aside(the_recipe, tiny_base, tmp_path):
     run_dir = make_run(tiny_base, tmp_path / "run", std=0.0)
     with pytest.raises(CheckError, match="adapter's effect") as caught:
-        export_keeping_adapter(the_recipe, run_dir, tiny_base)
+        export_adapter(the_recipe, run_dir, tiny_base)
     assert caught.value.exit_code == 5
     assert open_bundle(run_dir.path / "adapter-bundle.failed").verified["passed"] is False
 
