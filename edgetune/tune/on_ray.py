@@ -4,7 +4,7 @@ Ray's PopulationBasedTraining waits for all members after each generation, ranks
 worst quarter the checkpoints of the best. What passes through Ray are names: the checkpoints themselves lie in the
 population's folder (member.py), which all machines see, and so does all that is needed to go on after a kill; Ray's
 own record of the experiment is thrown away. A worker process holds the base as long as it lives, whichever members it
-trains.
+trains; of those that wait while the last member of a generation trains, Ray keeps at most one and starts others anew.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Exploits(PopulationBasedTraining):
     their ranges.
     """
 
-    def __init__(self, job: Job, workers: int) -> None:
+    def __init__(self, job: Job) -> None:
         super().__init__(
             time_attr="training_iteration",
             metric="eval_loss",
@@ -119,17 +119,8 @@ class Exploits(PopulationBasedTraining):
             log_config=False,
             synch=True,
         )
-        self._space, self._seed, self._workers = job.space, job.recipe.tune.seed, workers
+        self._space, self._seed = job.space, job.recipe.tune.seed
         self._draw = random.Random()
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """As Ray has it; and so many worker processes are to stay while all members wait for the last one, which Ray
-        would end, and their bases with them.
-        """
-        super().on_trial_add(tune_controller, trial)
-        if self._workers:
-            tune_controller._actor_cache.increase_max(trial.placement_group_factory, self._workers)
-            self._workers = 0
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """As Ray has it; the last member of a generation decides for all."""
@@ -192,7 +183,7 @@ def train_on_ray(
             tune.with_resources(member, resources),
             param_space={"begin": tune.grid_search([_text(begin) for begin in begins])},
             tune_config=tune.TuneConfig(
-                scheduler=Exploits(job, workers or len(begins)),
+                scheduler=Exploits(job),
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,

@@ -29,15 +29,35 @@ SPACE = """
 """
 
 
-@pytest.fixture
-def command(recipe_text, tmp_path):
-    """`edgetune tune` of four members on two workers, three generations."""
+@pytest.fixture(scope="module")
+def recipe(recipe_text, tmp_path_factory):
+    """Of four members, three generations."""
     text = recipe_text[: recipe_text.index("[tune.space]")] + "[tune.space]" + SPACE
     text = text.replace("max_steps = 2\neval_steps = 1", "max_steps = 6\neval_steps = 2")
-    recipe = tmp_path / "tiny.toml"
+    recipe = tmp_path_factory.mktemp("population") / "tiny.toml"
     recipe.write_text(text)
-    options = ["--population", "4", "--workers", "2", "--json", "-o", tmp_path / "p"]
+    return recipe
+
+
+def command_of(recipe, folder):
+    """`edgetune tune` on two workers."""
+    options = ["--population", "4", "--workers", "2", "--json", "-o", folder]
     return [*map(str, [sys.executable, "-m", "edgetune", "tune", recipe, *options])]
+
+
+@pytest.fixture
+def command(recipe, tmp_path):
+    return command_of(recipe, tmp_path / "p")
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    """A population that is trained in one go: its folder, what it found and told, and the processes it left."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGETUNE_TEST", str(folder))
+        document, told = done(command_of(recipe, folder / "p"))
+    return folder / "p", document, told, own_processes(str(folder))
 
 
 def done(command):
@@ -67,43 +87,55 @@ def own_processes(marker):
     return [process for process in found if process.pid != os.getpid()]
 
 
-def test_two_workers_train_a_population_whose_best_is_a_run_and_leave_no_process(command, tmp_path, monkeypatch):
-    monkeypatch.setenv("EDGETUNE_TEST", str(tmp_path))
-    document, told = done(command)
+def test_two_workers_train_a_population_whose_best_is_a_run_and_leave_no_process(whole, tmp_path):
+    folder, document, told, left = whole
     assert len(document["outcomes"]) == 12
     assert document["copies"] == 2
-    first = {one["member"]: one["eval_loss"] for one in document["outcomes"] if one["generation"] == 1}
-    copy = next(one for one in document["outcomes"] if one["generation"] == 2 and one["parent"] != one["member"])
-    assert copy["member"] == max(first, key=first.__getitem__)
-    assert copy["parent"] == min(first, key=first.__getitem__)
+    for generation in (2, 3):
+        before = {one["member"]: one["eval_loss"] for one in of_generation(document, generation - 1)}
+        (copy,) = [one for one in of_generation(document, generation) if one["parent"] != one["member"]]
+        assert copy["member"] == max(before, key=before.__getitem__)
+        assert copy["parent"] == min(before, key=before.__getitem__)
     assert "copied from member" in told
     assert "ray" not in told.lower()
-    monkeypatch.delenv("EDGETUNE_TEST")
-    assert own_processes(str(tmp_path)) == []
+    assert left == []
     torch.set_num_threads(1)
-    train(load_recipe(tmp_path / "p" / "best.toml"), RunDir(tmp_path / "again"))
-    kept, again = (weights(folder) for folder in (tmp_path / "p" / "best", tmp_path / "again"))
+    train(load_recipe(folder / "best.toml"), RunDir(tmp_path / "again"))
+    kept, again = (weights(run) for run in (folder / "best", tmp_path / "again"))
     assert all(torch.equal(kept[name], again[name]) for name in again)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_population_that_is_stopped_or_killed_goes_on_to_the_same_end(command, tmp_path, number, monkeypatch):
-    whole, _ = done([*command[:-1], str(tmp_path / "whole")])
-    monkeypatch.setenv("EDGETUNE_TEST", str(tmp_path))
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    monkeypatch.delenv("EDGETUNE_TEST")
-    while not list((tmp_path / "p").glob("population/generation-0002/member-*.json")):
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.05)
-    first.send_signal(number)
-    _, told = first.communicate(timeout=LONG_S)
-    assert first.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    assert number == signal.SIGKILL or "the same command goes on from there" in told
-    _, left = psutil.wait_procs(own_processes(str(tmp_path)), timeout=LONG_S)
-    assert left == []
+def of_generation(document, generation):
+    return [one for one in document["outcomes"] if one["generation"] == generation]
+
+
+def test_a_population_that_is_stopped_and_later_killed_goes_on_to_the_same_end(whole, command, tmp_path):
+    for number, generation in ((signal.SIGINT, 2), (signal.SIGKILL, 3)):
+        code, told = interrupted(command, tmp_path, number, generation)
+        assert code == (130 if number == signal.SIGINT else -signal.SIGKILL)
+        assert number == signal.SIGKILL or "the same command goes on from there" in told
+        assert (generation == 2) == ("goes on after generation" not in told)
     found, told = done(command)
-    assert "goes on after generation" in told
-    assert courses(found) == courses(whole)
+    assert "goes on after generation 2" in told
+    assert courses(found) == courses(whole[1])
+
+
+def interrupted(command, folder, number, generation):
+    """Exit code and standard error of a command that gets a signal when a member has made a generation; Ctrl-C reaches
+    every process of the terminal. None of them is left.
+    """
+    environment = {**os.environ, "EDGETUNE_TEST": str(folder)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        while not list(folder.glob(f"p/population/generation-{generation:04d}/member-*.json")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        _, told = process.communicate(timeout=LONG_S)
+    _, left = psutil.wait_procs(own_processes(str(folder)), timeout=LONG_S)
+    assert left == []
+    return process.returncode, told
 
 
 def test_an_error_in_a_worker_is_the_user_s_in_one_line(command, tmp_path):

@@ -19,18 +19,28 @@ from edgetune.tune.population import train_population
 
 RATE = "train.learning_rate"
 SPACE = {RATE: {"low": 1e-4, "high": 0.05, "log": True}, "lora.dropout": {"low": 0.0, "high": 0.2}}
-SETTINGS = ("tune.population=3", "tune.workers=1", "train.max_steps=4", "train.eval_steps=2", "tune.score_of=trained")
+SETTINGS = ("tune.population=2", "tune.workers=1", "train.max_steps=4", "train.eval_steps=2", "tune.score_of=trained")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def recipe(make_recipe):
     return make_recipe(*SETTINGS, space=SPACE)
 
 
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def undrawn():
     """Without the picture, which takes longer than all else; test_pictures.py looks at it."""
-    monkeypatch.setattr("edgetune.tune.population.draw_population", lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgetune.tune.population.draw_population", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    """A population that was trained in one go, and what it told."""
+    told = []
+    folder = PopulationDir(tmp_path_factory.mktemp("whole") / "p")
+    return train_population(recipe, folder, session=InTurn(), progress=told.append), told
 
 
 def weights(run):
@@ -41,16 +51,15 @@ class Killed(BaseException):
     """What no code catches."""
 
 
-def test_the_best_member_is_a_run_folder_and_its_recipe_trains_to_the_same_adapter(recipe, tmp_path):
-    told = []
-    result = train_population(recipe, PopulationDir(tmp_path / "p"), session=InTurn(), progress=told.append)
+def test_the_best_member_is_a_run_folder_and_its_recipe_trains_to_the_same_adapter(recipe, whole, tmp_path):
+    result, told = whole
     document, folder = result.document, result.folder
-    assert (document["generations"], document["copies"], len(document["outcomes"])) == (2, 1, 6)
+    assert (document["generations"], document["copies"], len(document["outcomes"])) == (2, 1, 4)
     last = [one for one in document["outcomes"] if one["generation"] == 2]
     assert document["best"]["loss"] == min(one["loss"] for one in last)
     copy = next(one for one in last if one["parent"] != one["member"])
     assert copy["lineage"]["changes"][0]["after_step"] == 2
-    assert document["tokens"] == 3 * document["best"]["tokens"]
+    assert document["tokens"] == 2 * document["best"]["tokens"]
     best = load_recipe(folder.best)
     assert (best.train, best.lora) == (result.recipe.train, result.recipe.lora)
     assert read_json(folder.run.results / "train.json")["steps"] == 4
@@ -67,9 +76,7 @@ def nobody(*_, **__):
     raise AssertionError("nothing is left to train")
 
 
-def test_a_population_that_is_killed_goes_on_and_makes_no_generation_twice(recipe, tmp_path):
-    whole = train_population(recipe, PopulationDir(tmp_path / "whole"), session=InTurn()).document
-
+def test_a_population_that_is_killed_goes_on_and_makes_no_generation_twice(recipe, whole, tmp_path):
     def die(begin):
         if (begin.generation, begin.member) == (2, 1):
             raise Killed
@@ -77,12 +84,13 @@ def test_a_population_that_is_killed_goes_on_and_makes_no_generation_twice(recip
     folder, told = PopulationDir(tmp_path / "killed"), []
     with pytest.raises(Killed):
         train_population(recipe, folder, session=InTurn(before=die))
-    before = {path: path.stat().st_mtime_ns for path in folder.generations.path.rglob("member-*.json")}
-    assert len(before) == 4
+    before = [read_json(path) for path in folder.generations.path.rglob("member-*.json")]
+    assert len(before) == 3
     found = train_population(recipe, folder, session=InTurn(), progress=told.append).document
     assert {"stage": "tune", "message": "goes on after generation 1"} in told
     assert not any("step 2 of 4" in event["message"] for event in told)
-    for one, other in zip(whole["outcomes"], found["outcomes"], strict=True):
+    assert all(outcome in found["outcomes"] for outcome in before)
+    for one, other in zip(whole[0].document["outcomes"], found["outcomes"], strict=True):
         assert {**one, "wall_s": 0} == {**other, "wall_s": 0}
 
 
