@@ -17,6 +17,7 @@ import math
 import os
 import random
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ STORE_BYTES = 100 * 1024**2
 """Of Ray's object store, through which only names pass."""
 MOST_DEATHS = 2
 """Of worker processes under one member."""
+MOST_CONNECT_S = 20
+"""Seconds in which a cluster's first machine has to answer."""
 MOST_PATH = 40
 """Characters of Ray's own folder: the names of its sockets have 60 more, and a socket's path may have 107."""
 
@@ -212,6 +215,7 @@ def _ray(address: str | None, workers: int | None, members: int) -> Iterator[dic
     common = {"logging_level": logging.CRITICAL, "log_to_driver": False, "configure_logging": True}
     try:
         if address:
+            _knock(address)
             ray.init(address=address, **common)
         else:
             folder = _short_folder()
@@ -224,16 +228,31 @@ def _ray(address: str | None, workers: int | None, members: int) -> Iterator[dic
             )
         yield _resources(workers)
     except ConnectionError as error:
-        raise RunError(
-            f"tune.ray_address: no Ray cluster answers at {address}: {errors.first_line(error)}",
-            cure="start one with `ray start --head`, or leave it out",
-        ) from None
+        raise _no_cluster(address, error) from None
     finally:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _knock(address: str) -> None:
+    """Raises RunError where nobody listens at host:port, for which Ray itself waits many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=MOST_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str | None, error: BaseException) -> RunError:
+    return RunError(
+        f"tune.ray_address: no Ray cluster answers at {address}: {errors.first_line(error)}",
+        cure="start one with `ray start --head`, or leave it out",
+    )
 
 
 def _short_folder() -> Path:
