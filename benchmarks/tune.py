@@ -2,13 +2,16 @@
 
     EDGETUNE_DATA=... python -m benchmarks.tune trainings --task nano-snips     # the table, resumable
     EDGETUNE_DATA=... python -m benchmarks.tune searches                        # over what tables are whole
+    EDGETUNE_DATA=... python -m benchmarks.tune populations --task nano-snips   # of real trainings, on Ray Tune
     EDGETUNE_DATA=... python -m benchmarks.tune tests --task nano-snips         # default and tuned, on test rows
 
-All three write into results/tune.json after each training and each search, and go on where they were stopped;
+All of them write into results/tune.json after each training and each search, and go on where they were stopped;
 `searches` draws results/tune.png too. Trainings are real ones, on few rows so that one core can do a whole grid;
 searches are `edgetune tune`'s own, over that table (tune_table.py), each until the tokens of the largest budget are
-spent: what it had at the smaller ones lies on the way. Tests train the recipe as it is and with the values that a
-search found, with new seeds, and score both as exported on test rows that nothing else has seen.
+spent: what it had at the smaller ones lies on the way. A population's values change while it trains, which no table can
+stand for, so that its members are trained: as many as the smallest budget has trainings, their rank the recipe's. Tests
+train the recipe as it is and with the values that a search found, with new seeds, and score both as exported on test
+rows that nothing else has seen.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ from edgetune.recipe import Recipe
 from edgetune.tune import study as studies
 from edgetune.tune.effects import paired_effect
 from edgetune.tune.findings import row
+from edgetune.tune.member import PopulationDir
+from edgetune.tune.population import train_population
 from edgetune.tune.run import run_trials
 from edgetune.tune.space import recipe_with
 from edgetune.tune.storage import quiet_optuna
@@ -127,6 +132,21 @@ def searches(work: Path, seeds: int, methods: tuple[str, ...]) -> None:
 @main.command()
 @task_option
 @work_option
+@click.option("--seeds", default=5, show_default=True)
+def populations(task: str, work: Path, seeds: int) -> None:
+    """Train populations of as many members as the smallest budget has trainings, one with each of so many seeds."""
+    recipe = task_recipe(task, work)
+    for seed in range(seeds):
+        if seed in [run["seed"] for run in _read(task).get("populations", [])]:
+            continue
+        run = _population(recipe, TASKS[task], work / task / f"population-{seed}", seed)
+        _keep(task, lambda found, run=run: {**found, "populations": [*found.get("populations", []), run]})
+        click.echo(f"{task}: population, seed {seed}: {run['score']:.4f}", err=True)
+
+
+@main.command()
+@task_option
+@work_option
 def tests(task: str, work: Path) -> None:
     """Train the default and the tuned recipe with TEST_SEEDS and score both on the test rows."""
     recipe = task_recipe(task, work)
@@ -185,6 +205,28 @@ def _search(recipe: Recipe, task: Task, bench: TableBench, sampler: str, pruner:
         if trial["state"] == "complete" and (not course or is_better(trial["objectives"][0], course[-1][1])):
             course.append((total, trial["objectives"][0], trial["values"]))
     return {"seed": seed, "spent": spent, "course": course}
+
+
+def _population(recipe: Recipe, task: Task, folder: Path, seed: int) -> dict[str, Any]:
+    """What a population found by the time that it had spent its tokens, which it does at its end alone."""
+    rate = next(axis for axis in task.axes if axis.key == "train.learning_rate")
+    space = {rate.key: {"low": rate.points[0], "high": rate.points[-1], "log": True}}
+    table = dataclasses.replace(recipe.tune, population=BUDGETS[0], space=space, seed=seed)
+    changed = dataclasses.replace(recipe, tune=table)
+    found = train_population(
+        changed, PopulationDir(folder), progress=lambda event: click.echo(event.get("message"), err=True)
+    ).document
+    shutil.rmtree(folder)
+    best = found["best"]
+    return {
+        "seed": seed,
+        "members": found["population"],
+        "generations": found["generations"],
+        "tokens": found["tokens"],
+        "score": best["loss"] if best["score"] is None else best["score"],
+        "lineage": best["lineage"],
+        "member_minutes": round(found["member_minutes"], 1),
+    }
 
 
 def _own(recipe: Recipe, bench: TableBench) -> float:

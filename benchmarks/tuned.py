@@ -17,6 +17,7 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 POINTS = 200
+POPULATION = "population-based training"
 ROUNDED = {
     "deployed": "Each weight was rounded by itself.",
     "exported": "Models were calibrated and repaired as export does.",
@@ -46,6 +47,8 @@ def draw(report: Mapping[str, Any], out: Path) -> None:
             lines = [[found_at(run["course"], place)[1] for place in places] for run in runs]
             axes.plot(places / whole, np.median(lines, axis=0), label=method)
             axes.fill_between(places / whole, np.min(lines, axis=0), np.max(lines, axis=0), alpha=0.08)
+        if found := task.get("populations"):
+            axes.plot([run["tokens"] / whole for run in found], [run["score"] for run in found], "k.", label=POPULATION)
         axes.axhline(task["default"], color="0.4", linestyle="--", label="default recipe")
         axes.set(xlabel="tokens spent, in whole trainings", ylabel=METRICS[name], title=name)
         axes.set_xscale("log", base=2)
@@ -105,6 +108,8 @@ def _searches(name: str, task: Mapping[str, Any]) -> str:
             cells.append(f"{statistics.median(ends):.4f} ({min(ends):.4f} to {max(ends):.4f}) | {told}")
         of = "" if len(runs) == seeds else f" ({len(runs)} of the seeds)"
         lines.append(f"| {method}{of} | {' | '.join(cells)} |")
+    if "populations" in task:
+        lines.append(_populations(task))
     best = task["extremes"][0 if task["is_loss"] else 1]
     lines += [
         "",
@@ -112,6 +117,20 @@ def _searches(name: str, task: Mapping[str, Any]) -> str:
         f"the table has {best:.4f}. {ROUNDED[task['score_of']]}",
     ]
     return "\n".join(lines)
+
+
+def _populations(task: Mapping[str, Any]) -> str:
+    """Of populations, which are real trainings with the smallest budget, scored when all its tokens are spent."""
+    runs, whole = task["populations"], task["training_tokens"]
+    smallest, *larger = task["budgets"]
+    ends = [run["score"] for run in runs]
+    median = statistics.median(ends)
+    random = statistics.median(found_at(run["course"], smallest * whole)[1] for run in task["searches"]["random"])
+    is_there = median <= random if task["is_loss"] else median >= random
+    tokens = statistics.fmean(run["tokens"] for run in runs)
+    told = f"{tokens / whole:.1f}" if is_there else "-"
+    name = f"{POPULATION}, {runs[0]['members']} members, {len(runs)} seeds"
+    return f"| {name} | {median:.4f} ({min(ends):.4f} to {max(ends):.4f}) | {told} |" + " | |" * len(larger)
 
 
 def _tests(name: str, task: Mapping[str, Any]) -> str:

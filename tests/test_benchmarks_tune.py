@@ -96,6 +96,18 @@ def test_a_table_is_of_exported_models_where_all_its_trainings_are(table):
     assert exported.extremes == (0.25, 0.25)
 
 
+@pytest.mark.parametrize(("score", "told"), [(0.9, "12.0"), (1.1, "-")])
+def test_a_population_stands_beside_the_searches_with_all_its_tokens(score, told):
+    runs = [{"course": [(10, 3.0), (40, 1.0)]}]
+    task = {"is_loss": True, "training_tokens": 10, "budgets": [12, 24], "searches": {"random": runs}, "table": [1]}
+    population = [{"score": score, "members": 12, "tokens": 120}] * 2
+    facts = {"default": 2.0, "extremes": [0.5, 3.0], "score_of": "deployed", "populations": population}
+    report = {"tasks": {"nano-snips": {**task, **facts}}, "threads": 1, "provenance": {"processor": "X"}}
+    row = next(line for line in tune_table(report).splitlines() if "population" in line)
+    name = "population-based training, 12 members, 2 seeds"
+    assert row == f"| {name} | {score:.4f} ({score:.4f} to {score:.4f}) | {told} | | |"
+
+
 def test_the_table_of_searches_shows_no_part_that_was_not_measured():
     report = {"tasks": {"nano-snips": {"table": []}}, "threads": 1, "provenance": {"processor": "X"}}
     assert tune_table(report) == "Trained in 1 thread of X."

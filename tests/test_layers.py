@@ -8,7 +8,7 @@
 | 2 parts, too | evaluate.{metrics, text_metrics, resample, gain, closeness, ...} | the same | same |
 | 3 graphs | export | and onnx_ir | 0 to 3 |
 | 4 proof | verify | the same | 0 to 4 |
-| 5 stages | quantize.{decoder, repair, truth}, train, bundle, ... | and accelerate, optuna | 0 to 5; public parts |
+| 5 stages | quantize.{decoder, repair, truth}, train, ... | and accelerate, optuna, ray | 0 to 5; public parts |
 | 6 shell | pipeline, plan, plan_checks, planning, ..._run, cli | click | 0 at module top, the rest inside a function |
 """
 
@@ -99,7 +99,7 @@ THIRD_PARTY = {
     2: PARTS,
     3: GRAPHS,
     4: GRAPHS,
-    5: GRAPHS | {"accelerate", "optuna"},
+    5: GRAPHS | {"accelerate", "optuna", "ray"},
     6: {"click"},
 }
 STAGES, SHELL = 5, 6
@@ -113,6 +113,8 @@ PUBLIC = {
         "train.generation.Generation",
         "train.classification.Classification",
         "train.schedule",
+        "train.setup.count_steps",
+        "train.stop",
     },
     "bundle": {"bundle.export.export", "bundle.task.TASKS", "bundle.merge_base.choose_merge_base"},
     "quantize": {"quantize.decoder.quantize_decoder", "quantize.repair"},

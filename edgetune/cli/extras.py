@@ -29,6 +29,8 @@ REPORT_MODULES = frozenset({"matplotlib"})
 """Modules that `edgetune[report]` brings, and `edgetune[train]` too."""
 TUNE_MODULES = frozenset({"alembic", "cmaes", "filelock", "optuna", "sqlalchemy"})
 """Modules that `edgetune[tune]` brings on top."""
+RAY_MODULES = frozenset({"ray"})
+"""Modules that `edgetune[ray]` brings on top of that."""
 DEVICE_MODULES = frozenset({"jinja2", "markupsafe", "numpy", "onnxruntime", "onnxruntime_genai", "tokenizers"})
 """Modules that `edgetune` alone brings: missing only in a broken installation."""
 
@@ -48,6 +50,11 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
         return MissingExtraError(
             f"{module} is not installed; the search for hyperparameters needs it",
             cure="install it: pip install 'edgetune[tune]'",
+        )
+    if module in RAY_MODULES:
+        return MissingExtraError(
+            f"{module} is not installed; population-based training needs it",
+            cure="install it: pip install 'edgetune[ray]'",
         )
     if module in DEVICE_MODULES:
         return MissingExtraError(f"{module} is not installed", cure="install EdgeTune again: pip install edgetune")

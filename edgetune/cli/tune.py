@@ -11,6 +11,7 @@ import click
 
 from edgetune.cli import console
 from edgetune.cli.options import force_option, json_option, read_recipe, recipe_argument, set_option
+from edgetune.cli.population import SCORED, train_and_show
 
 if TYPE_CHECKING:
     from edgetune.recipe import Recipe
@@ -19,27 +20,25 @@ if TYPE_CHECKING:
     from edgetune.tune.study import StudyDir
 
 
-SCORED = {
-    "deployed": "each weight rounded onto the grid by itself",
-    "exported": "as export makes it",
-    "trained": "as it was trained",
-}
-"""tune.score_of for people."""
-
-
 @click.command("tune", epilog="Example: edgetune tune recipes/quickstart.toml --trials 30 --sampler tpe")
 @recipe_argument
 @set_option
 @click.option("--trials", metavar="N", help="tune.trials: the study ends with so many.")
 @click.option("--sampler", metavar="NAME", help="tune.sampler: auto, random, grid, tpe, gp or cmaes.")
 @click.option("--pruner", metavar="NAME", help="tune.pruner: none, halving or hyperband.")
+@click.option(
+    "--population",
+    metavar="N",
+    help="tune.population: no trials, but so many trainings of which the weak ones copy the strong ones, on Ray Tune.",
+)
+@click.option("--workers", metavar="N", help="tune.workers: of a population so many train at the same time.")
 @click.option("--storage", metavar="URL", help="tune.storage: a database that several workers share.")
 @click.option(
     "-o",
     "--out",
     "--output-dir",
     type=click.Path(path_type=Path),
-    help="Folder of the study.  [default: runs/<recipe name>-tune]",
+    help="Folder of the study.  [default: runs/<recipe name>-tune, of a population runs/<recipe name>-population]",
 )
 @click.option(
     "--apply",
@@ -61,6 +60,8 @@ def command(
     trials: str | None,
     sampler: str | None,
     pruner: str | None,
+    population: str | None,
+    workers: str | None,
     storage: str | None,
     out: Path | None,
     applies: bool,
@@ -73,19 +74,28 @@ def command(
     Each trial is trained on a base that stays loaded, and scored on the eval rows as its int4 model will run. The best
     recipe is written into the study's folder, after Ctrl-C the best so far. A study that was stopped or killed goes on
     when the same command is given again; more workers join with the same command. --force begins anew.
+
+    With --population learning rate, dropout and weight decay change while members train; the best member's training is
+    kept as a run folder, best/, and its recipe, with what changed when, in best.toml.
     """
     from edgetune.errors import is_stop
     from edgetune.tune.search import search
     from edgetune.tune.study import StudyDir
 
-    asked = {"trials": trials, "sampler": sampler, "pruner": pruner}
+    asked = {"trials": trials, "sampler": sampler, "pruner": pruner, "population": population, "workers": workers}
     more = [f"tune.{key}={value}" for key, value in asked.items() if value is not None]
     more += [f"tune.storage={json.dumps(storage)}"] if storage is not None else []
     loaded = read_recipe(recipe, (*overrides, *more))
-    folder = StudyDir(out or Path("runs") / f"{loaded.name}-tune")
+    is_population = loaded.tune.population is not None and not one_at_a_time
+    folder = StudyDir(out or Path("runs") / f"{loaded.name}-{'population' if is_population else 'tune'}")
     if one_at_a_time and applies:
         raise click.UsageError("--one-at-a-time finds no best recipe; leave --apply out")
+    if is_population and applies:
+        raise click.UsageError("a population's values change while it trains; leave --apply out, and take best.toml")
     console.work_in(folder.path)
+    if is_population:
+        train_and_show(loaded, folder.path, force=force, as_json=as_json)
+        return
     if one_at_a_time:
         _vary(loaded, folder, force=force, as_json=as_json)
         return

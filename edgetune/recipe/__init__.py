@@ -1,5 +1,6 @@
 """Recipes: frozen dataclasses read from TOML, one flat table a stage. `load_recipe` reads one and checks it at once."""
 
+from edgetune.recipe.changes import AFTER, CHANGING_KEYS, value_after
 from edgetune.recipe.check import problem_with
 from edgetune.recipe.classification import CLASSIFIER_DEFAULTS, DECODER_KEYS, ClassifyTable
 from edgetune.recipe.keys import check_value, number_kind, unknown_key
@@ -22,7 +23,9 @@ from edgetune.recipe.tables import (
 from edgetune.recipe.values import MOST, as_toml, check_table, parse_size
 
 __all__ = [
+    "AFTER",
     "CALIBRATED",
+    "CHANGING_KEYS",
     "CLASSIFIER_DEFAULTS",
     "DECODER_KEYS",
     "INT2_BLOCK_SIZES",
@@ -48,4 +51,5 @@ __all__ = [
     "parse_size",
     "problem_with",
     "unknown_key",
+    "value_after",
 ]

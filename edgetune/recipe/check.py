@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from edgetune.recipe.changes import changes_problem
 from edgetune.recipe.recipe import Recipe
 from edgetune.recipe.tables import CALIBRATED, INT2_BLOCK_SIZES, TrainTable
 from edgetune.recipe.task import TASKS
@@ -18,6 +19,8 @@ def problem_with(recipe: Recipe, *, stated: Collection[str] = ()) -> str | None:
         _task_problem(recipe, stated)
         or _rounding_problem(recipe)
         or _tuning_problem(recipe)
+        or _population_problem(recipe)
+        or changes_problem(recipe)
         or _plateau_problem(recipe.train)
         or _pair_problem(recipe)
     )
@@ -91,3 +94,33 @@ def _tuning_problem(recipe: Recipe) -> str | None:
     if len(wanted) > 1 and table.sampler == "cmaes":
         return 'tune.sampler = "cmaes": seeks one objective; take "tpe" or "gp" for several'
     return None
+
+
+def _population_problem(recipe: Recipe) -> str | None:
+    """What [tune] or [train] has against population-based training, or only makes sense with it, if anything."""
+    table, train = recipe.tune, recipe.train
+    if table.population is None:
+        for key in ("workers", "ray_address"):
+            if getattr(table, key) is not None:
+                return f"tune.{key}: is of population-based training; set tune.population too"
+        return None
+    budget = "a population trains each member once, as [train] says; leave it out"
+    alone = {
+        "tune.minutes": budget if table.minutes is not None else None,
+        "tune.tokens": budget if table.tokens is not None else None,
+        "tune.storage": "a population is kept in its folder; leave it out" if table.storage is not None else None,
+        "tune.objectives": 'of a population only ["score"] or ["loss"]'
+        if table.objectives not in (("score",), ("loss",))
+        else None,
+        "evaluate.folds": "a population is scored on the eval rows; leave it out"
+        if recipe.evaluate.folds is not None
+        else None,
+        "train.early_stopping_patience": "would end a member while the others go on; leave it out of a population"
+        if train.early_stopping_patience is not None
+        else None,
+        "train.changes": "a population finds them; leave them out" if train.changes else None,
+        "train.on_overfitting": "a population changes dropout and weight decay itself; leave it out"
+        if train.on_overfitting != "warn"
+        else None,
+    }
+    return next((f"{key}: {reason}" for key, reason in alone.items() if reason), None)

@@ -151,6 +151,9 @@ class TrainTable:
     checkpoint at 0.3 of the learning rate; then it is an error."""
     checkpoint_steps: Literal["auto"] | int = at("auto", least=1)
     """Optimizer steps between checkpoints; auto: at every evaluation."""
+    changes: tuple[dict[str, Any], ...] | None = None
+    """Values from some step on, as a population has found them: [{ after_step = 40, "train.learning_rate" = 1e-4 }].
+    Of train.learning_rate, which the schedule multiplies, train.weight_decay and lora.dropout."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Where every metric is logged too."""
 
@@ -190,6 +193,13 @@ class TuneTable:
     """Trainings of the best recipe, and of the one it began with, each with another seed; 1: none."""
     warm_start: bool = True
     """Begin with the recipe's own values and the best of earlier studies on the same base."""
+    population: int | None = at(None, least=2)
+    """Population-based training (arXiv:1711.09846) instead of trials: so many trainings, of which after each evaluation
+    the worst quarter goes on from the best quarter's checkpoints with other values."""
+    workers: int | None = at(None, least=1)
+    """Of a population so many train at the same time; without it as many as there are GPUs, or cores, and memory."""
+    ray_address: str | None = filled(None)
+    """Of a Ray cluster on which a population trains, "auto" or "host:6379"; without it Ray runs on this machine."""
 
 
 @dataclass(frozen=True)

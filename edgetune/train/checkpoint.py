@@ -102,6 +102,18 @@ def save(run_dir: RunDir, state: State, model: Any, optimizer: Any, *, inputs: s
     return folder
 
 
+def adopt(other: RunDir, run_dir: RunDir, *, inputs: str) -> None:
+    """Put another training's newest checkpoint and its events into this one, to go on from. Raises RunError."""
+    found = find(other)
+    if not found:
+        raise RunError(f"{other.path}: holds no checkpoint to go on from")
+    with atomic_folder(run_dir.checkpoints / found[0].name) as temporary:
+        shutil.copytree(found[0], temporary, dirs_exist_ok=True)
+        write_json(temporary / "state.json", {**read_json(temporary / "state.json"), "inputs": inputs})
+    if other.events.exists():
+        shutil.copyfile(other.events, run_dir.events)
+
+
 def find(run_dir: RunDir) -> list[Path]:
     """Folders of whole checkpoints, newest first."""
     return sorted(run_dir.checkpoints.glob("step-*"), reverse=True)

@@ -7,7 +7,6 @@ format), events.jsonl, loss.png, results/train.json, and checkpoints/ while it i
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from edgetune.train import checkpoint, events, processes
 from edgetune.train.checkpoint import Memory, State
 from edgetune.train.curve import draw_curve
 from edgetune.train.divergence import Diverged
+from edgetune.train.evaluation import evaluate, report
 from edgetune.train.fit import fit
 from edgetune.train.liger import liger_kernels
 from edgetune.train.restart import begin_events, go_back, remember
@@ -37,15 +37,10 @@ from edgetune.train.result import TrainResult, read_result, result_of, rows_at_o
 from edgetune.train.setup import Parts, set_up
 from edgetune.train.stop import StopRequest, listen_for_stop
 from edgetune.train.watch import (
-    follow_plateau,
-    hold_against_overfitting,
+    follow_changes,
+    hold_values,
     note_start,
-    watch_for_divergence,
-    watch_for_overfitting,
 )
-
-MOST_EVAL_PIECES = 256
-"""More rows than that are in no batch of an evaluation."""
 
 
 def train(
@@ -55,13 +50,17 @@ def train(
     base: Any = None,
     is_compared: bool = False,
     force: bool = False,
+    start: RunDir | None = None,
+    evaluations: int | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train the recipe's adapter in its run folder; goes on from a checkpoint there, returns at once if finished.
 
     `base`: the recipe's base, where it is loaded already (model.lend.lent takes the adapter off it afterwards).
     `is_compared`: with other trainings, so that each evaluation is on all eval rows. `force` first empties the folder
-    of an older run. Several processes, started by a launcher, all call this.
+    of an older run. `start`: a training of the same steps, adapter and data that was paused, from whose checkpoint this
+    one begins. `evaluations`: it is paused after so many in all, its checkpoint saved; unless that is its end, the
+    result is of what was made. Several processes, started by a launcher, all call this.
 
     Raises Stopped after SIGINT or SIGTERM (a checkpoint was saved), RunError for a folder of another recipe or a full
     disk, DataError for data without a trainable token, HardwareError for an optimizer this machine cannot run.
@@ -80,7 +79,10 @@ def train(
             return finished
         reset_peak()
         try:
-            result = _train(recipe, run_dir, inputs, base, notify, is_compared=is_compared)
+            parts = set_up(recipe, run_dir, inputs, notify, base=base, is_compared=is_compared)
+            if evaluations is not None:
+                parts = dataclasses.replace(parts, pause_step=evaluations * parts.eval_steps)
+            result = _train(parts, run_dir, inputs, start, notify)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -114,18 +116,15 @@ def _hash_inputs(recipe: Recipe, asked: Mapping[str, Any]) -> str:
     return hash_values(asked, hash_base(base), contents, adapter_hash)
 
 
-def _train(
-    recipe: Recipe, run_dir: RunDir, inputs: str, base: Any, notify: Progress, *, is_compared: bool
-) -> TrainResult:
-    parts = set_up(recipe, run_dir, inputs, notify, base=base, is_compared=is_compared)
+def _train(parts: Parts, run_dir: RunDir, inputs: str, other: RunDir | None, notify: Progress) -> TrainResult:
     processes.copy_from_main(parts.trained)
     start = remember(parts)
-    found = processes.main_does(lambda: _find_checkpoint(parts, run_dir))
+    found = processes.main_does(lambda: _find_checkpoint(parts, run_dir, other))
     if found:
         checkpoint.restore(found, parts.model, parts.optimizer, scaler=parts.scaler)
         notify({"stage": "train", "message": f"goes on after step {found.state.step} of {parts.steps}"})
     state = found.state if found else State()
-    hold_against_overfitting(parts, state)
+    hold_values(parts, state)
     with (
         listen_for_stop() as request,
         liger_kernels(parts.model, parts.recipe.train.use_liger_kernel),
@@ -133,13 +132,17 @@ def _train(
     ):
         state = _run_with_restarts(parts, run_dir, state, start, notify, request)
     peak_bytes = max(processes.gathered(peak_memory_bytes()))
+    if state.step < parts.steps and not state.is_over:
+        return result_of(parts, state, peak_bytes)
     return processes.main_does(lambda: _finish(parts, run_dir, state, inputs, peak_bytes))
 
 
-def _find_checkpoint(parts: Parts, run_dir: RunDir) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from, the run folder being as it was then."""
+def _find_checkpoint(parts: Parts, run_dir: RunDir, other: RunDir | None) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from, the run folder being as it was then; at first that of another training, if any."""
     checkpoint.sweep(run_dir)
     write_text(run_dir.recipe, parts.recipe.to_toml())
+    if other is not None and not checkpoint.find(run_dir):
+        checkpoint.adopt(other, run_dir, inputs=parts.inputs)
     found = checkpoint.newest(run_dir, inputs=parts.inputs)
     checkpoint.restore_best(run_dir, found.folder if found else None)
     begin_events(run_dir, found.state if found else State())
@@ -159,8 +162,8 @@ def _run_with_restarts(
 
 
 def _run_steps(parts: Parts, run_dir: RunDir, state: State, notify: Progress, request: StopRequest) -> None:
-    """Optimizer steps until the last one, early stopping, or a signal, and all that follows each of them."""
-    if state.is_over:
+    """Optimizer steps until the last one, a pause, early stopping, or a signal, and all that follows each of them."""
+    if state.is_over or state.step == parts.pause_step:
         return
     for made in fit(parts.training, state):
         after_s = time.perf_counter()
@@ -175,15 +178,16 @@ def _run_steps(parts: Parts, run_dir: RunDir, state: State, notify: Progress, re
         state.train_s += made.wall_s
         speed = made.read / made.wall_s
         event = {"step": step, "loss": made.loss, "learning_rate": made.learning_rate, "tokens_per_s": speed}
-        _report(parts, run_dir, state, event, notify)
+        report(parts, run_dir, state, event, notify)
         if step % parts.eval_steps == 0 or is_last:
-            _evaluate(parts, run_dir, state, notify)
+            evaluate(parts, run_dir, state, notify)
+        follow_changes(parts, run_dir, state, notify)
         state.wall_s += made.wall_s + time.perf_counter() - after_s
         signal_number = max(processes.gathered(request.signal_number or 0))  # it may reach them in different steps
-        is_stopping = signal_number != 0
-        if parts.is_main and (step % parts.checkpoint_steps == 0 or is_last or state.is_over or is_stopping):
+        is_stopping, is_end = signal_number != 0, is_last or state.is_over or step == parts.pause_step
+        if parts.is_main and (step % parts.checkpoint_steps == 0 or is_end or is_stopping):
             checkpoint.save(run_dir, state, parts.model, parts.optimizer, inputs=parts.inputs, scaler=parts.scaler)
-        if is_last or state.is_over:
+        if is_end:
             return
         if is_stopping:
             raise Stopped(
@@ -200,83 +204,6 @@ def _report_smaller(parts: Parts, run_dir: RunDir, state: State, notify: Progres
     notify({"stage": events.STAGE, "message": text})
     if parts.is_main:
         run_dir.append_event({"stage": events.STAGE, "step": state.step, "batch_size": size})
-
-
-def _evaluate(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> None:
-    """Eval loss after a step; keeps the adapter if it is the best so far, and counts towards early stopping."""
-    train_loss, state.train_loss_tokens = state.train_loss, 0
-    loss = _eval_loss(parts, state, notify, parts.eval_sample)
-    if loss is None:
-        _keep_adapter(parts, run_dir)
-        return
-    state.eval_loss = loss
-    if not math.isfinite(state.eval_loss):
-        raise Diverged(state.step, f"the eval loss is {state.eval_loss}")
-    event = {"step": state.step, "eval_loss": state.eval_loss, "train_loss": train_loss}
-    _report(parts, run_dir, state, event, notify)
-    if state.best_loss is None or state.eval_loss < state.best_loss:
-        state.best_loss, state.best_step, state.evaluations_since_best = state.eval_loss, state.step, 0
-        _keep_adapter(parts, run_dir)
-    else:
-        state.evaluations_since_best += 1
-        patience = parts.recipe.train.early_stopping_patience
-        state.is_over = patience is not None and state.evaluations_since_best >= patience
-    if parts.eval_sample is not None and state.best_step == state.step == parts.steps:
-        state.whole_loss = _eval_loss(parts, state, notify, None)
-        _report(parts, run_dir, state, {"step": state.step, "whole_eval_loss": state.whole_loss}, notify)
-    watch_for_divergence(state, train_loss)
-    watch_for_overfitting(parts, run_dir, state, train_loss, notify)
-    follow_plateau(parts, run_dir, state, notify)
-
-
-def _eval_loss(parts: Parts, state: State, notify: Progress, rows: Any) -> float | None:
-    """Mean loss over the eval rows, or over `rows` of them, by all processes; None where there are none."""
-    sums = processes.gathered(_eval_sums(parts, state, notify, rows))
-    total, count = (sum(numbers) for numbers in zip(*sums, strict=True))
-    return total / count if count else None
-
-
-def _eval_sums(parts: Parts, state: State, notify: Progress, rows: Any) -> tuple[float, int]:
-    """Summed loss of this process's part of the rows, and what it sums over; in smaller batches where it must."""
-    part = slice(processes.rank(), None, processes.count())
-    while True:
-        try:
-            return parts.task.evaluate(parts.model, part, pieces=state.eval_pieces, rows=rows)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or state.eval_pieces >= MOST_EVAL_PIECES:
-                raise
-        state.eval_pieces *= 2  # only here, without the exception, what the evaluation held is free
-        give_back_memory()
-        text = f"step {state.step}: out of memory in the evaluation; goes on with smaller batches of it"
-        notify({"stage": events.STAGE, "message": text})
-
-
-def _keep_adapter(parts: Parts, run_dir: RunDir) -> None:
-    if parts.is_main:
-        parts.task.save(parts.model, run_dir.adapter)
-
-
-def _report(parts: Parts, run_dir: RunDir, state: State, event: Mapping[str, Any], notify: Progress) -> None:
-    """An event to events.jsonl, to the trackers, and with memory and time left to the progress callback."""
-    if not parts.is_main:
-        return
-    event = {**event, "memory_bytes": peak_memory_bytes()}
-    run_dir.append_event({"stage": events.STAGE, **event})
-    if parts.recipe.train.trackers:
-        parts.accelerator.log({key: value for key, value in event.items() if key != "step"}, step=state.step)
-    steps_left = parts.steps - state.step
-    spent_s = max(state.wall_s, state.train_s)
-    notify(
-        {
-            "stage": events.STAGE,
-            "steps": parts.steps,
-            "loss": state.train_loss,
-            "eval_loss": state.eval_loss,
-            "tokens": state.tokens,
-            "left_s": spent_s / state.step * steps_left,
-            **event,
-        }
-    )
 
 
 def _finish(parts: Parts, run_dir: RunDir, state: State, inputs: str, peak_bytes: int) -> TrainResult:

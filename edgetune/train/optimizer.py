@@ -27,7 +27,8 @@ def make_optimizer(
     groups: dict[tuple[float, float, bool], list[Any]] = {}
     for name, parameter in trained:
         decay = table.weight_decay if parameter.ndim >= 2 else 0.0
-        is_spared = parameter.ndim < 2 and table.on_overfitting == "weight_decay"  # apart, for decay may come later
+        may_change = table.on_overfitting == "weight_decay" or table.changes is not None
+        is_spared = parameter.ndim < 2 and may_change  # apart, for decay may come later
         groups.setdefault((decay, head_share if name.startswith("head.") else 1.0, is_spared), []).append(parameter)
     made = [{"params": part, "weight_decay": decay, "share": share} for (decay, share, _), part in groups.items()]
     where = trained[0][1].device

@@ -14,7 +14,7 @@ from edgetune.train import checkpoint, events, processes
 from edgetune.train.checkpoint import Memory, State
 from edgetune.train.divergence import CUT, Diverged, Restart
 from edgetune.train.setup import Parts
-from edgetune.train.watch import hold_against_overfitting
+from edgetune.train.watch import hold_values
 
 
 def remember(parts: Parts) -> Memory | None:
@@ -66,7 +66,7 @@ def go_back(
         evaluations_since_best=0,
         divergence=dataclasses.replace(known, share=share, restarts=(*before, restart)),
     )
-    hold_against_overfitting(parts, state)
+    hold_values(parts, state)
     processes.main_does(lambda: _write(parts, run_dir, state))
     text = f"step {diverged.step}: {diverged.reason}; goes on after step {state.step} at {restart.learning_rate:.2e}"
     notify({"stage": events.STAGE, "message": text})

@@ -9,7 +9,7 @@ import math
 from typing import Any, Literal
 
 from edgetune.model.base import ENCODERS
-from edgetune.recipe import Recipe, TrainTable
+from edgetune.recipe import Recipe, TrainTable, value_after
 
 Schedule = Literal["constant", "linear", "cosine", "plateau"]
 
@@ -37,8 +37,10 @@ def auto_learning_rate(config: Any) -> float:
 
 
 def scheduled_rate(table: TrainTable, peak: float, step: int, *, steps: int) -> float:
-    """The learning rate of optimizer step `step` (1..steps) as [train] has it, `peak` where its schedule is at 1."""
-    return peak * learning_rate_share(
+    """The learning rate of optimizer step `step` (1..steps) as [train] has it: where its schedule is at 1 it is `peak`,
+    or what train.changes have made of that.
+    """
+    return value_after(table.changes, "train.learning_rate", step - 1, peak) * learning_rate_share(
         step, steps, schedule=table.schedule, warmup_ratio=table.warmup_ratio, least=table.min_learning_rate_ratio
     )
 

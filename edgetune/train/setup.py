@@ -61,6 +61,8 @@ class Parts:
     """The eval rows that evaluations are on; None where they are on all."""
     checkpoint_steps: int
     dtype: str
+    pause_step: int | None = None
+    """After which the training is left as it is, to be gone on with."""
 
     @property
     def training(self) -> Training:
@@ -141,6 +143,15 @@ def set_up(
     )
 
 
+def count_steps(recipe: Recipe, run_dir: RunDir) -> tuple[Recipe, int, int]:
+    """The recipe with its batch size decided, its optimizer steps, and those between evaluations; no base is loaded."""
+    path = base_folder(recipe.model)
+    tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
+    task = _make_task(recipe, tokenizer, path, run_dir)
+    counts = _counts(task.recipe, len(task.epoch(0)))
+    return task.recipe, counts["steps"], counts["eval_steps"]
+
+
 def _resolve(recipe: Recipe, learning_rate: float, counts: Mapping[str, int]) -> Recipe:
     """The recipe with what "auto" became."""
     table = dataclasses.replace(
@@ -189,7 +200,7 @@ def _adapted_base(recipe: Recipe, device: torch.device, task: Task, base: Any) -
     base = load_base(recipe.model, device=device) if base is None else base
     adapters.TASKS[recipe.model.task].drop_unused(base, recipe)
     torch.manual_seed(recipe.train.seed)
-    will_drop = recipe.train.on_overfitting == "dropout"
+    will_drop = recipe.train.on_overfitting == "dropout" or recipe.train.changes is not None
     model = attach(base, recipe.lora, gradient_checkpointing=recipe.gradient_checkpointing, will_drop=will_drop)
     model.train()
     fuse(model)

@@ -67,6 +67,7 @@ def check_side_by_side(recipe: Recipe) -> None:
         "train.early_stopping_patience": table.early_stopping_patience is not None,
         "train.use_liger_kernel": table.use_liger_kernel,
         "train.on_overfitting": table.on_overfitting != "warn",
+        "train.changes": table.changes is not None,
         "train.trackers": bool(table.trackers),
         "model.compute_dtype": recipe.model.compute_dtype == "float16",
         "evaluate.folds": recipe.evaluate.folds is not None,

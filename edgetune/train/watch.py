@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgetune.progress import Progress
+from edgetune.recipe import AFTER, value_after
 from edgetune.run_dir import RunDir
 from edgetune.train import divergence, events, overfitting, plateau
 from edgetune.train.checkpoint import State
@@ -52,17 +53,34 @@ def watch_for_overfitting(parts: Parts, run_dir: RunDir, state: State, train_los
         text += f"{found.raised} is {found.to:g} from here" if found.raised else f"step {state.best_step} is kept"
         tell(parts, run_dir, {"step": state.step, "overfitting": dataclasses.asdict(found)}, text, notify)
     state.overfitting = known
-    hold_against_overfitting(parts, state)
+    hold_values(parts, state)
 
 
-def hold_against_overfitting(parts: Parts, state: State) -> None:
-    """Dropout and weight decay as the state says; as they are where nothing was raised."""
-    if state.overfitting.dropout is not None:
-        set_dropout(parts.model, state.overfitting.dropout)
-    if state.overfitting.weight_decay is not None:
+def hold_values(parts: Parts, state: State) -> None:
+    """Dropout and weight decay of the step to come: as train.changes have them, or what was raised against overfitting;
+    as they are where nothing changes them.
+    """
+    recipe, raised = parts.recipe, state.overfitting
+    dropout, decay = raised.dropout, raised.weight_decay
+    if recipe.train.changes is not None:
+        dropout = value_after(recipe.train.changes, "lora.dropout", state.step, recipe.lora.dropout)
+        decay = value_after(recipe.train.changes, "train.weight_decay", state.step, recipe.train.weight_decay)
+    if dropout is not None and dropout != dropout_of(parts.model):
+        set_dropout(parts.model, dropout)
+    if decay is not None:
         for group in parts.optimizer.param_groups:
             if all(parameter.ndim >= 2 for parameter in group["params"]):
-                group["weight_decay"] = state.overfitting.weight_decay
+                group["weight_decay"] = decay
+
+
+def follow_changes(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> None:
+    """train.changes: what is another value from the next step on."""
+    change = next((one for one in parts.recipe.train.changes or () if one[AFTER] == state.step), None)
+    if change is not None and state.step < parts.steps:
+        hold_values(parts, state)
+        values = {key: value for key, value in change.items() if key != AFTER}
+        text = ", ".join(f"{key} is {value:.3g}" for key, value in values.items())
+        tell(parts, run_dir, {"step": state.step, "changes": values}, f"step {state.step}: {text} from here", notify)
 
 
 def note_start(state: State, loss: float) -> None:

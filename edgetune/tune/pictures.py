@@ -213,3 +213,40 @@ def _places(pair: Any, values: Mapping[str, Any]) -> tuple[float, float]:
             low, high = axis[max(0, above - 1)], axis[above]
             found.append(above - 1 + (value - low) / (high - low) if high != low else float(above))
     return found[0], found[1]
+
+
+def draw_population(document: Mapping[str, Any], out: Path) -> None:
+    """Of a population every member's eval loss, and each of its values, over the steps; what the best one comes from in
+    orange.
+    """
+    made = {(one["generation"], one["member"]): one for one in document["outcomes"]}
+    line, one = [], document["best"]
+    while one is not None:
+        line.append(one)
+        one = made.get((one["generation"] - 1, one["parent"]))
+    keys = list(document["space"])
+    with figure(out, (7.0, 2.2 * (1 + len(keys)))) as drawn:
+        panels = drawn.subplots(1 + len(keys), 1, sharex=True)
+        for axes, key in zip(panels, (None, *keys), strict=True):
+            for member in range(document["population"]):
+                own = [one for (_, number), one in made.items() if number == member]
+                axes.plot(*_course(own, key), color=GREY, linewidth=1.0, marker=".")
+            axes.plot(*_course(line[::-1], key), color=ORANGE, linewidth=2.0, marker="o", markersize=4)
+            axes.set_ylabel("eval loss" if key is None else key.partition(".")[2])
+            if key is not None and document["space"][key].get("log"):
+                axes.set_yscale("log")
+            axes.grid(alpha=0.25)
+        panels[0].set_title(f"{document['recipe']}: what the best member comes from in orange")
+        panels[-1].set_xlabel("optimizer step")
+
+
+def _course(outcomes: Sequence[Mapping[str, Any]], key: str | None) -> tuple[list[int], list[float]]:
+    """Steps, and of each the eval loss (nan once it has diverged) or the value with which it came there."""
+    values = []
+    for one in outcomes:
+        if key is None:
+            values.append(math.nan if one["eval_loss"] is None else one["eval_loss"])
+        else:
+            lineage = one["lineage"]
+            values.append([lineage["values"][key], *(item[key] for item in lineage["changes"] if key in item)][-1])
+    return [one["step"] for one in outcomes], values

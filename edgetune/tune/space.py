@@ -40,6 +40,7 @@ FIXED_KEYS = {
     "export.max_changed_rows": "it changes no model",
     "train.trackers": "it changes no model",
     "train.checkpoint_steps": "it changes no model",
+    "train.changes": "they are found by a population",
 }
 """Keys that are the same in all trials, and why."""
 RANGE_KEYS = ("low", "high", "log", "step")

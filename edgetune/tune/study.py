@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,38 +157,42 @@ def _claim(found: Search, learning_rate: float) -> None:
 
     Raises RunError if it is of another recipe, base or data.
     """
-    mine, study = _identity(found), found.study
+    mine, study = identity(found.recipe, found.space, found.bench.base_sha256), found.study
     theirs = study.user_attrs.get(IDENTITY)
     if theirs is None:
         if found.recipe.tune.warm_start and found.recipe.tune.sampler != "grid":
             _begin_warm(found, learning_rate)
         study.set_user_attr(IDENTITY, mine)
         return
-    different = [key for key in mine if mine[key] != theirs.get(key)]
-    if different:
-        told = [f"{key} is {theirs.get(key)!r} there, {mine[key]!r} here" for key in different if key != "data_sha256"]
-        told += ["the data are not the same"] if "data_sha256" in different else []
+    if told := differences(mine, theirs):
         raise RunError(
             f"{found.recipe.name}: the study holds trials of another recipe: {'; '.join(told[:4])}",
             cure="choose another folder with --out, rename the recipe, or begin anew with --force",
         )
 
 
-def _identity(found: Search) -> dict[str, Any]:
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """In what two identities differ, a text for each."""
+    different = [key for key in mine if mine[key] != theirs.get(key)]
+    told = [f"{key} is {theirs.get(key)!r} there, {mine[key]!r} here" for key in different if key != "data_sha256"]
+    return told + (["the data are not the same"] if "data_sha256" in different else [])
+
+
+def identity(recipe: Recipe, space: Space, base_sha256: str) -> dict[str, Any]:
     """What decides a trial's score beside its values, flat and JSON-able; what a space changes is left out."""
-    recipe, identity = found.recipe, dict[str, Any]()
+    found = dict[str, Any]()
     for table in (name for name in TABLES if name not in ("tune", "budget")):
         for key, value in dataclasses.asdict(getattr(recipe, table)).items():
-            if f"{table}.{key}" not in found.space:
-                identity[f"{table}.{key}"] = list(value) if isinstance(value, tuple) else value
-    del identity["model.base"]  # its content counts, not its path
+            if f"{table}.{key}" not in space:
+                found[f"{table}.{key}"] = list(value) if isinstance(value, tuple) else value
+    del found["model.base"]  # its content counts, not its path
     local = [name for name in (recipe.data.train, recipe.data.eval) if name and not is_hub_id(name)]
     contents = [content_hashes(name, split) for name in local for split in splits(name) or (None,)]
     return {
-        **{key: value for key, value in identity.items() if key not in ("data.train", "data.eval", "data.test")},
-        "base_sha256": found.bench.base_sha256,
+        **{key: value for key, value in found.items() if key not in ("data.train", "data.eval", "data.test")},
+        "base_sha256": base_sha256,
         "data_sha256": hash_values(contents),
-        "tune.space": describe(found.space),
+        "tune.space": describe(space),
         "tune.score_of": recipe.tune.score_of,
         "tune.objectives": list(recipe.tune.objectives),
     }
@@ -207,7 +211,7 @@ def _begin_warm(found: Search, learning_rate: float) -> None:
 
 def _earlier(found: Search) -> Iterator[dict[str, Any]]:
     """The best values of each other study that scored the same base in the same way."""
-    mine = _identity(found)
+    mine = identity(found.recipe, found.space, found.bench.base_sha256)
     files = sorted(found.folder.path.absolute().parent.glob(f"*/{found.folder.database.name}"))
     others = [open_storage(file_url(file)) for file in files if file != found.folder.database.absolute()]
     for storage in [found.study._storage, *others]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgetune.bundle.merge_base import choose_merge_base
 from edgetune.bundle.task import TASKS as EXPORTS
@@ -34,6 +34,9 @@ from edgetune.run_dir import RunDir
 from edgetune.train.loop import train
 from edgetune.train.schedule import auto_learning_rate
 from edgetune.tune.folds import fold_recipe
+
+if TYPE_CHECKING:
+    from edgetune.train.result import TrainResult
 
 DEVICE_BYTES_PER_S = 8e9
 """How fast a device reads its memory, for the objective "tokens_per_s": that of a phone, the same on every worker."""
@@ -196,10 +199,7 @@ class Workbench:
         """One training, scored on the eval rows, or on those held out where it is a fold's."""
         started = time.perf_counter()
         run_dir = TrialDir(folder, shared_cache=self.cache)
-        give_back_memory()
-        base = self._base(recipe.model)
-        with lent(base):
-            trained = train(recipe, run_dir, base=base, is_compared=True, progress=progress)
+        trained = self.train(recipe, run_dir, progress=progress)
         scored = self.score(recipe, run_dir, progress=progress)
         return Measured(
             score=scored.score,
@@ -212,6 +212,13 @@ class Workbench:
             wall_s=time.perf_counter() - started,
             train_bytes=self.peak_bytes(recipe),
         )
+
+    def train(self, recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None, **more: Any) -> TrainResult:
+        """train.loop.train on the base that stays loaded; `more` are its other arguments. Raises what that raises."""
+        give_back_memory()
+        base = self._base(recipe.model)
+        with lent(base):
+            return train(recipe, run_dir, base=base, is_compared=True, progress=progress, **more)
 
     def score(self, recipe: Recipe, run_dir: RunDir, *, progress: Progress | None = None) -> Any:
         """The adapter that a training left in `run_dir`, scored as tune.score_of says: on the eval rows, or on those

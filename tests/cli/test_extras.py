@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from patience import LONG_S
 
 import edgetune
+from edgetune.cli import main
 from edgetune.cli.extras import missing_extra
 
 BLOCKED = """
@@ -63,3 +65,15 @@ def test_a_module_of_nobody_is_a_bug():
 @pytest.mark.parametrize("name", ["scipy.optimize", "pyarrow", "sklearn", "psutil"])
 def test_what_training_needs_by_the_way_is_brought_by_its_extra(name):
     assert "pip install 'edgetune[train]'" in str(missing_extra(ModuleNotFoundError(name=name)))
+
+
+def test_a_population_without_ray_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "edgetune.tune.on_ray", raising=False)
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "a.toml"
+    recipe.write_text('[model]\nbase = "edgetune:nano"\n[data]\ntrain = "edgetune:home"\n[tune]\npopulation = 4\n')
+    done = CliRunner().invoke(main, ["tune", str(recipe)])
+    assert done.exit_code == 3, done.stderr
+    assert "pip install 'edgetune[ray]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

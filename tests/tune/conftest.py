@@ -40,13 +40,13 @@ sampler = "random"
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe_text(tiny_base: Path, tiny_rows: Path) -> str:
     """A search over learning rate and rank, each trial of two steps."""
     return RECIPE.format(base=tiny_base, rows=tiny_rows)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_recipe(recipe_text: str) -> Callable[..., Recipe]:
     """`make_recipe("tune.trials=2", ..., space={...})`: the recipe with keys set as on the command line.
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from edgetune.cli import main
 from edgetune.errors import RunError
 from edgetune.report.write import report
+from edgetune.tune.pictures import draw_population
 from edgetune.tune.search import search
 from edgetune.tune.study import StudyDir
 
@@ -77,3 +78,16 @@ def test_a_damaged_study_is_one_line(study, tmp_path):
     shown = CliRunner().invoke(main, ["report", str(study.path), "-o", str(tmp_path / "a.html")])
     assert shown.exit_code == 2
     assert str(study.path) in shown.stderr
+
+
+def test_a_population_is_drawn_with_what_its_best_member_comes_from(tmp_path):
+    def outcome(generation, member, parent, loss, *changes):
+        lineage = {"values": {LR: 1e-3 * (1 + member)}, "changes": list(changes)}
+        names = {"generation": generation, "member": member, "parent": parent, "step": 10 * generation}
+        return {**names, "eval_loss": loss, "lineage": lineage}
+
+    outcomes = [outcome(1, 0, None, 2.0), outcome(1, 1, None, None)]
+    outcomes += [outcome(2, 0, 0, 1.5), outcome(2, 1, 0, 1.4, {"after_step": 10, LR: 5e-3})]
+    document = {"recipe": "x", "population": 2, "space": {LR: {"log": True}}, "outcomes": outcomes, "best": outcomes[3]}
+    draw_population(document, tmp_path / "population.png")
+    assert (tmp_path / "population.png").read_bytes()[:4] == b"\x89PNG"
