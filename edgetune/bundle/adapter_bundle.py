@@ -21,7 +21,7 @@ from typing import Any
 from edgetune.bundle.generation import are_conversations, build_bundle, training_rows, verified_prompts
 from edgetune.bundle.place import ExportResult, put_in_place, refused
 from edgetune.data.read import on_disk
-from edgetune.errors import ModelError, RecipeError, RunError
+from edgetune.errors import BundleError, ModelError, RecipeError, RunError
 from edgetune.export.adapter_inputs import add_branches, branch_arrays, check_adapter, find_branches, write_adapter
 from edgetune.export.architecture import check_architecture
 from edgetune.files import atomic_file
@@ -159,7 +159,9 @@ def add_adapter(
 
 def check_name(name: str) -> str:
     """The name of an adapter, if it can be a file's. Raises RecipeError."""
-    if name == NO_ADAPTER or not NAME.fullmatch(name):
+    if name == NO_ADAPTER:
+        raise RecipeError(f"{name!r} means the base alone", cure="choose another name with --name")
+    if not NAME.fullmatch(name):
         raise RecipeError(f"{name!r} cannot be an adapter's name", cure="give letters, digits, . _ - with --name")
     return name
 
@@ -209,7 +211,10 @@ def _put_in(bundle: Bundle, added: Bundle, file: Path) -> Bundle:
 def _check_takes(bundle: Bundle, recipe: Recipe, base: Path, *, name: str, force: bool) -> None:
     """Raises BundleError, ModelError or RunError if the bundle cannot take an adapter of this base by that name."""
     if not bundle.adapters or "base_held" not in bundle.provenance:
-        choose_adapter(bundle, name)  # raises: it has none
+        raise BundleError(
+            f"{bundle.path}: takes no adapters: it is a merged model's bundle",
+            cure="`edgetune export-adapter RUN` makes one that takes them, of the same base",
+        )
     if bundle.provenance.get("base_sha256") != hash_base(base):
         raise ModelError(
             f"{bundle.path / MANIFEST}: its base is {bundle.provenance.get('base')} with other weights than {base}",

@@ -52,9 +52,9 @@ def command(
 ) -> None:
     """Check RECIPE against the real files; estimate memory and time of its training, and its bundle on the device.
 
-    Reads config, headers, tokenizer and rows, measures this machine for a second; loads no weights. What would stop
-    `edgetune run` later, in its run folder too, is told now, all at once. Exits 4 if the budget is too small: [budget]
-    gpu_memory (or --gpu-memory) where there is one, else memory.
+    Reads config, headers, tokenizer and rows, measures this machine for a second; loads no weights (of a .gguf base
+    once). What would stop `edgetune run` later, in its run folder too, is told now, all at once. Exits 4 if the budget
+    is too small: [budget] gpu_memory (or --gpu-memory) where there is one, else memory.
     """
     from edgetune.plan import disk_bytes, duration, fitted, plan, refuse_over_budget
     from edgetune.plan_checks import check_folder

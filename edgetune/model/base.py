@@ -52,6 +52,8 @@ def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: b
 
             return gguf_folder(folder)
         raise ModelError(f"{base}: is a file", cure="give the folder that holds the model's config.json")
+    if is_gguf(folder):
+        raise ModelError(f"{base}: no such file", cure="give the path of a .gguf file, a model folder, or a hub id")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base) or base.startswith("edgetune:"):
         raise ModelError(f"{base}: no such folder", cure=f"give a model folder, a hub id like org/name, or {NANO}")
     return fetch(base, revision, trust_remote_code=trust_remote_code)

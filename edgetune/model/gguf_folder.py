@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,8 +43,21 @@ def gguf_folder(file: Path) -> Path:
     folder = cache() / "gguf" / hash_values(str(file.resolve()), state.st_size, state.st_mtime_ns)[:32]
     if not (folder / RECORD).is_file():
         request = {"name": str(file), "file": str(file.resolve()), "folder": str(folder)}
+        _refuse_unwritable(folder)
         ask(["-m", __name__], request, name=str(file), cure="close other programs: the whole model is read at once")
     return folder
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Raises ModelError where the cache cannot be written."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder.parent).close()
+    except OSError as error:
+        raise ModelError(
+            f"{folder.parent}: cannot be written: {error.strerror}; the model of a .gguf base is kept there",
+            cure="set EDGETUNE_CACHE to a folder that can be",
+        ) from None
 
 
 def make(request: Mapping[str, Any], _: Any = None) -> dict[str, Any]:
@@ -86,7 +100,7 @@ def _kinds(file: Path) -> Counter[str]:
             if len(tensor.shape) > 1:
                 kinds[tensor.tensor_type.name] += int(tensor.n_elements)
     except Exception as error:  # a broken header raises what it happens to hit
-        raise ModelError(f"{file}: cannot be read: {first_line(error)}", cure="fetch it again") from None
+        raise ModelError(f"{file}: cannot be read: cut off, or no .gguf file", cure="fetch it again") from error
     if not kinds:
         raise ModelError(f"{file}: holds no weights", cure="give the file of the model, not of its vocabulary alone")
     return kinds

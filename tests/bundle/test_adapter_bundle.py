@@ -252,7 +252,7 @@ def test_a_run_with_another_system_message_is_refused(bundle, the_recipe, tiny_b
 
 
 def test_a_bundle_without_inputs_for_adapters_is_refused(tiny_bundle, the_recipe, first_run, tiny_base):
-    with pytest.raises(BundleError, match=r"has no adapter 'first'; `edgetune export-adapter RUN` makes one"):
+    with pytest.raises(BundleError, match=r"takes no adapters: .*; `edgetune export-adapter RUN` makes one"):
         add_adapter(the_recipe, first_run, tiny_base, tiny_bundle)
 
 
@@ -313,10 +313,15 @@ def test_a_wrong_adapter_file_fails_and_leaves_the_bundle_alone(
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["none", "", "../x", "a b", ".hidden"])
+@pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden"])
 def test_a_name_that_can_be_no_file_s_is_refused(name):
     with pytest.raises(RecipeError, match="cannot be an adapter's name"):
         check_name(name)
+
+
+def test_the_name_of_the_base_alone_is_refused():
+    with pytest.raises(RecipeError, match="'none' means the base alone; choose another name"):
+        check_name("none")
 
 
 def test_an_unknown_adapter_is_named_with_those_there(bundle):

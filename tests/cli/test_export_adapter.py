@@ -93,7 +93,7 @@ def test_a_name_that_is_taken_exits_2(bundle: Path, runs: list[RunDir]) -> None:
     [
         (("--into", "x", "--out", "y"), "adds to a bundle as it is"),
         (("--set", 'export.precision="fp16"'), "on the grid only"),
-        (("--name", "none"), "cannot be an adapter's name"),
+        (("--name", "none"), "'none' means the base alone; choose another name with --name"),
         (("--into", "nowhere"), "no such bundle"),
     ],
 )

@@ -99,6 +99,21 @@ def test_an_error_of_the_process_that_reads_is_an_error_here(tmp_path):
         resolve_base(str(tmp_path / "m.gguf"))
 
 
+def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path):
+    with pytest.raises(ModelError, match=r"missing\.gguf: no such file; give the path"):
+        resolve_base(str(tmp_path / "missing.gguf"))
+    with pytest.raises(ModelError, match=r"^org/missing\.gguf: no such file"):
+        resolve_base("org/missing.gguf")
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_its_variable(tmp_path, monkeypatch):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ModelError, match=r"file/gguf: cannot be written: .*; set EDGETUNE_CACHE to a folder"):
+        resolve_base(str(tmp_path / "m.gguf"))
+
+
 def test_without_the_library_one_line_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
