@@ -106,7 +106,8 @@ def _problem(one: Contestant) -> str | None:
 def _row(one: Contestant, seconds: dict[tuple[str, int], list[float]]) -> dict[str, Any]:
     found = {str(count): spread(seconds[one.name, count]) for count in NEIGHBOURS}
     slower = {count: values["median"] / found["0"]["median"] for count, values in found.items()}
-    return {"work": one.work, "environment": dict(one.environment), "seconds": found, "slower": slower}
+    environment = {name: Path(value).name for name, value in one.environment}  # a library by its file's name
+    return {"work": one.work, "environment": environment, "seconds": found, "slower": slower}
 
 
 def _contestants(folder: Path) -> list[Contestant]:
