@@ -101,7 +101,7 @@ def _torch_answers(_: str, folder: Path) -> float:
     base = resolve_base(recipe.model.base)
     table = ModelTable(base=str(base))
     rows = prepare_eval_set(recipe, Target("base", "base", base, table), folder)
-    model = load({"kind": "merged", "model": dataclasses.asdict(table)})
+    model = load({"kind": "merged", "path": str(base), "model": dataclasses.asdict(table)})
     model.generate(rows.rows[:2], limits=rows.limits)
     start = time.perf_counter()
     model.generate(rows.rows, limits=rows.limits)
