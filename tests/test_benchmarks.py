@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import agree, banking77, classify_throughput, sms_spam
+from benchmarks import agree, banking77, busy_child, classify_throughput, sms_spam
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -83,3 +83,10 @@ def test_the_right_answer_of_a_question_stands_once_among_four_others() -> None:
 def test_how_far_off_a_number_is_is_a_share_of_its_reference() -> None:
     assert agree.Check("peak memory", "bundle", 103.0, 100.0).off == pytest.approx(0.03)
     assert agree.Check("perplexity", "merged", 1.0, -2.0).off == pytest.approx(1.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", ["training step", "repair step", "torch answers"])
+def test_work_that_is_measured_beside_busy_processes_runs(work: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)  # its recipe is one of recipes/
+    assert busy_child.WORKS[work]("-", tmp_path) > 0

@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from edgetune.bundle.sweep import SWEEPS
 from edgetune.task_names import TaskName
 
 PACKAGE = Path(__file__).parent.parent / "edgetune"
@@ -22,3 +23,7 @@ def test_a_stage_knows_every_task(stage: str) -> None:
 
 def test_stages_are_found() -> None:
     assert {"recipe", "model", "planning"} <= set(STAGES)
+
+
+def test_export_best_knows_every_task() -> None:
+    assert set(SWEEPS) == set(get_args(TaskName))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from edgetune.errors import RunError
+from edgetune.progress import Progress
+from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.methods import method_of
+from edgetune.quantize.precisions import BLOCK_SIZES, STORED_SCALE_BYTES
 from edgetune.recipe import Recipe, parse_size
 from edgetune.runtime.grid import Grid
 
@@ -145,3 +149,26 @@ def fits(point: Point, memory: int | None, least: float | None) -> bool:
     return (memory is None or (point.peak_bytes or 0) <= memory) and (
         least is None or (point.tokens_per_s or 0.0) >= least
     )
+
+
+def grids() -> list[Grid]:
+    """The grids of int4 that are tried."""
+    return [Grid(4, size, symmetric) for size, symmetric in product(BLOCK_SIZES, (False, True))]
+
+
+def as_asked(recipe: Recipe, point: Point) -> Recipe:
+    """The recipe with a point's settings in [export]."""
+    return dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, **point.settings))
+
+
+def told(tell: Progress, point: Point) -> Point:
+    """The point, after a line about it."""
+    text = f"{point.name}: loss {point.loss:.4f}, {point.size_bytes / 2**20:.2f} MiB"
+    tell({"stage": "search", "message": text})
+    return point
+
+
+def stored_bytes(matrix: QuantizedMatrix) -> int:
+    """Bytes of a matrix in the file: integers, scales, zero points."""
+    zeros = 0 if matrix.zero_points is None else matrix.zero_points.numel()
+    return matrix.packed.numel() + STORED_SCALE_BYTES * matrix.scales.numel() + zeros

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.bundle.candidates import Measured, Point, choose, evenly, mark_front, own_point
-from edgetune.bundle.sweep import Sweep, sweep_of
+from edgetune.bundle.sweep import SWEEPS, Sweep
 from edgetune.files import write_json
 from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
@@ -48,7 +48,7 @@ def search(recipe: Recipe, run_dir: RunDir, measure: Measure, *, progress: Progr
     nothing fits [budget] device_memory and min_tokens_per_s, with what came nearest.
     """
     tell = progress or silent
-    sweep = sweep_of(recipe, run_dir, tell)
+    sweep = SWEEPS[recipe.model.task](recipe, run_dir, tell)
     points = mark_front(list(sweep.points()))
     own = own_point(points, recipe)
     front = evenly(sorted((p for p in points if p.on_front), key=lambda point: point.size_bytes), MOST_BUILT)

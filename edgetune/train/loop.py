@@ -26,7 +26,8 @@ from edgetune.progress import Progress, silent
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir, claim
 from edgetune.train import checkpoint, events, processes
-from edgetune.train.checkpoint import Memory, State
+from edgetune.train.checkpoint import Memory
+from edgetune.train.state import State
 from edgetune.train.curve import draw_curve
 from edgetune.train.divergence import Diverged
 from edgetune.train.evaluation import evaluate, report

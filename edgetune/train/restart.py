@@ -11,7 +11,8 @@ import dataclasses
 from edgetune.progress import Progress
 from edgetune.run_dir import RunDir
 from edgetune.train import checkpoint, events, processes
-from edgetune.train.checkpoint import Memory, State
+from edgetune.train.checkpoint import Memory
+from edgetune.train.state import State
 from edgetune.train.divergence import CUT, Diverged, Restart
 from edgetune.train.setup import Parts
 from edgetune.train.watch import hold_values

@@ -15,7 +15,7 @@ from edgetune.files import read_json, write_json
 from edgetune.provenance import provenance
 from edgetune.run_dir import RunDir
 from edgetune.train import checkpoint, processes
-from edgetune.train.checkpoint import State
+from edgetune.train.state import State
 from edgetune.train.setup import Parts
 
 

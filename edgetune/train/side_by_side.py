@@ -20,64 +20,28 @@ from torch import Tensor
 
 from edgetune.data.pack import Batch
 from edgetune.errors import DivergedError, OutOfMemoryError, RecipeError
-from edgetune.files import write_text
-from edgetune.lora.adapter import attach
 from edgetune.model.base import load_base
 from edgetune.model.device import autocast
 from edgetune.model.lend import lent
 from edgetune.model.memory import is_out_of_memory, peak_memory_bytes, reset_peak
 from edgetune.progress import Progress, silent
 from edgetune.recipe import Recipe
-from edgetune.run_dir import RunDir, claim
 from edgetune.train import segments
 from edgetune.train.batches import collate_rows, in_parts, packed_rows
 from edgetune.train.fit import rows_of_steps
 from edgetune.train.fused import fuse
 from edgetune.train.generation import Generation
 from edgetune.train.head_loss import can_fuse, fused_cross_entropy, head_weight, logit_map
-from edgetune.train.loop import find_inputs
 from edgetune.train.loss import trained_states
-from edgetune.train.result import TrainResult, eval_rows, write_result
-from edgetune.train.setup import Parts, set_up
-from edgetune.train.side_linear import Sharing, SideLinear, branch_of, lora_layers
+from edgetune.train.result import TrainResult
+from edgetune.train.side import Side, finish, make_step, prepare
+from edgetune.train.side_linear import Sharing, SideLinear, branch_of
 from edgetune.train.variants import check_side_by_side
 
 ROWS_IN_FLIGHT = 2
 """How many times the tokens of a training alone are passed at once: bounds memory."""
 LEAST_TOKENS = 1024
 """So many tokens may be passed at once however small a micro-batch is: they take less than a base and Python do."""
-
-
-@dataclass(frozen=True)
-class SideDir(RunDir):
-    """The run folder of one adapter; the tokenised rows are shared."""
-
-    shared_cache: Path = Path()
-
-    @property
-    def cache(self) -> Path:
-        """Tokenised data by content hash, of all adapters."""
-        return self.shared_cache
-
-
-@dataclass
-class _Side:
-    """One adapter under way."""
-
-    name: str
-    run_dir: RunDir
-    parts: Parts
-    layers: Mapping[str, Any]
-    """Its LoRA linears by their paths in the base."""
-    generator: torch.Generator
-    best_loss: float | None = None
-    whole_loss: float | None = None
-    """On all eval rows, where the others were on some of them and the last step is the best."""
-    best_step: int = 0
-    best: list[Tensor] = dataclasses.field(default_factory=list)
-    train_loss: float = 0.0
-    train_tokens: int = 0
-    has_diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +77,7 @@ def train_side_by_side(
     reset_peak()
     try:
         base = load_base(first.model) if base is None else base
-        sides = [_prepare(name, recipe, folder, base, notify) for name, recipe in variants.items()]
+        sides = [prepare(name, recipe, folder, base, notify) for name, recipe in variants.items()]
         with lent(base):
             sharing = _join(base, sides)
             cost = _run(base, sides, sharing, rows_in_flight, notify)
@@ -125,27 +89,11 @@ def train_side_by_side(
             cure="vary fewer values, or lower data.max_seq_len",
         ) from None
     peak, wall_s = peak_memory_bytes(), time.perf_counter() - started
-    results = {side.name: _finish(side, base, {**cost, "peak_bytes": peak, "wall_s": wall_s}) for side in sides}
+    results = {side.name: finish(side, base, {**cost, "peak_bytes": peak, "wall_s": wall_s}) for side in sides}
     return SideBySide(results, peak, wall_s, cost["train_s"])
 
 
-def _prepare(name: str, recipe: Recipe, folder: Path, base: Any, notify: Progress) -> _Side:
-    """The parts of one training, made exactly as for one alone, taken off the base again."""
-    run_dir = SideDir(folder / name, shared_cache=folder / "cache")
-    claim(run_dir, recipe.to_toml())
-    with lent(base):
-        parts = set_up(recipe, run_dir, find_inputs(recipe, run_dir), notify, base=base)
-        layers = dict(lora_layers(parts.model.get_base_model()))
-    generator = torch.Generator(device=base.device)
-    if base.device.type == "cpu":
-        generator.set_state(torch.get_rng_state())
-    else:
-        generator.manual_seed(recipe.train.seed)
-    write_text(run_dir.recipe, parts.recipe.to_toml())
-    return _Side(name, run_dir, parts, layers, generator)
-
-
-def _join(base: Any, sides: Sequence[_Side]) -> Sharing:
+def _join(base: Any, sides: Sequence[Side]) -> Sharing:
     """Put all adapters into the base, whose attention becomes that of a training."""
     sharing = Sharing(generators=[side.generator for side in sides])
     for path in sides[0].layers:
@@ -163,7 +111,7 @@ def _join(base: Any, sides: Sequence[_Side]) -> Sharing:
 
 
 def _run(
-    base: Any, sides: Sequence[_Side], sharing: Sharing, rows_in_flight: float, notify: Progress
+    base: Any, sides: Sequence[Side], sharing: Sharing, rows_in_flight: float, notify: Progress
 ) -> dict[str, Any]:
     """All optimizer steps of all adapters; the seconds in steps and tokens of one adapter, by TrainResult's names."""
     parts = sides[0].parts
@@ -179,7 +127,7 @@ def _run(
         losses = _add_gradients(base, groups, sharing, batches)
         trained = sum(batch.trained for batch in batches)
         for side, loss in zip(sides, losses, strict=True):
-            _step(side, step, loss, trained)
+            make_step(side, step, loss, trained)
         cost["train_s"] += time.perf_counter() - step_started
         cost["tokens"] += sum(batch.read for batch in batches)
         cost["trained_tokens"] += trained
@@ -225,22 +173,8 @@ def _losses(base: Any, group: slice, sharing: Sharing, batch: Batch) -> Tensor:
         return torch.stack([fused_cross_entropy(part, weight, wanted, mapped) for part, wanted in pairs])
 
 
-def _step(side: _Side, step: int, loss: float, trained: int) -> None:
-    """One adapter's optimizer step. One whose loss is no number makes no more."""
-    parts = side.parts
-    side.has_diverged |= not math.isfinite(loss)
-    if not side.has_diverged:
-        side.train_tokens += trained
-        side.train_loss += (loss - side.train_loss) * trained / side.train_tokens
-        torch.nn.utils.clip_grad_norm_(parts.trained, parts.recipe.train.max_grad_norm)
-        for group in parts.optimizer.param_groups:
-            group["lr"] = parts.training.learning_rate(step) * group["share"]
-        parts.optimizer.step()
-    parts.optimizer.zero_grad(set_to_none=True)
-
-
 @torch.no_grad()
-def _eval_losses(base: Any, sides: Sequence[_Side], sharing: Sharing, rows: Any) -> list[float]:
+def _eval_losses(base: Any, sides: Sequence[Side], sharing: Sharing, rows: Any) -> list[float]:
     """Mean loss of every adapter over eval rows, dropout off."""
     recipe = sides[0].parts.recipe
     task = cast(Generation, sides[0].parts.task)
@@ -257,7 +191,7 @@ def _eval_losses(base: Any, sides: Sequence[_Side], sharing: Sharing, rows: Any)
     return [total / max(1, count) for total in totals.tolist()]
 
 
-def _evaluate(base: Any, sides: Sequence[_Side], sharing: Sharing, step: int, notify: Progress) -> None:
+def _evaluate(base: Any, sides: Sequence[Side], sharing: Sharing, step: int, notify: Progress) -> None:
     """Eval loss of every adapter; weights that are the best so far are kept."""
     parts = sides[0].parts
     rows = parts.task.prepared.eval
@@ -275,34 +209,6 @@ def _evaluate(base: Any, sides: Sequence[_Side], sharing: Sharing, step: int, no
             side.whole_loss = loss if side.best_step == step else None
     found = ", ".join(f"{side.name} {side.best_loss:.4f}" for side in sides if side.best_loss is not None)
     notify({"stage": "train", "message": f"step {step}: best eval losses: {found}"})
-
-
-def _finish(side: _Side, base: Any, cost: Mapping[str, Any]) -> TrainResult | None:
-    """The adapter and the record of one training; None of one that never had a sound evaluation."""
-    parts, run_dir = side.parts, side.run_dir
-    if not side.best:
-        return None
-    with lent(base):
-        model = attach(base, parts.recipe.lora)
-        kept = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        with torch.no_grad():
-            for parameter, value in zip(kept, side.best, strict=True):
-                parameter.copy_(value)
-        parts.task.save(model, run_dir.adapter)
-    result = TrainResult(
-        steps=parts.steps,
-        train_loss=side.train_loss,
-        eval_loss=side.best_loss if side.whole_loss is None else side.whole_loss,
-        eval_rows=eval_rows(parts, is_whole=side.whole_loss is not None),
-        best_step=side.best_step,
-        tokens_per_s=cost["tokens"] / max(cost["train_s"], 1e-9),
-        learning_rate=parts.learning_rate,
-        stopped_early=False,
-        batch_size=parts.recipe.batch_size,
-        **cost,
-    )
-    write_result(run_dir, result, find_inputs(parts.recipe, run_dir), seed=parts.recipe.train.seed)
-    return result
 
 
 def refuse_if_all_diverged(found: SideBySide) -> None:

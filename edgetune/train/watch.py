@@ -10,7 +10,7 @@ from edgetune.progress import Progress
 from edgetune.recipe import AFTER, value_after
 from edgetune.run_dir import RunDir
 from edgetune.train import divergence, events, overfitting, plateau
-from edgetune.train.checkpoint import State
+from edgetune.train.state import State
 from edgetune.train.fused import dropout_of, set_dropout
 from edgetune.train.setup import Parts
 

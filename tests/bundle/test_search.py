@@ -113,7 +113,7 @@ def test_what_is_chosen_is_held_against_the_own_settings_once_repaired(
     repaired_loss, size_bytes, tmp_path, monkeypatch
 ) -> None:
     sweep = FakeSweep(12)
-    monkeypatch.setattr("edgetune.bundle.search.sweep_of", lambda *_: sweep)
+    monkeypatch.setattr("edgetune.bundle.search.SWEEPS", {"generation": lambda *_: sweep})
 
     def measure(bundle: Path) -> Measured:
         how, size = (bundle / "which").read_text().split()
@@ -203,7 +203,7 @@ metric = "loss"
 
 def test_a_run_is_swept_and_its_best_bundle_exported(tiny_base, tiny_rows, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("edgetune.bundle.sweep.BLOCK_SIZES", (32, 64))
+    monkeypatch.setattr("edgetune.bundle.candidates.BLOCK_SIZES", (32, 64))
     monkeypatch.setattr("edgetune.bundle.search.MOST_BUILT", 2)
     Path("tiny.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
     for arguments in (["train", "tiny.toml"], ["merge", "runs/tiny"]):
@@ -253,7 +253,7 @@ min_gain_kept = 0
 @pytest.mark.slow
 def test_a_classifier_is_swept_too(tiny_encoder, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("edgetune.bundle.sweep.BLOCK_SIZES", (32, 64))
+    monkeypatch.setattr("edgetune.bundle.candidates.BLOCK_SIZES", (32, 64))
     monkeypatch.setattr("edgetune.bundle.search.MOST_BUILT", 2)
     rows = [{"text": f"turn {name} lamp {n}", "label": name} for n in range(40) for name in ("on", "off")]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -9,7 +9,8 @@ import torch
 
 from edgetune.errors import RunError
 from edgetune.run_dir import RunDir
-from edgetune.train.checkpoint import State, newest, save
+from edgetune.train.checkpoint import newest, save
+from edgetune.train.state import State
 
 
 @pytest.fixture
