@@ -37,6 +37,8 @@ RECORDED_PACKAGES = (
 def provenance(seed: int | None = None) -> dict[str, Any]:
     """What a result must carry to be repeated: versions, commit, platform, machine, seed, command.
 
+    Of absolute paths in the command only the names: bundles go to others, whom somebody's home folder tells nothing.
+
     `cores` are those that this process may use, `memory_bytes` is the machine's, `gpus` are NVIDIA's, none where there
     are none.
     """
@@ -51,9 +53,15 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "gpus": [dict(gpu) for gpu in _gpus()],
         "seed": seed,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(_without_folders, sys.argv[1:])],
         "started_unix": round(time.time(), 3),
     }
+
+
+def _without_folders(argument: str) -> str:
+    """The argument, or option=value, with an absolute path cut to its name."""
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if os.path.isabs(value) else argument
 
 
 @functools.cache

@@ -50,3 +50,8 @@ def test_a_result_names_the_machine_with_its_memory_and_gpus(tmp_path, monkeypat
         module._gpus.cache_clear()
     assert module.provenance()["memory_bytes"] > 1 << 28
     assert module.provenance()["cores"] >= 1
+
+
+def test_a_command_tells_nobody_where_a_home_folder_is(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/home/ann/bin/edgetune", "run", "/home/ann/a.toml", "--out=/home/ann/x", "lora.r=8"])
+    assert provenance()["command"] == ["edgetune", "run", "a.toml", "--out=x", "lora.r=8"]
