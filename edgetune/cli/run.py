@@ -39,11 +39,11 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, force: b
         with console.ProgressLine() as progress, only_main(run_dir):
             result = run(loaded, run_dir, force=force, progress=progress)
         if launched().is_main:
-            _show(result, loaded.model.task, as_json=as_json)
+            show(result, loaded.model.task, as_json=as_json)
             refuse_lost_gain(run_dir, result.summary["survival"])
 
 
-def _show(result: RunResult, task: str, *, as_json: bool) -> None:
+def show(result: RunResult, task: str, *, as_json: bool) -> None:
     """The table, or the whole summary, on stdout; what is to be said about it on stderr."""
     from edgetune.report.task import TASKS
 

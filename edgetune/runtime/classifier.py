@@ -83,7 +83,7 @@ class Classifier:
     def answer(self, logits: np.ndarray, *, top_k: int = 1) -> list[Classification]:
         """What logits (N, labels) mean, whoever made them: N answers at the bundle's temperature and threshold."""
         rows = probabilities(logits, temperature=self.format.temperature, multi_label=self.format.multi_label)
-        return [_answer(row, self.format, top_k) for row in rows]
+        return [answer_of(row, self.format, top_k) for row in rows]
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         """N texts -> (N, labels) float32, as the graph makes them: temperature not applied. Raises PromptError."""
@@ -119,7 +119,7 @@ class Classifier:
         return np.asarray(found, np.float32)
 
 
-def _answer(row: np.ndarray, format_: ClassifierFormat, top_k: int) -> Classification:
+def answer_of(row: np.ndarray, format_: ClassifierFormat, top_k: int) -> Classification:
     """Probabilities (labels,) of one text -> its answer; of equal ones the first label comes first."""
     order = np.argsort(-row, kind="stable")
     best, probability = format_.labels[order[0]], float(row[order[0]])

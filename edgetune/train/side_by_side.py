@@ -122,7 +122,7 @@ def _run(
         step_started = time.perf_counter()
         micro_batches = in_parts(next(rows)[-1], training.batch_size)
         most = len(micro_batches[0])
-        size, groups = _split(most, len(sides), rows_in_flight * most, parts.recipe.data.max_seq_len)
+        size, groups = split(most, len(sides), rows_in_flight * most, parts.recipe.data.max_seq_len)
         batches = [parts.task.collate(part) for taken in micro_batches for part in in_parts(taken, size)]
         losses = _add_gradients(base, groups, sharing, batches)
         trained = sum(batch.trained for batch in batches)
@@ -139,7 +139,7 @@ def _run(
     return cost
 
 
-def _split(rows: int, adapters: int, rows_in_flight: float, max_seq_len: int) -> tuple[int, list[slice]]:
+def split(rows: int, adapters: int, rows_in_flight: float, max_seq_len: int) -> tuple[int, list[slice]]:
     """How a micro-batch of so many rows passes the base: rows at once, and the adapters of each pass."""
     at_once = max(1, int(max(rows_in_flight, LEAST_TOKENS / max_seq_len)))
     a_pass = min(adapters, at_once)
@@ -181,7 +181,7 @@ def _eval_losses(base: Any, sides: Sequence[Side], sharing: Sharing, rows: Any) 
     totals, count = torch.zeros(len(sides), device=base.device), 0
     sharing.is_dropping = False
     in_flight = ROWS_IN_FLIGHT * recipe.batch_size
-    size, groups = _split(recipe.batch_size, len(sides), in_flight, recipe.data.max_seq_len)
+    size, groups = split(recipe.batch_size, len(sides), in_flight, recipe.data.max_seq_len)
     for numbers in in_parts(packed_rows(rows, max_seq_len=recipe.data.max_seq_len), size):
         batch = collate_rows(rows, numbers, pad_id=task.pad_id).to(base.device)
         for group in groups:

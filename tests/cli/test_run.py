@@ -31,7 +31,7 @@ def test_a_check_that_is_told_only_is_told_where_it_does_not_hold(
     found = [check("token ids", 0, 0, "16 prompts"), check(name, differing, 0, "16 prompts", is_required=False)]
     summary: dict[str, Any] = {**SUMMARY, "verification": [item.__dict__ for item in found]}
     result: Any = SimpleNamespace(summary=summary, table="table", ledger="ledger", run_dir=SimpleNamespace(bundle="b"))
-    run._show(result, "generation", as_json=False)
+    run.show(result, "generation", as_json=False)
     told = capsys.readouterr().err
     assert (f"note {name}: {differing}, limit 0 (16 prompts)" in told) == bool(differing)
     assert "token ids: 0" not in told

@@ -109,13 +109,13 @@ def test_several_labels_can_apply_or_none(with_format: Callable[..., Classifier]
     both = classifier.classify(["card money"], top_k=3)[0]
     assert both.labels == ("card", "money", "weather")
     assert both.top[0] == ("card", pytest.approx(1 / (1 + np.exp(-8))))
-    answer = module._answer(np.array([0.2, 0.4, 0.1]), classifier.format, 1)
+    answer = module.answer_of(np.array([0.2, 0.4, 0.1]), classifier.format, 1)
     assert (answer.label, answer.labels, answer.is_unknown) == (None, (), False)
 
 
 def test_a_text_that_surely_has_no_label_is_not_unknown(with_format: Callable[..., Classifier]) -> None:
     format_ = with_format(multi_label=True, threshold=0.9).format
-    sure, unsure = (module._answer(np.array(row), format_, 1) for row in ([0.01, 0.02, 0.05], [0.99, 0.6, 0.01]))
+    sure, unsure = (module.answer_of(np.array(row), format_, 1) for row in ([0.01, 0.02, 0.05], [0.99, 0.6, 0.01]))
     assert (sure.labels, sure.is_unknown) == ((), False)
     assert (unsure.labels, unsure.label, unsure.is_unknown) == ((), None, True)
 

@@ -87,7 +87,7 @@ def test_adapters_that_pass_in_groups_draw_the_dropout_of_trainings_alone(make_r
     ],
 )
 def test_no_pass_holds_more_than_memory_was_asked_for(rows, in_flight, length, size, passes):
-    rows_at_once, groups = side_by_side._split(rows, 8, in_flight, length)
+    rows_at_once, groups = side_by_side.split(rows, 8, in_flight, length)
     assert (rows_at_once, [group.stop - group.start for group in groups]) == (size, passes)
 
 
