@@ -53,5 +53,6 @@ def test_a_result_names_the_machine_with_its_memory_and_gpus(tmp_path, monkeypat
 
 
 def test_a_command_tells_nobody_where_a_home_folder_is(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/home/ann/bin/edgetune", "run", "/home/ann/a.toml", "--out=/home/ann/x", "lora.r=8"])
+    command = ["/home/ann/bin/edgetune", "run", "/home/ann/a.toml", "--out=/home/ann/x", "lora.r=8"]
+    monkeypatch.setattr("sys.argv", command)
     assert provenance()["command"] == ["edgetune", "run", "a.toml", "--out=x", "lora.r=8"]
