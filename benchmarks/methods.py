@@ -18,8 +18,8 @@ from typing import Any, get_args
 
 import click
 
-from edgetune.bundle.generation import training_rows
 from edgetune.bundle.candidates import stored_bytes
+from edgetune.bundle.generation import training_rows
 from edgetune.files import write_json
 from edgetune.model.base import load_merged
 from edgetune.provenance import provenance

@@ -16,9 +16,9 @@ from edgetune.model.memory import give_back_memory, is_out_of_memory, peak_memor
 from edgetune.progress import Progress
 from edgetune.run_dir import RunDir
 from edgetune.train import events, processes
-from edgetune.train.state import State
 from edgetune.train.divergence import Diverged
 from edgetune.train.setup import Parts
+from edgetune.train.state import State
 from edgetune.train.watch import follow_plateau, watch_for_divergence, watch_for_overfitting
 
 MOST_EVAL_PIECES = 256

@@ -27,7 +27,6 @@ from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir, claim
 from edgetune.train import checkpoint, events, processes
 from edgetune.train.checkpoint import Memory
-from edgetune.train.state import State
 from edgetune.train.curve import draw_curve
 from edgetune.train.divergence import Diverged
 from edgetune.train.evaluation import evaluate, report
@@ -36,6 +35,7 @@ from edgetune.train.liger import liger_kernels
 from edgetune.train.restart import begin_events, go_back, remember
 from edgetune.train.result import TrainResult, read_result, result_of, rows_at_once, write_result
 from edgetune.train.setup import Parts, set_up
+from edgetune.train.state import State
 from edgetune.train.stop import StopRequest, listen_for_stop
 from edgetune.train.watch import (
     follow_changes,

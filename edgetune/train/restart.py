@@ -12,9 +12,9 @@ from edgetune.progress import Progress
 from edgetune.run_dir import RunDir
 from edgetune.train import checkpoint, events, processes
 from edgetune.train.checkpoint import Memory
-from edgetune.train.state import State
 from edgetune.train.divergence import CUT, Diverged, Restart
 from edgetune.train.setup import Parts
+from edgetune.train.state import State
 from edgetune.train.watch import hold_values
 
 

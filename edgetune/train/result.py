@@ -15,8 +15,8 @@ from edgetune.files import read_json, write_json
 from edgetune.provenance import provenance
 from edgetune.run_dir import RunDir
 from edgetune.train import checkpoint, processes
-from edgetune.train.state import State
 from edgetune.train.setup import Parts
+from edgetune.train.state import State
 
 
 @dataclass(frozen=True)

@@ -110,9 +110,7 @@ def _join(base: Any, sides: Sequence[Side]) -> Sharing:
     return sharing
 
 
-def _run(
-    base: Any, sides: Sequence[Side], sharing: Sharing, rows_in_flight: float, notify: Progress
-) -> dict[str, Any]:
+def _run(base: Any, sides: Sequence[Side], sharing: Sharing, rows_in_flight: float, notify: Progress) -> dict[str, Any]:
     """All optimizer steps of all adapters; the seconds in steps and tokens of one adapter, by TrainResult's names."""
     parts = sides[0].parts
     training, started = parts.training, time.perf_counter()

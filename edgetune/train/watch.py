@@ -10,9 +10,9 @@ from edgetune.progress import Progress
 from edgetune.recipe import AFTER, value_after
 from edgetune.run_dir import RunDir
 from edgetune.train import divergence, events, overfitting, plateau
-from edgetune.train.state import State
 from edgetune.train.fused import dropout_of, set_dropout
 from edgetune.train.setup import Parts
+from edgetune.train.state import State
 
 
 def follow_plateau(parts: Parts, run_dir: RunDir, state: State, notify: Progress) -> None:
