@@ -59,6 +59,7 @@ def render(report: Report) -> str:
         vega_version=VEGA_VERSION,
         lead=lead(report),
         tiles=tiles(report),
+        across=in_a_row(len(tiles(report))),
         sections=sections(report, drawn),
         many=many,
         first_columns=[item for item in found if is_first(item)],
@@ -125,6 +126,12 @@ def tiles(report: Report) -> list[Tile]:
         if sizes:
             found.append(Tile(f"smallest bundle, {column(key).title}", column(key).form(min(sizes))))
     return found
+
+
+def in_a_row(count: int, *, most: int = 6) -> int:
+    """How many of so many tiles stand in a row, at most `most`, for rows about as long as each other."""
+    rows = -(-count // most) or 1
+    return -(-count // rows) or 1
 
 
 def _run_tiles(run: Run) -> list[Tile]:

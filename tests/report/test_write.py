@@ -21,7 +21,7 @@ from edgetune.cli import main
 from edgetune.errors import RunError
 from edgetune.report.facts import Model, Number
 from edgetune.report.formats import as_markdown
-from edgetune.report.page import render, tiles
+from edgetune.report.page import in_a_row, render, tiles
 from edgetune.report.picture import front
 from edgetune.report.read import read_report
 from edgetune.report.write import FORMATS, report
@@ -126,6 +126,11 @@ def test_the_tiles_say_how_close_the_bundle_is_where_that_was_measured(tmp_path,
             path.write_text(json.dumps({**json.loads(path.read_text()), key: None}))
     named = [tile for tile in tiles(read_report([run])) if tile.name in ("KL to the fine-tune", "answers changed")]
     assert [text for tile in named for text in (tile.name, tile.value)] == told
+
+
+@pytest.mark.parametrize(("tiles", "row"), [(0, 1), (1, 1), (6, 6), (7, 4), (8, 4), (12, 6), (13, 5)])
+def test_no_tile_is_left_over_alone(tiles, row):
+    assert in_a_row(tiles) == row
 
 
 def test_the_cost_of_trainings_is_shown_of_runs_and_of_a_bench(runs, tmp_path):
