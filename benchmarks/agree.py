@@ -3,8 +3,9 @@
     python -m benchmarks.agree --run runs/quickstart
 
 Peak memory against /usr/bin/time -v, tokens/s against llama.cpp's own timings of the same calls, perplexity against a
-plain loop in torch, scores of a local task against lm-evaluation-harness's own transformers backend. Exit code 1 if one
-is further off than it may be. Needs `pip install -e '.[bench,lm-eval]'` and, for the memory, GNU time.
+plain loop in torch, scores of a local task against lm-evaluation-harness's own backends: transformers for the merged
+model, onnxruntime for the bundle. Exit code 1 if one is further off than it may be. Needs `pip install -e
+'.[bench,lm-eval]'` and, for the memory, GNU time.
 """
 
 from __future__ import annotations
@@ -161,9 +162,8 @@ def perplexity(run: Path, folder: Path) -> Iterator[Check]:
 def harness(run: Path, folder: Path) -> Iterator[Check]:
     """A local task of lm-eval: which of four answers belongs to the beginning of a question."""
     os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
-    import lm_eval
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval.models.onnxruntime_ort import ONNXRuntimeLM
 
     rows = _rows(folder / "perplexity")
     answers = [row["reference"] for row in rows]
@@ -175,19 +175,25 @@ def harness(run: Path, folder: Path) -> Iterator[Check]:
     ]
     (tasks / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions), encoding="utf-8")
     (tasks / "home.yaml").write_text(TASK.replace("ROWS", str(tasks / "rows.jsonl")), encoding="utf-8")
+    merged, bundle = run / "merged", run / "bundle"
+    as_torch = HFLM(pretrained=str(merged), dtype="float32", device="cpu", batch_size=1)
+    as_graph = ONNXRuntimeLM(pretrained=str(bundle), execution_provider="cpu")
+    for kind, path, model in (("merged", merged, as_torch), ("bundle", bundle, as_graph)):
+        for metric, ours, theirs in _task_scores(tasks, _target(kind, path), model):
+            yield Check("lm-eval score", f"{metric}, {kind}, {len(rows)} rows", ours, theirs)
+
+
+def _task_scores(tasks: Path, target: dict[str, Any], model: Any) -> Iterator[tuple[str, float, float]]:
+    """(metric, its value as a bench measures it of a target, the same by the harness with a model of its own)."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     task = {"task_name": "home", "tasks_from": str(tasks), "limit": None, "shots": None, "is_chat": False}
-    ours = measure({"measure": "lm-eval", **task, **_target("merged", run / "merged")}, lambda _: None)
-    model = HFLM(pretrained=str(run / "merged"), dtype="float32", device="cpu", batch_size=1)
+    ours = measure({"measure": "lm-eval", **task, **target}, lambda _: None)
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     theirs = lm_eval.simple_evaluate(model=model, tasks=["home"], task_manager=manager, bootstrap_iters=0)
     for key in ("acc,none", "acc_norm,none"):
-        name = key.partition(",")[0]
-        yield Check(
-            "lm-eval score",
-            f"{name}, {len(rows)} rows",
-            ours["lm_eval"]["results"][key],
-            theirs["results"]["home"][key],
-        )
+        yield key.partition(",")[0], ours["lm_eval"]["results"][key], theirs["results"]["home"][key]
 
 
 def _choices(answers: list[str], number: int) -> list[str]:

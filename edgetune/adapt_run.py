@@ -186,9 +186,9 @@ def _deploy(
     result = run(recipe, out, progress=progress)
     refuse_lost_gain(out, result.summary["survival"])
     was_scored = (out.results / f"adapt-{KINDS[-1]}" / "bundle-before.json").exists()
-    was_replaced = was_scored and run_dir.read().get("bundle_from") == str(out.path)  # its own was scored before that
+    is_first = not (was_scored and has_replaced(run_dir, out))  # else the run's own was scored before
     for kind in KINDS:
-        if not was_replaced:
+        if is_first:
             score_bundle(out, kind, "bundle-before", run_dir.bundle, progress)
         score_bundle(out, kind, "bundle-after", out.bundle, progress)
     found = {kind: change(out, kind, "bundle-before", "bundle-after") for kind in KINDS}
@@ -202,11 +202,32 @@ def _deploy(
         )
     values["bundle"] = str(out.bundle)
     if asked.replaces:
-        with only_process(run_dir), atomic_folder(run_dir.bundle) as place:
-            shutil.copytree(out.bundle, place, dirs_exist_ok=True)
-        run_dir.update({"bundle_from": str(out.path)})
+        replace_bundle(run_dir, out)
         values["replaced"] = str(run_dir.bundle)
     _write(out, recipe, values)
+
+
+def replace_bundle(run_dir: RunDir, out: RunDir) -> None:
+    """Put the adaptation's bundle in the place of the run's.
+
+    run.json says so first, and of which bytes: after a crash in between it is seen that these are not there yet.
+    """
+    from edgetune.verify_run import bundle_hash
+
+    with only_process(run_dir):
+        run_dir.update({"bundle_from": {"run": str(out.path), "bundle": bundle_hash(out.bundle)}})
+        with atomic_folder(run_dir.bundle) as place:
+            shutil.copytree(out.bundle, place, dirs_exist_ok=True)
+
+
+def has_replaced(run_dir: RunDir, out: RunDir) -> bool:
+    """Whether the run's bundle, as it is now, is one that the adaptation in `out` put there."""
+    from edgetune.verify_run import bundle_hash
+
+    told = run_dir.read().get("bundle_from")
+    if not isinstance(told, dict):  # an earlier version wrote the folder alone
+        return bool(told == str(out.path))
+    return bool(told == {"run": str(out.path), "bundle": bundle_hash(run_dir.bundle)})
 
 
 def _mark_failed(path: Path) -> None:

@@ -138,7 +138,7 @@ def _plan(state: RunState) -> Any:
     from edgetune.plan import disk_bytes, plan, refuse_over_budget
     from edgetune.plan_checks import check_folder
 
-    planned = plan(state.recipe, scored_rows=None)
+    planned = plan(state.recipe, scored_rows=None, progress=state.progress)
     refuse_over_budget(state.recipe, planned)
     check_folder(state.run_dir, needed_bytes=disk_bytes(planned))
     for note in planned.notes:

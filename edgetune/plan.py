@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from edgetune.errors import OutOfMemoryError, RecipeError
 from edgetune.launch import launched
 from edgetune.plan_checks import SCORED_ROWS, check_recipe
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe, parse_size
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Plan:
         return self.allowed_bytes is None or self.estimate.peak_bytes <= self.allowed_bytes
 
 
-def plan(recipe: Recipe, *, scored_rows: int | None = SCORED_ROWS) -> Plan:
+def plan(recipe: Recipe, *, scored_rows: int | None = SCORED_ROWS, progress: Progress | None = None) -> Plan:
     """Check all that the recipe names, then estimate; `scored_rows` are encoded of those that will be scored.
 
     Raises RecipeError with all problems, or the only one as it is.
@@ -66,7 +67,7 @@ def plan(recipe: Recipe, *, scored_rows: int | None = SCORED_ROWS) -> Plan:
 
     budget = recipe.budget
     kind = "cuda" if budget.gpu_memory else device().type
-    checked = check_recipe(recipe, on=kind, scored_rows=scored_rows)
+    checked = check_recipe(recipe, on=kind, scored_rows=scored_rows, progress=progress)
     rows, labels = checked.rows, checked.labels
     allowed = parse_size(budget.gpu_memory or budget.memory)
     if allowed is not None and kind != "cuda":

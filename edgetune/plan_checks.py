@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edgetune.errors import RunError
 from edgetune.planning.findings import CHECKED_ROWS, Findings
 from edgetune.planning.task import TASKS
+from edgetune.progress import Progress
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir
 
@@ -39,14 +40,14 @@ class Checked:
     notes: tuple[str, ...]
 
 
-def check_recipe(recipe: Recipe, *, on: str, scored_rows: int | None) -> Checked:
+def check_recipe(recipe: Recipe, *, on: str, scored_rows: int | None, progress: Progress | None = None) -> Checked:
     """Hold a recipe, planned for a "cpu" or "cuda" device, against all that it names; of the rows that will be scored
     so many are encoded, None: all.
 
     Raises RecipeError with all problems, or the only one as it is.
     """
     found = Findings()
-    base, tokenizer = _check_base(recipe, found)
+    base, tokenizer = _check_base(recipe, found, progress)
     _check_machine(recipe, base, found, on=on)
     labels, rows = _check_rows(recipe, tokenizer, found)
     if base is not None and tokenizer is not None and rows and None not in rows.values():
@@ -56,14 +57,14 @@ def check_recipe(recipe: Recipe, *, on: str, scored_rows: int | None) -> Checked
     return Checked(rows, len(labels), tuple(found.notes))
 
 
-def _check_base(recipe: Recipe, found: Findings) -> tuple[Path | None, Any]:
+def _check_base(recipe: Recipe, found: Findings, progress: Progress | None) -> tuple[Path | None, Any]:
     """The base's folder and tokenizer, as far as they can be had, once the recipe's adapter fits them."""
     from edgetune.lora.adapter import check_adapter, check_targets
     from edgetune.model.base import base_folder, check_base, check_shapes, load_tokenizer
     from edgetune.quantize.matrices import check_int8_layers
 
     table, attempt, is_trusted = recipe.model, found.attempt, recipe.model.trust_remote_code
-    base = attempt(lambda: base_folder(table))
+    base = attempt(lambda: base_folder(table, progress=progress))
     if base is None:
         return None, None
     is_sound = attempt(lambda: check_base(base, trust_remote_code=is_trusted, task=table.task))

@@ -151,7 +151,7 @@ def encoder_target(name: str) -> dict[str, object]:
 
 
 def bench_report(names: tuple[str, ...] = ("base", "bundle")) -> dict[str, object]:
-    """A report as `edgetune bench` writes it; the base's energy and long context are absent."""
+    """A report as `edgetune bench` writes it; energy, warm memory and the time of a training are absent."""
 
     def noisy(median: float) -> dict[str, object]:
         return {"median": median, "p95": median * 1.2, "least": median * 0.9, "most": median * 1.1, "spread": 0.2}
@@ -177,7 +177,16 @@ def bench_report(names: tuple[str, ...] = ("base", "bundle")) -> dict[str, objec
     data = {"source": "rows.jsonl", "metric": "json", "rows": 40}
     settings = {"threads": 1, "repeats": 2, "cores": [0]}
     facts = {"format": "edgetune-bench", "version": 1, "settings": settings, "reference": names[0], "left_out": []}
-    return {**facts, "data": data, "targets": targets, "training": [], "provenance": provenance(0)}
+    training = {
+        "run": "quick",
+        "path": "runs/quick",
+        "peak_bytes": {"value": 700 * MIB},
+        "tokens_per_s": {"value": 1200.0},
+        "step_tokens_per_s": {"median": 1210.0, "least": 1100.0, "most": 1300.0, "samples": 90},
+        "wall_s": {"absent": "runs/quick/results/train.json: not there"},
+        "provenance": None,
+    }
+    return {**facts, "data": data, "targets": targets, "training": [training], "provenance": provenance(0)}
 
 
 def _start(folder: Path, task: str, metric: str) -> RunDir:
@@ -195,6 +204,7 @@ def _start(folder: Path, task: str, metric: str) -> RunDir:
 def _finish(run_dir: RunDir, score: float) -> None:
     kept = {"kept": 0.975, "interval": [0.93, 1.01]}
     survival = {"score": kept, "loss": kept, "passed": score > 0.5, "verdict": "97.5% of the gain in score kept"}
+    survival["closeness"] = {"kl": 0.005, "changed_rows": 0.025, "interval": [0.0, 0.075], "rows": 40, "unit": "token"}
     _write(run_dir.results / "survival.json", survival)
     parts = {"Python and libraries": 545 * MIB, "saved activations": 290 * MIB, "matrix workspace": 0}
     summary = {
@@ -205,6 +215,8 @@ def _finish(run_dir: RunDir, score: float) -> None:
         "provenance": provenance(0),
     }
     _write(run_dir.results / "summary.json", summary)
+    cost = {"peak_bytes": 900 * MIB, "tokens_per_s": 1500.0, "wall_s": 130.0, "steps": 100, "tokens": 180_000}
+    _write(run_dir.results / "train.json", {**cost, "restarts": [], "provenance": provenance(0)})
 
 
 def _answer(number: int, is_right: bool) -> Answer:

@@ -10,10 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from edgetune import adapt_scores
+from edgetune.adapt_run import has_replaced, replace_bundle
 from edgetune.cli import main
 from edgetune.files import read_json
 from edgetune.hashes import hash_tree
 from edgetune.recipe import load_recipe
+from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import open_bundle
 
 LABELS = """
@@ -95,6 +97,29 @@ def test_new_rows_are_learned_and_the_bundle_is_replaced_where_the_old_ones_are_
     assert "up to date" in shown.stderr
     again = read_json(here / "runs/tiny-adapted/results/adapt.json")["bundles"]
     assert again["old"] == bundles["old"]  # against the bundle that was there before this one took its place
+
+
+def test_a_crash_before_the_bundle_is_replaced_does_not_count_as_replaced(finished_run, adapted, tmp_path, monkeypatch):
+    run, out = (RunDir(tmp_path / name) for name in ("run", "out"))
+    shutil.copytree(finished_run / "runs/tiny", run.path)
+    shutil.copytree(adapted[0] / "runs/tiny-adapted/bundle", out.bundle)
+    before = hash_tree(run.bundle)
+    with monkeypatch.context() as patch:
+        patch.setattr("edgetune.adapt_run.shutil.copytree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            replace_bundle(run, out)
+    assert run.read()["bundle_from"]["run"] == str(out.path)
+    assert hash_tree(run.bundle) == before
+    assert not has_replaced(run, out)
+    replace_bundle(run, out)
+    assert hash_tree(run.bundle) == hash_tree(out.bundle)
+    assert has_replaced(run, out)
+    run.update({"bundle_from": str(out.path)})  # as an earlier version wrote it
+    assert has_replaced(run, out)
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ def measure_speed(request: Mapping[str, Any], progress: Progress) -> dict[str, A
     counter = find_counter(engine.device)
     before = counter.read() if counter else ()
     token_s = [engine.token_seconds(ids, new_tokens=new)[1:] for _ in range(passes)]
+    spent_j = counter.since(before) if counter else None
     weights = engine.weights()
     return {
         "device": engine.device,
@@ -51,7 +52,7 @@ def measure_speed(request: Mapping[str, Any], progress: Progress) -> dict[str, A
         "first_s": first_s,
         "token_s": token_s,
         "decode_prompt": prompt,
-        "energy_j": counter.since(before) / (passes * new) if counter else None,
+        "energy_j": None if spent_j is None else spent_j / (passes * new),
         "energy_source": counter.source if counter else None,
         "weights": dataclasses.asdict(weights) if isinstance(weights, engines.Weights) else weights,
         "prefill_flops": None

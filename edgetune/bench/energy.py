@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +58,13 @@ def _rapl(powercap: Path) -> Counter | None:
 
 
 def _nvml() -> Counter | None:
-    """The first GPU, by the library that comes with its driver; the package nvidia-ml-py binds it."""
+    """The GPU that torch uses first, by the library that comes with its driver; the package nvidia-ml-py binds it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip() or "0"
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByIndex(0)
+        is_number = visible.isdecimal()
+        handle = nvml.nvmlDeviceGetHandleByIndex(int(visible)) if is_number else nvml.nvmlDeviceGetHandleByUUID(visible)
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except ModuleNotFoundError:
         return None

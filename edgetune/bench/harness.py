@@ -2,6 +2,10 @@
 
 What a task asks, how answers are filtered and scored is the harness's; what the target says is what the rest of
 EdgeTune measures. Runs in the target's own process. Source: https://github.com/EleutherAI/lm-evaluation-harness.
+
+Bundles are not asked by its onnxruntime backends, so that they and torch models are asked alike: those put no start
+token before a text, leave a token of each full window out, and take no chat template. Where none of that plays a part
+the scores are the same (benchmarks/agree.py).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from typing import Any
 
@@ -17,23 +18,26 @@ def training_of(run_dir: RunDir) -> dict[str, Any]:
 
     tokens/s have the spread of the training's own steps: `least` and `most` are their 5th and 95th percentile.
     """
-    summary = _summary(run_dir)
-    trained = summary.get("train") if summary else None
-    reason = f"{run_dir.results / 'summary.json'}: not there, or of another version: `edgetune run` writes it"
+    trained, record = _trained(run_dir)
+    reason = f"{run_dir.results / 'train.json'}: not there, or of another version: `edgetune run` writes it"
     found: dict[str, Any] = {"run": run_dir.path.resolve().name, "path": str(run_dir.path)}
     for key in ("peak_bytes", "tokens_per_s", "wall_s", "steps", "tokens", "eval_loss"):
-        value = trained.get(key) if isinstance(trained, dict) else None
+        value = trained.get(key)
         found[key] = absent(reason) if value is None else {"value": value}
     found["step_tokens_per_s"] = _step_rates(run_dir)
-    found["provenance"] = summary.get("provenance") if summary else None
+    found["provenance"] = record
     return found
 
 
-def _summary(run_dir: RunDir) -> dict[str, Any] | None:
-    try:
-        return read_json(run_dir.results / "summary.json")
-    except RunError:
-        return None
+def _trained(run_dir: RunDir) -> tuple[dict[str, Any], Any]:
+    """The result of the training, {} where there is none, and its provenance: a finished run has both twice."""
+    for name in ("train.json", "summary.json"):
+        with contextlib.suppress(RunError):
+            values = read_json(run_dir.results / name)
+            trained = values if name == "train.json" else values.get("train")
+            if isinstance(trained, dict):
+                return trained, values.get("provenance")
+    return {}, None
 
 
 def _step_rates(run_dir: RunDir) -> Value:

@@ -133,7 +133,10 @@ def add_adapter(
     start_s = time.perf_counter()
     reset_peak()
     tell = progress or silent
-    name, bundle = check_name(name or run_dir.path.resolve().name), open_bundle(path)
+    name = check_name(name or run_dir.path.resolve().name)
+    if not path.exists():
+        raise BundleError(f"{path}: no such bundle", cure="`edgetune export-adapter RUN` makes one, without --into")
+    bundle = open_bundle(path)
     _check_takes(bundle, recipe, base, name=name, force=force)
     adapter, prompts = _read(run_dir, base), verified_prompts(recipe)
     _check_format(bundle, recipe, prompts)

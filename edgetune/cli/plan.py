@@ -68,7 +68,8 @@ def command(
     run_dir = RunDir(out or Path("runs") / loaded.name)
     if out is not None and not force:
         refuse_other_run(run_dir, loaded.to_toml())
-    planned = plan(loaded)
+    with console.ProgressLine() as progress:
+        planned = plan(loaded, progress=progress)
     check_folder(run_dir, needed_bytes=disk_bytes(planned))
     changes: list[Change] | None = None
     if fit_to is not None:

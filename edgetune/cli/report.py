@@ -28,8 +28,9 @@ def command(
 ) -> None:
     """One page of runs, results of `edgetune evaluate` and reports of `edgetune bench`.
 
-    The page is one file that needs no network: accuracy against memory, losses, the ledger, confusion, what was planned
-    and what measured, searches, sample answers, provenance. What is missing or broken is named and left out.
+    The page is one file that needs no network: accuracy against memory, losses and cost of training, memory planned and
+    measured, the ledger, confusion, searches, sample answers, provenance. What is missing or broken is named and left
+    out.
     """
     from edgetune.report.write import report
 

@@ -148,6 +148,10 @@ def _adapted(builder_class: Any, attention: Attention, tables: Mapping[str, tupl
     def is_local(_: Any, layer: int) -> bool:
         return attention.windows[layer] is not None
 
+    def make_key_value_cache_shape(self: Any, layer: int, shape: Sequence[Any]) -> list[Any]:
+        # open in the builder, for caches of fewer bits too; who reads the graph alone could not make an empty one
+        return [*builder_class.make_key_value_cache_shape(self, layer, shape)[:-1], self.head_size]
+
     def make_attention(self: Any, layer: int, *arguments: Any, **options: Any) -> None:
         kept, values = self.attention_attrs, attention.rotates[layer]
         before = {name: kept[name] for name in ("rope", "use_rope_in_attn")}
@@ -175,6 +179,7 @@ def _adapted(builder_class: Any, attention: Attention, tables: Mapping[str, tupl
         "is_gqa_supported": is_gqa_supported,
         "is_fused_rope_supported": is_rotated_in_attention,
         "is_local": is_local,
+        "make_key_value_cache_shape": make_key_value_cache_shape,
         "make_attention": make_attention,
         "make_attention_input_proj": make_attention_input_proj,
         "make_rope_init": lambda *_: None,

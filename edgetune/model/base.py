@@ -26,6 +26,7 @@ from edgetune.model.nf4 import hold_layout
 from edgetune.model.quiet import load_bitsandbytes, quiet
 from edgetune.model.task import TASKS, check_kind, task_of
 from edgetune.model.weights import Place, find_tensors, hash_files
+from edgetune.progress import Progress
 from edgetune.recipe import ModelTable
 from edgetune.task_names import TaskName as Task
 
@@ -34,7 +35,9 @@ OPTIONAL = ("pooler.",)
 """Weights that a base may lack: a pooler is made only where it is asked for."""
 
 
-def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
+def resolve_base(
+    base: str, revision: str | None = None, *, trust_remote_code: bool = False, progress: Progress | None = None
+) -> Path:
     """The local folder of a base: `edgetune:nano`, a folder, a .gguf file (dequantised into EdgeTune's cache), or a hub
     id (fetched into the hub's own cache).
 
@@ -50,7 +53,7 @@ def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: b
         if is_gguf(folder):
             from edgetune.model.gguf_folder import gguf_folder
 
-            return gguf_folder(folder)
+            return gguf_folder(folder, progress=progress)
         raise ModelError(f"{base}: is a file", cure="give the folder that holds the model's config.json")
     if is_gguf(folder):
         raise ModelError(f"{base}: no such file", cure="give the path of a .gguf file, a model folder, or a hub id")
@@ -59,9 +62,9 @@ def resolve_base(base: str, revision: str | None = None, *, trust_remote_code: b
     return fetch(base, revision, trust_remote_code=trust_remote_code)
 
 
-def base_folder(table: ModelTable) -> Path:
+def base_folder(table: ModelTable, *, progress: Progress | None = None) -> Path:
     """The local folder of a recipe's base, as `resolve_base` finds it. Raises ModelError."""
-    return resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code)
+    return resolve_base(table.base, table.revision, trust_remote_code=table.trust_remote_code, progress=progress)
 
 
 def check_base(path: Path, *, trust_remote_code: bool = False, task: Task = "generation") -> dict[str, Any]:

@@ -22,6 +22,7 @@ from edgetune.errors import MissingExtraError, ModelError, first_line
 from edgetune.files import atomic_folder, read_json, write_json
 from edgetune.hashes import hash_values
 from edgetune.model.quiet import quiet
+from edgetune.progress import Progress
 
 RECORD = "gguf.json"
 """Beside the weights: of which file they are."""
@@ -31,8 +32,8 @@ NEARLY = "Q8_0"
 INSTALL = "install it: pip install 'edgetune[gguf]'"
 
 
-def gguf_folder(file: Path) -> Path:
-    """The model folder made of a .gguf file, now or before, in EdgeTune's cache.
+def gguf_folder(file: Path, *, progress: Progress | None = None) -> Path:
+    """The model folder made of a .gguf file, now, which is told, or before, in EdgeTune's cache.
 
     Weights are stored in the type that the file has most of its matrices in, those that it has rounded in float16.
     Raises ModelError for a file, an architecture or a kind of weights that cannot be read, MissingExtraError.
@@ -44,7 +45,8 @@ def gguf_folder(file: Path) -> Path:
     if not (folder / RECORD).is_file():
         request = {"name": str(file), "file": str(file.resolve()), "folder": str(folder)}
         _refuse_unwritable(folder)
-        ask(["-m", __name__], request, name=str(file), cure="close other programs: the whole model is read at once")
+        cure = "close other programs: the whole model is read at once"
+        ask(["-m", __name__], request, name=str(file), cure=cure, progress=progress)
     return folder
 
 
@@ -60,10 +62,12 @@ def _refuse_unwritable(folder: Path) -> None:
         ) from None
 
 
-def make(request: Mapping[str, Any], _: Any = None) -> dict[str, Any]:
+def make(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Dequantise a file into a folder, in a process of its own, whose memory goes back with it. Raises ModelError."""
     file = Path(request["file"])
     kinds = _kinds(file)
+    told = f"{request['name']}: dequantising it into {request['folder']}, which is done once"
+    progress({"stage": "base", "message": told})
     with atomic_folder(Path(request["folder"])) as folder:
         _dequantise(file, folder, _stored_type(kinds))
         write_json(folder / RECORD, {"file": file.name, "weights": dict(kinds)})

@@ -1,12 +1,13 @@
 """Read a recipe: TOML and overrides, checked at once. First step of every flow.
 
-All problems are told together, each with its file and line. "auto" is a value a user can write; the resolved recipe in
-the run folder records what it became.
+All problems are told together, in the order of the file, each with its line. "auto" is a value a user can write; the
+resolved recipe in the run folder records what it became.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,10 +21,12 @@ from edgetune.recipe.tables import TABLES, ModelTable
 from edgetune.recipe.task import TASKS
 from edgetune.recipe.values import check_table, closest, parse_size
 
-Places = dict[tuple[str, str | None], str]
-"""(table, key) -> how a problem with it begins; (table, None) for the header."""
-SET = "--set "
-"""How a problem begins with what the command line sets."""
+Places = dict[tuple[str, str | None], int]
+"""(table, key) -> the line where it stands, or COMMAND_LINE; (table, None) for the header."""
+NOWHERE, COMMAND_LINE = sys.maxsize - 1, sys.maxsize
+"""After all lines: problems are told in the order of the file, those of the command line last."""
+Problem = tuple[int, str]
+"""Where it belongs in that order, and what is told."""
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -55,10 +58,11 @@ def parse_recipe(
         raw = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # the latter of brackets without end
         raise RecipeError(f"{source}: not valid TOML: {error}") from None
-    places = {place: f"{source}:{line}: " for place, line in _line_numbers(text).items()}
+    places = _line_numbers(text)
     refused = [_apply_override(raw, override, places) for override in overrides]
-    tables, problems = _read_tables(raw, source, places, is_of_run=is_of_run)
-    problems = [problem for problem in refused if problem] + problems
+    tables, found = _read_tables(raw, source, places, is_of_run=is_of_run)
+    found = [(COMMAND_LINE, problem) for problem in refused if problem] + found
+    problems = [problem for _, problem in sorted(found, key=lambda item: item[0])]
     if len(problems) == 1:
         raise RecipeError(problems[0])
     if problems:
@@ -73,25 +77,28 @@ def parse_recipe(
 
 def _read_tables(
     raw: Mapping[str, Any], source: str, places: Places, *, is_of_run: bool
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[Problem]]:
     """The tables of a recipe by name, with the defaults of its task; and all that is wrong with them: then no table."""
 
-    def place(table: str, key: str | None = None) -> str:
-        return places.get((table, key), f"{source}: ") + (f"{table}.{key}" if key else f"[{table}]")
+    def problem(table: str, key: str | None, text: str) -> Problem:
+        line = places.get((table, key), NOWHERE)
+        begin = {NOWHERE: f"{source}: ", COMMAND_LINE: "--set "}.get(line, f"{source}:{line}: ")
+        order = places.get((table, None), NOWHERE) if line == NOWHERE else line
+        return order, f"{begin}{f'{table}.{key}' if key else f'[{table}]'}: {text}"
 
-    problems, checked = [], dict[str, dict[str, Any]]()
+    problems, checked = list[Problem](), dict[str, dict[str, Any]]()
     for table, values in raw.items():
         if table not in TABLES:
-            problems.append(f"{place(table)}: unknown table; {closest(table, TABLES)}")
+            problems.append(problem(table, None, f"unknown table; {closest(table, TABLES)}"))
         elif not isinstance(values, dict):
-            problems.append(f"{place(table)}: must be a table")
+            problems.append(problem(table, None, "must be a table"))
     for table, kind in TABLES.items():
         values = raw.get(table, {})
         if isinstance(values, dict):
             known, gone = without_removed(table, values)
-            gone = [item for item in gone if not is_of_run or places.get((table, item[0])) == SET]
+            gone = [item for item in gone if not is_of_run or places.get((table, item[0])) == COMMAND_LINE]
             checked[table], found = check_table(kind, known)
-            problems += [f"{place(table, key)}: {problem}" for key, problem in (*gone, *found)]
+            problems += [problem(table, key, text) for key, text in (*gone, *found)]
     if problems:
         return {}, problems
     defaults = TASKS[checked["model"].get("task", ModelTable.task)].defaults
@@ -111,13 +118,13 @@ def _apply_override(raw: dict[str, Any], override: str, places: Places) -> str |
     values = raw.setdefault(table, {})
     if isinstance(values, dict):
         values[key] = value
-        places[(table, key)] = SET
+        places[(table, key)] = COMMAND_LINE
     return None
 
 
-def _line_numbers(text: str) -> dict[tuple[str, str | None], int]:
+def _line_numbers(text: str) -> Places:
     """(table, key) -> line, read from the plain layout that recipes have; (table, None) for the header."""
-    places: dict[tuple[str, str | None], int] = {}
+    places: Places = {}
     table = ""
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[\s*([\w-]+)\s*\]", line):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import sys
 import types
@@ -104,6 +105,8 @@ def _convert(value: Any, hint: Any) -> tuple[Any, str | None]:
         accepted, converted = _accept(value, option)
         if accepted:
             return converted, None
+    if float in types_of(hint) and isinstance(value, float) and math.isinf(value):
+        return None, f"{shown(value)} must be finite"
     return None, f"{shown(value)} is not {describe(hint)}"
 
 

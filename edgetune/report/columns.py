@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgetune.report.facts import Model, Number
+from edgetune.report.facts import Model, Number, Training
 from edgetune.report.figures import Better, Kind, Unit, find
 
 MIB = 1024**2
 FIRST: tuple[Kind, ...] = ("score", "loss", "size", "memory", "speed")
 """Kinds of figures in the first table, in their order; the others follow below it."""
+TRAINING = ("peak_bytes", "tokens_per_s", "step_tokens_per_s", "wall_s", "steps", "tokens")
+"""What is told of a training, in this order."""
 AXES: tuple[tuple[Kind, Kind], ...] = (("memory", "score"), ("memory", "loss"), ("size", "score"), ("size", "loss"))
 """What a frontier is drawn over: the first pair that a model has both of."""
 
@@ -68,9 +70,9 @@ def column(key: str) -> Column:
     return Column(key, title, figure.unit, figure.better, figure.kind)
 
 
-def columns(models: Iterable[Model]) -> list[Column]:
+def columns(measured: Iterable[Model | Training]) -> list[Column]:
     """The columns that any of the models has, the first ones first."""
-    found = [column(key) for key in dict.fromkeys(key for model in models for key in model.values)]
+    found = [column(key) for key in dict.fromkeys(key for item in measured for key in item.values)]
     return sorted(found, key=lambda item: FIRST.index(item.kind) if item.kind in FIRST else len(FIRST))
 
 

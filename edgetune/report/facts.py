@@ -41,6 +41,19 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What a training cost."""
+
+    source: str
+    """The run or file that tells it."""
+    name: str
+    """The run that was trained."""
+    values: Mapping[str, Number]
+    """By column, those of columns.TRAINING. What is not known is not there."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Curve:
     """Losses over optimizer steps."""
 
@@ -191,6 +204,7 @@ class Run:
     confusion: Confusion | None = None
     labels: tuple[LabelScore, ...] = ()
     planned: Planned | None = None
+    training: Training | None = None
     stage_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds each stage took."""
     search: Search | None = None
@@ -213,6 +227,7 @@ class Measurement:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
     """Whose stages are the targets' names."""
+    trainings: tuple[Training, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgetune.report.columns import Column, column, columns, is_first
-from edgetune.report.facts import Number, Report, Run, Study
-from edgetune.report.page import ledger_columns, rows_said
+from edgetune.report.facts import Model, Number, Report, Run, Study, Training
+from edgetune.report.page import ledger_columns, rows_said, training_columns, trainings
 
 FORMAT, VERSION = "edgetune-report", 1
 ABSENT = "-"
@@ -26,16 +26,18 @@ def as_json(report: Report) -> str:
 
 
 def as_csv(report: Report) -> str:
-    """One line a model and two columns more for each interval; bytes, seconds and shares as they were stored."""
-    keys = [item.key for item in columns(report.models)]
-    bounded = {key for model in report.models for key, number in model.values.items() if number.low is not None}
+    """One line a model, one a training, two columns more for each interval; numbers as they were stored."""
+    measured: list[Model | Training] = [*report.models, *trainings(report)]
+    keys = [item.key for item in columns(measured)]
+    bounded = {key for item in measured for key, number in item.values.items() if number.low is not None}
     names = [name for key in keys for name in ([key, f"{key}.low", f"{key}.high"] if key in bounded else [key])]
     out = io.StringIO()
     writer = csv.DictWriter(out, ["source", "model", "stage", "rows", *names], restval="", lineterminator="\n")
     writer.writeheader()
-    for model in report.models:
-        line: dict[str, Any] = {"source": model.source, "model": model.name, "stage": model.stage, "rows": model.rows}
-        for key, number in model.values.items():
+    for item in measured:
+        line: dict[str, Any] = {"source": item.source, "model": item.name}
+        line |= {"stage": item.stage, "rows": item.rows} if isinstance(item, Model) else {"stage": "training"}
+        for key, number in item.values.items():
             line[key] = number.value
             if number.low is not None:
                 line |= {f"{key}.low": number.low, f"{key}.high": number.high}
@@ -44,12 +46,15 @@ def as_csv(report: Report) -> str:
 
 
 def as_markdown(report: Report) -> str:
-    """Tables for a README or an issue: the models, the ledger of each run, and what was left out."""
+    """Tables for a README or an issue: models, trainings, the ledger of each run, and what was left out."""
     shown = [item for item in columns(report.models) if is_first(item)]
     rows = [([model.name, model.source], model.values) for model in report.models]
     parts = [f"# {as_plain(report.title)}"]
     if report.models:
         parts += [*table(["model", "from"], rows, shown), "", rows_said(report)]
+    if trained := trainings(report):
+        costs = [([training.name, training.source], training.values) for training in trained]
+        parts += ["", "## Training", *table(["run", "from"], costs, training_columns(report))]
     for run in report.runs:
         parts += ["", f"## {as_plain(run.name)}", *_run(run)]
     for study in report.studies:

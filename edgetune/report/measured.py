@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from edgetune.report.facts import Measurement, Model, Number, Problems, number, with_interval
+from edgetune.report.columns import TRAINING
+from edgetune.report.facts import Measurement, Model, Number, Problems, Training, number, with_interval
 from edgetune.report.figures import figures_of
 from edgetune.report.samples import read_bench_samples
 
+_Found = TypeVar("_Found")
 BENCH, BENCH_VERSION = "edgetune-bench", 1
 """What a report of `edgetune bench` calls itself, and the version of its keys that is read here."""
 TITLES = {
@@ -35,6 +37,7 @@ def read_result(values: Mapping[str, Any], *, source: str, stage: str, name: str
         "latency_s": with_interval(speed.get("median_s"), None),
         "p95_s": with_interval(speed.get("p95_s"), None),
         **_details(score),
+        **_distance(_table(values.get("distance"))),
     }
     rows = number(score.get("rows"))
     return Model(source, stage, name, _there(found), rows=None if rows is None else int(rows))
@@ -69,13 +72,27 @@ def read_bench(values: Mapping[str, Any], *, name: str, path: str, problems: Pro
     }
     samples = read_bench_samples(answers, _text(values.get("reference")), problems)
     source = _text(_table(values.get("data")).get("source"))
-    return Measurement(name, path, models, source, _table(values.get("provenance")), samples)
+    costs, read = values.get("training") or (), partial(_bench_training, source=name)
+    trainings = _each(costs, read, what=f"{path}: training", problems=problems)
+    return Measurement(name, path, models, source, _table(values.get("provenance")), samples, trainings)
 
 
-def _each(items: Sequence[Any], read: Callable[[Any], Model], *, what: str, problems: Problems) -> tuple[Model, ...]:
-    """The models of those items that can be read."""
+def read_training(values: Mapping[str, Any], *, source: str) -> Training:
+    """What a run left of its training, as results/train.json has it. Raises ValueError if that is nothing."""
+    found = _there({key: with_interval(values.get(key), None) for key in TRAINING})
+    if not found:
+        raise ValueError("tells nothing of a training")
+    return Training(source, source, found)
+
+
+def _bench_training(item: Mapping[str, Any], *, source: str) -> Training:
+    return Training(source, str(item["run"]), *_known({key: item[key] for key in TRAINING if key in item}))
+
+
+def _each(items: Sequence[Any], read: Callable[[Any], _Found], *, what: str, problems: Problems) -> tuple[_Found, ...]:
+    """What is made of those items that can be read."""
     found = [problems.attempt(f"{what} {number}", partial(read, item)) for number, item in enumerate(items, 1)]
-    return tuple(model for model in found if model is not None)
+    return tuple(item for item in found if item is not None)
 
 
 def _table(value: Any) -> Mapping[str, Any]:
@@ -92,18 +109,18 @@ def titled(stage: str, precision: str) -> str:
 
 
 def _target(item: Mapping[str, Any], *, source: str) -> Model:
-    values: dict[str, Number] = {}
-    absent: dict[str, str] = {}
-    for key, found in figures_of(item).items():
-        if "absent" in found:
-            absent[key] = str(found["absent"])
-        elif (known := _number(found)) is not None:
-            values[key] = known
+    values, absent = _known(figures_of(item))
     score = item.get("score")
     rows = number(score.get("rows")) if isinstance(score, Mapping) else None
     return Model(
         source, str(item.get("kind", "")), str(item["name"]), values, None if rows is None else int(rows), absent
     )
+
+
+def _known(figures: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Number], dict[str, str]]:
+    """The figures that are there, and why the others are absent."""
+    absent = {key: str(found["absent"]) for key, found in figures.items() if "absent" in found}
+    return _there({key: _number(found) for key, found in figures.items() if key not in absent}), absent
 
 
 def _number(found: Mapping[str, Any]) -> Number | None:
@@ -124,6 +141,12 @@ def _details(score: Mapping[str, Any]) -> dict[str, Number | None]:
                 found[f"score.{name}"] = with_interval(classes.get(name), classes.get(f"{name}_interval"))
         found["ece"] = with_interval(classes.get("ece"), classes.get("ece_interval"))
     return found
+
+
+def _distance(found: Mapping[str, Any]) -> dict[str, Number | None]:
+    """How far it is from the fine-tune."""
+    names = {"kl": "kl", "same_next_token": "agreement"}
+    return {key: with_interval(found.get(name), None) for key, name in names.items()}
 
 
 def _there(values: Mapping[str, Number | None]) -> dict[str, Number]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edgetune.report.charts import charts
-from edgetune.report.columns import Column, column, columns, is_first
-from edgetune.report.facts import Measurement, Number, Report, Run, Study
+from edgetune.report.columns import TRAINING, Column, column, columns, is_first
+from edgetune.report.facts import Measurement, Model, Number, Report, Run, Study, Training
 from edgetune.report.measured import titled
 from edgetune.report.run_folder import STEP_NUMBERS
 from edgetune.report.task import TASKS, task_named
@@ -21,6 +21,8 @@ VEGA_VERSION = "6.2"
 MOST_CELLS = 24
 """Labels up to which a confusion matrix is a table; with more it is a picture."""
 MOST_PAIRS = 30
+CLOSENESS = ("kl", "changed_rows")
+"""How far a bundle is from its fine-tune."""
 SHOWN_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "onnxruntime", "onnxruntime-genai")
 
 
@@ -57,15 +59,22 @@ def render(report: Report) -> str:
         vega_version=VEGA_VERSION,
         lead=lead(report),
         tiles=tiles(report),
+        across=in_a_row(len(tiles(report))),
         sections=sections(report, drawn),
         many=many,
         first_columns=[item for item in found if is_first(item)],
         other_columns=[item for item in found if not is_first(item)],
         run_columns=[
-            item for item in found if is_first(item) and any(item.key in bundle_values(run) for run in report.runs)
+            item
+            for item in found
+            if (is_first(item) or item.key in CLOSENESS) and any(item.key in bundle_values(run) for run in report.runs)
         ],
         models_caption=rows_said(report),
-        absent=absent(report),
+        absent=absent(report.models),
+        trainings=trainings(report),
+        training_columns=training_columns(report),
+        training_absent=absent(trainings(report)),
+        trained_elsewhere=any(training.source != training.name for training in trainings(report)),
         loss_unit=loss_unit,
         most_cells=MOST_CELLS,
         column=column,
@@ -119,6 +128,12 @@ def tiles(report: Report) -> list[Tile]:
     return found
 
 
+def in_a_row(count: int, *, most: int = 6) -> int:
+    """How many of so many tiles stand in a row, at most `most`, for rows about as long as each other."""
+    rows = -(-count // most) or 1
+    return -(-count // rows) or 1
+
+
 def _run_tiles(run: Run) -> list[Tile]:
     values, bundle, found = bundle_values(run), titled("bundle", precision(run)), []
     for item in columns(run.models):
@@ -128,6 +143,9 @@ def _run_tiles(run: Run) -> list[Tile]:
         found.append(
             Tile("of the gain kept", column("gain_kept").form(run.gain_kept.value), "bundle against fine-tune")
         )
+    for item in map(column, CLOSENESS):
+        if item.key in values:
+            found.append(Tile(item.title, item.form(values[item.key].value), bundle))
     return found
 
 
@@ -137,7 +155,7 @@ def sections(report: Report, drawn: Mapping[str, Any]) -> list[tuple[str, str]]:
         "frontier": ("Accuracy against memory", "frontier" in drawn),
         "runs": ("Runs", len(report.runs) > 1),
         "models": ("Measured", bool(report.models)),
-        "training": ("Training", "losses" in drawn or "planner" in drawn),
+        "training": ("Training", "losses" in drawn or "planner" in drawn or bool(trainings(report))),
         "details": ("Run by run" if len(report.runs) > 1 else "The run", bool(report.runs)),
         "studies": ("Searches" if len(report.studies) > 1 else "The search", bool(report.studies)),
         "files": ("Measurements", bool(report.measurements)),
@@ -163,12 +181,23 @@ def loss_unit(report: Report) -> str:
     return "".join([first.unit, *(f", of {task.kind}s per {task.unit}" for task in others)])
 
 
-def absent(report: Report) -> list[str]:
-    """One line for each reason why measurements have no number: the reason, of which models, which numbers."""
+def trainings(report: Report) -> list[Training]:
+    """What each training cost, of runs and of measurements."""
+    own = [run.training for run in report.runs if run.training is not None]
+    return [*own, *(training for found in report.measurements for training in found.trainings)]
+
+
+def training_columns(report: Report) -> list[Column]:
+    """The columns that any training has."""
+    return [column(key) for key in TRAINING if any(key in training.values for training in trainings(report))]
+
+
+def absent(measured: Iterable[Model | Training]) -> list[str]:
+    """One line for each reason why measurements have no number: the reason, of what, which numbers."""
     lacking: dict[tuple[str, str], list[str]] = {}
-    for model in report.models:
-        for key, reason in model.absent.items():
-            lacking.setdefault((reason, column(key).title), []).append(model.name)
+    for item in measured:
+        for key, reason in item.absent.items():
+            lacking.setdefault((reason, column(key).title), []).append(item.name)
     titles: dict[tuple[str, str], list[str]] = {}
     for (reason, title), names in lacking.items():
         titles.setdefault((reason, ", ".join(dict.fromkeys(names))), []).append(title)

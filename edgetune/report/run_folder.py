@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from edgetune.report.facts import (
     Run,
     Search,
     Step,
+    Training,
     needed_number,
     number,
     with_interval,
 )
-from edgetune.report.measured import read_result, titled
+from edgetune.report.measured import read_result, read_training, titled
 from edgetune.report.samples import read_samples
 from edgetune.run_dir import RunDir
 
@@ -49,6 +51,7 @@ def read_run(run_dir: RunDir, *, name: str, path: str, problems: Problems) -> Ru
     classes = bundle["score"].get("classes") if bundle else None
     found = attempt(f"{results}/bundle.json", partial(_labels, classes)) if classes else None
     kept = attempt(f"{results}/survival.json", partial(_gain, survival)) if survival else None
+    changed = attempt(f"{results}/survival.json", partial(_with_changes, models, survival)) if survival else None
     confusion, labels = found or (None, ())
     return Run(
         name=name,
@@ -56,7 +59,7 @@ def read_run(run_dir: RunDir, *, name: str, path: str, problems: Problems) -> Ru
         task=str(model.get("task", "generation")),
         metric=str(_table(recipe[1], "evaluate").get("metric", "")) or None,
         base=str(model.get("base") or "") or None,
-        models=tuple(models),
+        models=tuple(changed or models),
         curve=attempt(f"{run_dir.events}", partial(_curve, run_dir.events)) if run_dir.events.exists() else None,
         ledger=_optional(results / "ledger.json", _ledger, problems) or (),
         verdict=str(survival["verdict"]) if survival and survival.get("verdict") else None,
@@ -65,6 +68,7 @@ def read_run(run_dir: RunDir, *, name: str, path: str, problems: Problems) -> Ru
         confusion=confusion,
         labels=labels,
         planned=attempt(f"{results}/summary.json", partial(_planned, summary)) if summary else None,
+        training=_training(results, summary, name, problems),
         stage_s=(attempt(f"{results}/summary.json", partial(_seconds, summary)) if summary else None) or {},
         search=_optional(results / "search.json", _search, problems),
         samples=attempt(f"{results}", partial(read_samples, results, problems)) or (),
@@ -144,6 +148,27 @@ def _gain(survival: Mapping[str, Any]) -> Number | None:
     """Of the score, or of the loss where there is no score."""
     gain = survival.get("score") or survival.get("loss") or {}
     return with_interval(gain.get("kept"), gain.get("interval"))
+
+
+def _with_changes(models: Sequence[Model], survival: Mapping[str, Any]) -> list[Model]:
+    """The models, the bundle's with the share of rows whose answer is not the fine-tune's; as they are without one."""
+    close = survival.get("closeness") or {}
+    changed = with_interval(close.get("changed_rows"), close.get("interval"))
+    added = {} if changed is None else {"changed_rows": changed}
+    return [
+        dataclasses.replace(model, values={**model.values, **added}) if model.stage == "bundle" else model
+        for model in models
+    ]
+
+
+def _training(results: Path, summary: Mapping[str, Any] | None, name: str, problems: Problems) -> Training | None:
+    """What the training cost: by results/train.json, else by the run's summary."""
+    train = results / "train.json"
+    for path, values in ((train, _read(train, problems)), (results / "summary.json", (summary or {}).get("train"))):
+        found = None if values is None else problems.attempt(str(path), partial(read_training, values, source=name))
+        if found is not None:
+            return found
+    return None
 
 
 def _labels(classes: Mapping[str, Any]) -> tuple[Confusion | None, tuple[LabelScore, ...]]:

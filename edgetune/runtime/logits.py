@@ -40,7 +40,7 @@ class Logits:
         config = read_json(where, BundleError, cure=AGAIN)
         try:
             decoder = config["model"]["decoder"]
-            self._head_dim, graph = int(decoder["head_size"]), str(decoder["filename"])  # the graph leaves it open
+            self._head_dim, graph = int(decoder["head_size"]), str(decoder["filename"])  # graphs may leave it open
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"{where}: damaged: {error!r}", cure=AGAIN) from None
         self._embedding_rows = embedding_rows(self.bundle)

@@ -237,7 +237,9 @@ def _range(name: str, value: Any) -> Range:
         raise _Refusal(f"log = {shown(log)} is not true or false")
     for key in ("low", "high", "step"):
         if key in value and not _is_number(value[key], kind):
-            raise _Refusal(f"{key} = {shown(value[key])} is not {'an integer' if kind is int else 'a number'}")
+            is_endless = kind is float and value[key] in (math.inf, -math.inf)
+            wanted = "must be finite" if is_endless else f"is not {'an integer' if kind is int else 'a number'}"
+            raise _Refusal(f"{key} = {shown(value[key])} {wanted}")
     low, high = kind(value["low"]), kind(value["high"])
     _refuse_order(low, high, step, log)
     return Range(low, high, log, None if step is None else kind(step), is_integer=kind is int)

@@ -96,6 +96,6 @@ def test_a_torch_classifier_is_measured_and_a_run_that_did_not_end_tells_no_cost
     assert 0 <= target["score"]["value"] <= 1
     assert target["score"]["rows"] == report["data"]["rows"] > 0
     (training,) = report["training"]
-    assert "summary.json: not there" in training["peak_bytes"]["absent"]
+    assert training["peak_bytes"]["value"] > 0
     assert training["step_tokens_per_s"]["median"] > 0
     assert "training of run: " in plain(report)

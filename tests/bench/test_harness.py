@@ -148,20 +148,30 @@ def test_scores_are_those_of_the_harnesss_own_model(
     assert (ours["metric"], ours["rows"]) == ("bits_per_byte", 2)
 
 
-def test_a_bundle_scores_as_in_the_harnesss_own_onnxruntime_backend(tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "name"), [("onnxruntime_ort", "ONNXRuntimeLM"), ("onnxruntime_genai", "ONNXRuntimeGenAILM")]
+)
+def test_a_bundle_scores_as_in_the_harnesss_own_onnxruntime_backends(
+    module: str, name: str, tiny_base: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    backend = pytest.importorskip("lm_eval.models.onnxruntime_genai").ONNXRuntimeGenAILM
+    from edgetune.export.decoder import build_bare
+
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    build_bare(tiny_base, bundle)  # the graph as EdgeTune writes it
+    write_manifest(dataclasses.replace(open_bundle(tiny_bundle), path=bundle, files={}))
+    backend = getattr(pytest.importorskip(f"lm_eval.models.{module}"), name)
     rows = [{"prompt": f"turn {number}", "completion": f" lamp {number}"} for number in range(4)]
     folder = write_task(tmp_path / "tasks", "answers", LIKELIHOOD, rows)
     theirs = lm_eval.simple_evaluate(
-        model=backend(pretrained=str(tiny_bundle), execution_provider="cpu"),
+        model=backend(pretrained=str(bundle), execution_provider="cpu"),
         tasks=["answers"],
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         bootstrap_iters=0,
     )
-    ours = measure(asked("bundle", tiny_bundle, folder, "answers"), lambda _: None)
+    ours = measure(asked("bundle", bundle, folder, "answers"), lambda _: None)
     assert ours["value"] == pytest.approx(theirs["results"]["answers"]["perplexity,none"], rel=1e-4)
 
 

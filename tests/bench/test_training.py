@@ -28,6 +28,14 @@ def test_the_numbers_are_those_that_the_run_left(tmp_path: Path) -> None:
     assert found["step_tokens_per_s"]["least"] == pytest.approx(91)
 
 
+def test_a_run_that_was_only_trained_tells_it_too(tmp_path: Path) -> None:
+    run_dir = folder(tmp_path, [100.0, 110.0], {"wall_s": 3.0})
+    (run_dir.results / "train.json").write_text(json.dumps({"peak_bytes": 7, "provenance": {"seed": 1}}))
+    found = training_of(run_dir)
+    assert (found["peak_bytes"], found["provenance"]) == ({"value": 7}, {"seed": 1})
+    assert "absent" in found["wall_s"]
+
+
 @pytest.mark.parametrize("train", [None, "old", {}])
 def test_what_a_run_did_not_leave_is_absent(train: object, tmp_path: Path) -> None:
     found = training_of(folder(tmp_path, [100.0], train))

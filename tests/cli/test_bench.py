@@ -68,6 +68,21 @@ def test_targets_that_were_left_out_are_named_and_decide_the_exit_code(
     assert json.loads((tmp_path / "bench.json").read_text())["left_out"] == measured["left_out"]
 
 
+@pytest.mark.parametrize("text", [None, "[]", "{}"])
+def test_an_earlier_report_that_is_none_is_told_before_anything_is_measured(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgetune.bench.bench.bench", lambda *_, **__: pytest.fail("measured"))
+    old = tmp_path / "old.json"
+    if text is not None:
+        old.write_text(text)
+    done = CliRunner().invoke(main, ["bench", "base", "--against", str(old), "--out", str(tmp_path / "new.json")])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "old.json: " in done.stderr
+    assert "give a file that `edgetune bench --out` wrote" in done.stderr
+    assert not (tmp_path / "new.json").exists()
+
+
 def test_a_figure_that_is_worse_than_before_is_exit_code_5(measured: dict[str, Any], tmp_path: Path) -> None:
     old = tmp_path / "old.json"
     old.write_text(json.dumps(measured))

@@ -94,7 +94,7 @@ def test_a_name_that_is_taken_exits_2(bundle: Path, runs: list[RunDir]) -> None:
         (("--into", "x", "--out", "y"), "adds to a bundle as it is"),
         (("--set", 'export.precision="fp16"'), "on the grid only"),
         (("--name", "none"), "'none' means the base alone; choose another name with --name"),
-        (("--into", "nowhere"), "no such bundle"),
+        (("--into", "nowhere"), "nowhere: no such bundle; `edgetune export-adapter RUN` makes one, without --into"),
     ],
 )
 def test_options_that_do_not_go_together_exit_2(

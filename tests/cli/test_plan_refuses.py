@@ -384,7 +384,7 @@ ADAPTERS = {
 KEYS = {
     "a key that is misspelt": Case({"train.learning_rte": 1.0}, "unknown key; did you mean 'learning_rate'?"),
     "a table that is misspelt": Case({"trian.epochs": 1}, "unknown table; did you mean 'train'?"),
-    "a rate without end": Case({"train.learning_rate": float("inf")}, "inf is not 'auto' or a number"),
+    "a rate without end": Case({"train.learning_rate": float("inf")}, "train.learning_rate: inf must be finite"),
     "a negative rate": Case({"train.learning_rate": -1e-4}, "-0.0001 must be greater than 0"),
     "a date": Case({"train.epochs": tomllib.loads("d = 2024-05-01")["d"]}, "is not a number"),
     "a text for a number": Case({"train.batch_size": "four"}, "'four' is not 'auto' or an integer"),

@@ -118,6 +118,18 @@ def test_nothing_is_stored_twice_and_the_plan_knows_the_bytes(precision, is_tied
     assert added_up(tmp_path / "model.onnx") == expect_on_device(recipe).bundle_bytes - texts
 
 
+def test_a_graph_says_how_wide_its_cache_is_and_leaves_open_how_long(a_decoder, tmp_path):
+    """Who reads the graph alone, as lm-evaluation-harness does, can make the empty cache to begin with."""
+    build(a_decoder(num_key_value_heads=2), tmp_path)
+    graph = onnx.load(str(tmp_path / "model.onnx"), load_external_data=False).graph
+    shapes = {
+        tuple(size.dim_value or size.dim_param for size in value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.output)
+        if value.name.startswith(("past_key_values.", "present."))
+    }
+    assert shapes == {("batch_size", 2, "past_sequence_length", 32), ("batch_size", 2, "total_sequence_length", 32)}
+
+
 def test_the_weights_in_the_graph_are_those_of_the_checkpoint_within_a_step(a_decoder, tmp_path):
     """Independent of grid.quantize: fused q, k, v compared with the rows of the checkpoint."""
     folder = a_decoder()

@@ -13,6 +13,7 @@ from edgetune.files import read_json
 from edgetune.model import gguf_folder as module
 from edgetune.model.base import load_merged, load_tokenizer, resolve_base
 from edgetune.model.gguf_folder import RECORD, gguf_note
+from edgetune.progress import silent
 
 pytest.importorskip("gguf")
 from benchmarks.gguf_model import write_gguf
@@ -29,7 +30,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def in_process(monkeypatch) -> None:
     """Without a process of its own, which would load torch once more."""
-    monkeypatch.setattr(module, "ask", lambda _, request, **__: module.make(request))
+    monkeypatch.setattr(module, "ask", lambda _, request, *, progress, **__: module.make(request, progress or silent))
 
 
 @pytest.mark.usefixtures("in_process")
@@ -58,8 +59,11 @@ def test_tokenizer_and_template_are_those_of_the_file(tiny_base, tmp_path):
 
 @pytest.mark.usefixtures("in_process")
 def test_a_file_is_read_once_and_anew_when_it_changed(tiny_base, tmp_path):
-    file = write_gguf(tiny_base, tmp_path / "tiny.gguf")
-    first = resolve_base(str(file))
+    file, told = write_gguf(tiny_base, tmp_path / "tiny.gguf"), []
+    first = resolve_base(str(file), progress=told.append)
+    assert [event["message"] for event in told] == [f"{file}: dequantising it into {first}, which is done once"]
+    assert resolve_base(str(file), progress=told.append) == first
+    assert len(told) == 1
     marked = first / RECORD
     before = marked.stat().st_mtime_ns
     assert resolve_base(str(file)) == first

@@ -41,6 +41,22 @@ def test_all_problems_are_reported_at_once():
     assert error.value.exit_code == 2
 
 
+def test_problems_are_told_in_the_order_of_the_file_and_those_of_the_command_line_last():
+    text = '[train]\nepochs = 0\n[data]\n[lorra]\nr = 1\n[model]\nbase = 3\ntask = "x"\n'
+    with pytest.raises(RecipeError) as error:
+        parse(text, "lora.r=0", "nonsense")
+    told = [problem.partition(": ")[0] for problem in error.value.problems]
+    missing = "a.toml"  # data.train, which has no line: after the header of its table
+    assert told == ["a.toml:2", missing, "a.toml:4", "a.toml:7", "a.toml:8", "--set nonsense", "--set lora.r"]
+    assert error.value.problems[1] == "a.toml: data.train: missing; this key has no default"
+
+
+def test_what_is_missing_with_its_table_is_told_after_what_is_there():
+    with pytest.raises(RecipeError) as error:
+        parse("[train]\nepochs = 0\n")
+    assert [problem.split(":")[1].strip() for problem in error.value.problems] == ["2", "model.base", "data.train"]
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
@@ -49,6 +65,8 @@ def test_all_problems_are_reported_at_once():
         ("lora.r=true", "True is not an integer"),
         ("train.learning_rate=-1", "must be greater than 0"),
         ("train.learning_rate=nan", "is not"),
+        ("train.weight_decay=inf", "train.weight_decay: inf must be finite"),
+        ("train.learning_rate=-inf", "train.learning_rate: -inf must be finite"),
         ("train.schedule=step", "'step' is not 'constant' or 'linear' or 'cosine'"),
         ("export.block_size=48", "48 is not 16 or 32"),
         ("lora.target_modules=[1]", "is not 'all-linear' or a list of a text"),

@@ -41,6 +41,11 @@ def test_a_run_tells_all_that_its_stages_wrote(run):
     assert found.passed is True
     assert found.gain_kept == Number(0.975, 0.93, 1.01)
     assert (found.planned.expected_bytes, found.planned.measured_bytes) == (835 * MIB, 900 * MIB)
+    assert found.training.values["wall_s"] == Number(130.0)
+    assert found.training.values["peak_bytes"] == Number(900 * MIB)
+    assert bundle.values["kl"] == Number(0.005)
+    assert bundle.values["changed_rows"] == Number(0.025, 0.0, 0.075)
+    assert ["changed_rows" in model.values for model in found.models[:-1]] == [False] * 5
     assert sum(item.is_chosen for item in found.search.candidates) == 1
     assert found.base == "edgetune:nano"
     assert found.data == "rows.jsonl"
@@ -86,6 +91,7 @@ def test_pieces_join_to_the_answer(text, against, expected):
         ("survival.json", lambda run: run.passed is None and run.gain_kept is None),
         ("search.json", lambda run: run.search is None),
         ("summary.json", lambda run: run.planned is None),
+        ("train.json", lambda run: set(run.training.values) == {"peak_bytes"}),  # as the summary has it
         ("bundle.json", lambda run: "bundle" not in [model.stage for model in run.models]),
         ("bundle-answers.jsonl", lambda run: all(len(sample.answers) == 2 for sample in run.samples)),
     ],
@@ -113,6 +119,16 @@ def test_a_run_that_was_only_trained_says_that_it_is_not_finished(run):
     assert found.curve is not None
     assert len(problems) == 1
     assert "not finished" in problems[0]
+
+
+def test_a_run_of_an_earlier_version_without_closeness_has_none(run):
+    path = run / "results" / "survival.json"
+    values = json.loads(path.read_text())
+    del values["closeness"]
+    path.write_text(json.dumps(values))
+    found, problems = read_one(run)
+    assert problems == ()
+    assert "changed_rows" not in found.models[-1].values
 
 
 def test_a_number_that_is_none_is_not_there_and_never_a_zero(run):
@@ -145,6 +161,19 @@ def test_a_bench_report_gives_its_numbers_and_why_others_are_absent(tmp_path):
     assert base.absent["energy_j_per_token"].startswith("no energy counter")
     assert "peak_bytes.512.warm" in base.absent
     assert "context_length" not in base.values
+    (training,) = report.measurements[0].trainings
+    assert (training.name, training.values["peak_bytes"].value) == ("quick", 700 * MIB)
+    assert training.values["step_tokens_per_s"] == Number(1210.0, 1100.0, 1300.0)
+    assert training.absent == {"wall_s": "runs/quick/results/train.json: not there"}
+
+
+@pytest.mark.parametrize("broken", [None, [], {"peak_bytes": 3}, {"run": "x", "peak_bytes": {}}])
+def test_a_broken_training_of_a_bench_is_named_and_the_others_stay(tmp_path, broken):
+    found = bench_report()
+    (tmp_path / "bench.json").write_text(json.dumps({**found, "training": [broken, *found["training"]]}))
+    report = read_report([tmp_path / "bench.json"])
+    assert [training.name for training in report.measurements[0].trainings] == ["quick"]
+    assert "bench.json: training 1" in report.problems[0]
 
 
 def test_a_bench_report_of_another_version_is_named_and_left_out(run, tmp_path):

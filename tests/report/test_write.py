@@ -20,7 +20,8 @@ import edgetune
 from edgetune.cli import main
 from edgetune.errors import RunError
 from edgetune.report.facts import Model, Number
-from edgetune.report.page import render
+from edgetune.report.formats import as_markdown
+from edgetune.report.page import in_a_row, render, tiles
 from edgetune.report.picture import front
 from edgetune.report.read import read_report
 from edgetune.report.write import FORMATS, report
@@ -113,6 +114,37 @@ def test_a_page_says_what_its_losses_are_means_over(tmp_path, makers, told):
     assert f"<span>Evaluation loss, {told}</span>" in render(read_report(folders))
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [({}, ["KL to the fine-tune", "0.0050", "answers changed", "2.5%"]), (None, [])],
+)
+def test_the_tiles_say_how_close_the_bundle_is_where_that_was_measured(tmp_path, values, told):
+    run = make_run(tmp_path / "run")
+    if values is None:
+        for name, key in (("survival", "closeness"), ("bundle", "distance")):
+            path = run / "results" / f"{name}.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), key: None}))
+    named = [tile for tile in tiles(read_report([run])) if tile.name in ("KL to the fine-tune", "answers changed")]
+    assert [text for tile in named for text in (tile.name, tile.value)] == told
+
+
+@pytest.mark.parametrize(("tiles", "row"), [(0, 1), (1, 1), (6, 6), (7, 4), (8, 4), (12, 6), (13, 5)])
+def test_no_tile_is_left_over_alone(tiles, row):
+    assert in_a_row(tiles) == row
+
+
+def test_the_cost_of_trainings_is_shown_of_runs_and_of_a_bench(runs, tmp_path):
+    (tmp_path / "bench.json").write_text(json.dumps(bench_report()))
+    found = read_report([*runs[:1], tmp_path / "bench.json"])
+    text = Page(render(found)).text
+    for told in ("What it cost", "wall time", "2.2 min", "700 MiB", "results/train.json: not there (quick): wall time"):
+        assert told in text
+    table = as_markdown(found).partition("## Training")[2].strip().splitlines()
+    assert table[0] == "| run | from | peak memory | tokens/s | tokens/s of a step | wall time | steps | tokens |"
+    assert table[2] == "| good | good | 900 MiB | 1,500 | - | 2.2 min | 100 | 180,000 |"
+    assert table[3] == "| quick | bench.json | 700 MiB | 1,200 | 1,210 (1,100 to 1,300) | - | - | - |"
+
+
 def test_what_was_not_measured_is_said_and_no_zero(page):
     assert "not measured" in page.text
 
@@ -170,7 +202,11 @@ def test_a_report_without_any_score_is_still_a_page(tmp_path):
 
 def test_csv_leaves_empty_what_is_not_known(runs, tmp_path):
     report(runs, tmp_path / "a.csv")
-    rows = list(csv.DictReader((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()))
+    lines = list(csv.DictReader((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()))
+    rows = [line for line in lines if line["stage"] != "training"]
+    assert [(line["model"], line["wall_s"], line["loss"]) for line in lines[15:]] == [
+        (name, "130.0", "") for name in ("good", "bad", "labels")
+    ]
     assert len(rows) == 15
     assert float(rows[5]["score.json"]) == 0.78
     assert rows[-1]["score.json"] == ""
@@ -209,6 +245,16 @@ def test_the_verb_prints_the_file_and_names_what_it_left_out(runs, tmp_path):
     assert (result.exit_code, result.stdout) == (0, f"{out}\n")
     assert result.stderr == f"left out: {tmp_path}/nothing: no such file\n"
     assert "good" in out.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"restarts": []}', '{"results": 3}'])
+def test_a_file_that_is_no_result_is_named(tmp_path, text):
+    path = tmp_path / "train.json"
+    path.write_text(text)
+    result = invoke(path, "--out", tmp_path / "a.html")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"nothing to report: {path}: " in result.stderr
+    assert not (tmp_path / "a.html").exists()
 
 
 def test_json_output_is_one_document(runs, tmp_path):

@@ -39,7 +39,7 @@ def space_of(line, **options):
         ('"train.learning_rate" = { low = 1e-5 }', "has no high"),
         ('"train.learning_rate" = { low = 1e-5, high = "a" }', "high = 'a' is not a number"),
         ('"train.learning_rate" = { low = nan, high = 1.0 }', "low = nan is not a number"),
-        ('"train.learning_rate" = { low = 1e-5, high = inf }', "high = inf is not a number"),
+        ('"train.learning_rate" = { low = 1e-5, high = inf }', "high = inf must be finite"),
         ('"train.learning_rate" = { low = 1e-5, high = 1e-3, lgo = true }', "'lgo' is no key of a range"),
         ('"train.learning_rate" = 1e-4', "neither a list of choices"),
         ('"train.weight_decay" = { low = 0, high = 0.1, step = 0 }', "step = 0 must lie"),

@@ -42,7 +42,7 @@
     const meanings = { stage: STAGES[theme],
       is: { candidate: other[5], front: other[0], chosen: other[1], right: STAGES[theme].bundle, wrong: other[1] } };
     const dye = ({ names, ...colour }) => {
-      if (isNarrow() && colour.legend && colour.legend.columns) colour.legend = { ...colour.legend, columns: 2, labelLimit: 130 };
+      if (isNarrow() && colour.legend && colour.legend.columns) colour.legend = { ...colour.legend, columns: colour.legend.orient === "bottom" ? 1 : 2, labelLimit: 130 };
       const known = meanings[colour.field];
       if (!known) return colour;
       const domain = names || (colour.scale && colour.scale.domain) || Object.keys(known);
