@@ -1,4 +1,4 @@
-"""What scoring and export of a classifier hold at their peaks: calibration, graph, verification.
+"""What scoring and export of a classifier hold at their peaks: rounding and graph, which are one stage; verification.
 
 In the flow: facts -> bytes by part -> stages.py. Each function names the code that it follows.
 """
@@ -43,12 +43,15 @@ def export_parts(facts: Facts) -> dict[StageName, dict[str, int]]:
     from edgetune.quantize.precisions import PRECISIONS
 
     has_grid = PRECISIONS[facts.recipe.export.precision].bits is not None
-    found: dict[StageName, dict[str, int]] = {"calibration": calibration_parts(facts)} if has_grid else {}
-    found |= {"graph": graph_parts(facts), "verification": verification_parts(facts)}
+    made = [graph_parts(facts), *([rounding_parts(facts)] if has_grid else [])]
+    found: dict[StageName, dict[str, int]] = {
+        "graph": max(made, key=lambda parts: sum(parts.values())),
+        "verification": verification_parts(facts),
+    }
     return {name: parts if facts.kind == "cpu" else {} for name, parts in found.items()}
 
 
-def calibration_parts(facts: Facts) -> dict[str, int]:
+def rounding_parts(facts: Facts) -> dict[str, int]:
     """quantize/classification.py: the classifier in float32, Hessians of all its linears, and a weight or a batch."""
     from edgetune.quantize.hessian import HESSIAN_BYTES
     from edgetune.quantize.methods import method_of

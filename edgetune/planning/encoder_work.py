@@ -36,7 +36,6 @@ def export_s(work: Work) -> dict[StageName, float]:
         rounding += work.forward_s(tokens, is_float=True) + sums / work.machine.float_flops
     scored = work.forward_s(work.eval_rows * facts.mean(facts.scored), is_float=True)
     return {
-        "calibration": rounding,
-        "graph": EXPORTER_S + EXPORTED_LAYER_S * facts.layers + scored,
+        "graph": rounding + EXPORTER_S + EXPORTED_LAYER_S * facts.layers + scored,
         "verification": VERIFY_S + 4 * work.forward_s(MOST_TEXTS * mean, is_float=True),
     }

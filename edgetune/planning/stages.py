@@ -98,7 +98,7 @@ def evaluation_parts(facts: Facts) -> dict[str, int]:
 
 def merge_parts(facts: Facts) -> dict[str, int]:
     """A tensor at a time; the adapter; where both bases are tried, a merge on the grid that scores the eval rows."""
-    tensors = {**facts.process_parts, "a tensor": 4 * max(4 * facts.largest, 2 * facts.largest_end)}
+    tensors = {**facts.process_parts, "a tensor": 4 * max(4 * facts.largest, facts.largest_end)}
     if facts.kind == "cpu":
         tensors["adapter"] = 4 * facts.adapter
     if facts.recipe.export.merge_base != "auto":

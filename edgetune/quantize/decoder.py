@@ -51,6 +51,7 @@ def quantize_decoder(
         if rows is not None and recipe.export.repair_steps and grid.bits < 8:
             from edgetune.quantize.repair import repair
 
+            give_back_memory()
             done = repair(source, matrices, rows.prepared, recipe, pad_id=rows.pad_id, progress=progress)
             matrices, vectors = dict(done.matrices), done.vectors
             record["repair"] = done.to_json()

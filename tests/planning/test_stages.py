@@ -146,7 +146,7 @@ def test_a_classifier_s_stages_are_planned(tiny_encoder: Path, tmp_path: Path) -
         f"[data]\ntrain = {json.dumps(str(rows))}\neval = {json.dumps(str(rows))}\n"
     )
     found = plan(load_recipe(path, []))
-    assert list(peaks(found)) == ["train", "evaluations", "merge", "calibration", "graph", "verification"]
+    assert list(peaks(found)) == ["train", "evaluations", "merge", "graph", "verification"]
     seconds = stage_seconds(found, duration(found))
     assert list(seconds) == list(peaks(found))
     assert min(seconds.values()) > 0

@@ -109,7 +109,7 @@ def test_every_recipe_in_the_folder_is_estimated_to_fit_its_budget(path, tmp_pat
 
 
 def stages_of(recipe, training, kind):
-    """The stages of a recipe whose rows are as long as a card's recipe allows, else of 128 tokens; answers a quarter."""
+    """The stages of a recipe: its rows as long as a card's recipe allows, else of 128 tokens; answers a quarter."""
     length = recipe.data.max_seq_len if kind == "cuda" else 128
     counts = {"rows": 200, "tokens": 200 * length, "trained_tokens": 50 * length, "longest": length}
     facts = find_facts(recipe, training, {"train": counts}, kind=kind, bundle=expect_on_device(recipe))
