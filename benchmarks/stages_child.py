@@ -15,7 +15,7 @@ from typing import Any
 
 from edgetune.files import read_json
 from edgetune.pipeline import run
-from edgetune.plan import duration, plan
+from edgetune.plan import duration, plan, stage_seconds
 from edgetune.process_memory import resident_bytes
 from edgetune.recipe import Recipe, load_recipe
 from edgetune.run_dir import RunDir
@@ -93,11 +93,13 @@ def measure(recipe: Recipe, run_dir: RunDir) -> dict[str, Any]:
 
 
 def _planned(recipe: Recipe) -> dict[str, dict[str, float | None]]:
-    """What plan says of each stage that it speaks of."""
+    """What plan says of each stage."""
     found = plan(recipe)
-    lasts = duration(found)
-    mib, seconds = found.estimate.peak_bytes / 2**20, lasts.seconds if lasts else None
-    return {"train": {"planned_seconds": seconds, "planned_mib": mib}}
+    seconds = stage_seconds(found, duration(found))
+    return {
+        stage.name: {"planned_seconds": seconds.get(stage.name), "planned_mib": stage.peak_bytes / 2**20}
+        for stage in found.stages
+    }
 
 
 def _whole_stages(summary: Mapping[str, Any], watch: Watch) -> dict[str, float]:

@@ -37,15 +37,15 @@ def run(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progr
 
     state = RunState(recipe, run_dir, progress)
     with together():
-        estimate = main_does(lambda: _begin(state, force=force))
+        planned = main_does(lambda: _begin(state, force=force))
         started = time.perf_counter()
         trained = train(recipe, run_dir, progress=progress)
         state.stage_s["train"] = round(max(trained.wall_s, time.perf_counter() - started), 3)
-        return main_does(lambda: _carry_to_device(state, estimate, trained))
+        return main_does(lambda: _carry_to_device(state, planned, trained))
 
 
 def _begin(state: RunState, *, force: bool) -> Any:
-    """The run folder is this recipe's, and the recipe can be run: its estimate."""
+    """The run folder is this recipe's, and the recipe can be run: its plan."""
     from edgetune.train.checkpoint import sweep
     from edgetune.tune.folds import refuse_folds_of_many
 
@@ -55,7 +55,7 @@ def _begin(state: RunState, *, force: bool) -> Any:
     return _plan(state)
 
 
-def _carry_to_device(state: RunState, estimate: Any, trained: Any) -> RunResult:
+def _carry_to_device(state: RunState, planned: Any, trained: Any) -> RunResult:
     """All that follows the training."""
     from edgetune.bundle.survival import judge
     from edgetune.bundle.task import decisive_tables
@@ -89,7 +89,8 @@ def _carry_to_device(state: RunState, estimate: Any, trained: Any) -> RunResult:
     ledger = write_ledger(state, results)
     survived = judge(recipe, run_dir, base, run_dir.results, is_accepted=accepted(run_dir))
     facts: dict[str, Any] = {
-        "estimate": dataclasses.asdict(estimate),
+        "estimate": dataclasses.asdict(planned.estimate),
+        "planned_peak_bytes": {stage.name: stage.peak_bytes for stage in planned.stages},
         "train": dataclasses.asdict(trained),
         "survival": survived,
         "folds": validated,
@@ -134,7 +135,7 @@ def _write_recipe(state: RunState) -> Recipe:
 
 
 def _plan(state: RunState) -> Any:
-    """The estimate, once the recipe fits the real files and its budget: what would stop a late stage stops here."""
+    """The plan, once the recipe fits the real files and its budget: what would stop a late stage stops here."""
     from edgetune.plan import disk_bytes, plan, refuse_over_budget
     from edgetune.plan_checks import check_folder
 
@@ -143,10 +144,9 @@ def _plan(state: RunState) -> Any:
     check_folder(state.run_dir, needed_bytes=disk_bytes(planned))
     for note in planned.notes:
         state.say("plan", note)
-    estimate = planned.estimate
-    gib, trained = estimate.peak_bytes / 1024**3, estimate.trainable_parameters
-    state.say("plan", f"about {gib:.2f} GiB at the peak of training, {trained:,} weights to train")
-    return estimate
+    gib, trained = planned.largest.peak_bytes / 1024**3, planned.estimate.trainable_parameters
+    state.say("plan", f"about {gib:.2f} GiB at the peak, in {planned.largest.name}; {trained:,} weights to train")
+    return planned
 
 
 def _merge(state: RunState, base: Path, inputs: str) -> str:

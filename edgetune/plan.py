@@ -1,4 +1,4 @@
-"""The plan stage: a recipe held against the real files, all problems at once, and what its training will need.
+"""The plan stage: a recipe held against the real files, all problems at once, and what each stage of its run will need.
 
 Reads config.json, headers, tokenizer and the first rows; loads no weights. `edgetune plan` shows it,
 `edgetune run` begins with it.
@@ -6,8 +6,7 @@ Reads config.json, headers, tokenizer and the first rows; loads no weights. `edg
 
 from __future__ import annotations
 
-import itertools
-import math
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +14,9 @@ from typing import TYPE_CHECKING
 from edgetune.errors import OutOfMemoryError, RecipeError
 from edgetune.launch import launched
 from edgetune.plan_checks import SCORED_ROWS, check_recipe
+from edgetune.planning.durations import Duration, stage_durations, training_duration
+from edgetune.planning.facts import Facts, StageName, find_facts
+from edgetune.planning.stages import Stage, largest, plan_stages
 from edgetune.progress import Progress
 from edgetune.recipe import Recipe, parse_size
 
@@ -23,26 +25,27 @@ if TYPE_CHECKING:
     from edgetune.model.memory import Estimate
     from edgetune.model.on_device import OnDevice
 
-COUNTED_ROWS = 100_000
-"""Training rows that are counted at most, to tell how long a training takes."""
 CHECKPOINTS = 3
 """Of adapter and optimizer that lie in a run folder at one time: two, and one that is being written."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe that can be run: its estimate, and counts over the first rows of each source."""
+    """A recipe that can be run: what its stages need, and counts over the first rows of each source."""
 
     recipe: Recipe
     """With a value for each "auto" that memory decides."""
-    estimate: Estimate
+    stages: tuple[Stage, ...]
+    """Of a run, in their order."""
+    facts: Facts
+    """What they were planned from."""
     rows: Mapping[str, Mapping[str, int]]
     allowed_bytes: int | None
     """[budget] gpu_memory where there is one, else memory; on a CPU this process's part of it."""
     device: str
     """What is planned for: "cuda" where there is a gpu_memory, else this machine's."""
     unquantized_bytes: int | None
-    """Peak with the base as it is, where that fits too and the recipe has it in 4 bits."""
+    """Peak of the run with the base as it is, where that fits too and the recipe has it in 4 bits."""
     labels: int
     on_device: OnDevice
     """The bundle that this becomes."""
@@ -50,9 +53,19 @@ class Plan:
     """What its owner may not expect, a line each."""
 
     @property
+    def estimate(self) -> Estimate:
+        """Of its training."""
+        return self.facts.training
+
+    @property
+    def largest(self) -> Stage:
+        """The stage with the highest peak, which is the run's."""
+        return largest(self.stages)
+
+    @property
     def fits(self) -> bool:
-        """Whether the estimate is within the budget."""
-        return self.allowed_bytes is None or self.estimate.peak_bytes <= self.allowed_bytes
+        """Whether all stages are within the budget."""
+        return self.allowed_bytes is None or self.largest.peak_bytes <= self.allowed_bytes
 
 
 def plan(recipe: Recipe, *, scored_rows: int | None = SCORED_ROWS, progress: Progress | None = None) -> Plan:
@@ -78,12 +91,14 @@ def plan(recipe: Recipe, *, scored_rows: int | None = SCORED_ROWS, progress: Pro
         lambda asked: _estimate(asked, rows, labels, kind).peak_bytes,
         is_gpu=kind == "cuda",
     )
-    needs = _estimate(recipe, rows, labels, kind)
-    plain = None
-    if allowed is not None and recipe.model.quantization == "nf4":
-        plain = _estimate(with_values(recipe, {"model.quantization": "none"}), rows, labels, kind).peak_bytes
-        plain = plain if plain <= allowed else None
-    return Plan(recipe, needs, rows, allowed, kind, plain, labels, expect_on_device(recipe), checked.notes)
+    bundle = expect_on_device(recipe)
+    facts = find_facts(recipe, _estimate(recipe, rows, labels, kind), rows, kind=kind, bundle=bundle)
+    found = Plan(recipe, plan_stages(facts), facts, rows, allowed, kind, None, labels, bundle, checked.notes)
+    if allowed is None or recipe.model.quantization != "nf4":
+        return found
+    plain = _stages(found, with_values(recipe, {"model.quantization": "none"}))
+    is_enough = largest(plain).peak_bytes <= allowed
+    return dataclasses.replace(found, unquantized_bytes=largest(plain).peak_bytes if is_enough else None)
 
 
 def fitted(recipe: Recipe, planned: Plan) -> tuple[Recipe, list[Change]]:
@@ -101,7 +116,7 @@ def fitted(recipe: Recipe, planned: Plan) -> tuple[Recipe, list[Change]]:
     return fit(
         planned.recipe,
         room_bytes(recipe.budget, planned.device),
-        lambda changed: _estimate(changed, planned.rows, planned.labels, planned.device).peak_bytes,
+        lambda changed: largest(_stages(planned, changed)).peak_bytes,
         is_gpu=planned.device == "cuda",
     )
 
@@ -118,48 +133,28 @@ def disk_bytes(planned: Plan) -> int:
     return merged + as_floats + 2 * planned.on_device.bundle_bytes + CHECKPOINTS * trained * 3 * 4
 
 
-@dataclass(frozen=True)
-class Duration:
-    """How long training will take here, about."""
-
-    rows: int
-    is_all: bool
-    """False: there are more rows than were counted, and it takes longer."""
-    tokens: int
-    """Of the whole training."""
-    steps: int
-    tokens_per_s: float
-
-    @property
-    def seconds(self) -> float:
-        """Of training steps; evaluations come on top."""
-        return self.tokens / self.tokens_per_s
-
-
 def duration(planned: Plan) -> Duration | None:
-    """Count the training rows and measure this machine for a moment; None where another device is planned for."""
-    from edgetune.data.prepare import examples
+    """How long training takes here, its rows counted and this machine measured for a moment; None where another device
+    is planned for.
+    """
     from edgetune.model.device import device
-    from edgetune.model.duration import training_tokens_per_s
-    from edgetune.train.schedule import optimizer_steps
 
-    recipe, counts = planned.recipe, planned.rows["train"]
-    if planned.device != device().type:
-        return None
-    most = min(recipe.data.max_train_rows or COUNTED_ROWS, COUNTED_ROWS)
-    rows = sum(1 for _ in itertools.islice(examples(recipe, "train"), most))
-    is_all = rows < COUNTED_ROWS
-    rows *= 1 + recipe.data.swapped_copies
-    length = min(counts["tokens"] / counts["rows"], recipe.data.max_seq_len)
-    is_packed = recipe.data.packing and not recipe.is_idle("data.packing")
-    a_sequence = max(1.0, recipe.data.max_seq_len / length) if is_packed else 1.0
-    an_epoch, steps = optimizer_steps(recipe, math.ceil(rows / a_sequence))
-    speed = training_tokens_per_s(
-        recipe,
-        trained_share=counts.get("trained_tokens", 0) / max(1, counts["tokens"]),
-        sample_tokens=round(length),
-    )
-    return Duration(rows, is_all, round(steps / an_epoch * rows * length), steps, speed)
+    return training_duration(planned.facts) if planned.device == device().type else None
+
+
+def stage_seconds(planned: Plan, training: Duration | None) -> dict[StageName, float]:
+    """About how long each stage of the run takes here; nothing where another device is planned for."""
+    if training is None:
+        return {}
+    seconds = stage_durations(planned.facts, training)
+    return {stage.name: seconds[stage.name] for stage in planned.stages}
+
+
+def _stages(planned: Plan, recipe: Recipe) -> tuple[Stage, ...]:
+    """Those of a plan's recipe with other values."""
+    training = _estimate(recipe, planned.rows, planned.labels, planned.device)
+    facts = find_facts(recipe, training, planned.rows, kind=planned.device, bundle=planned.on_device)
+    return plan_stages(facts)
 
 
 def _estimate(recipe: Recipe, rows: Mapping[str, Mapping[str, int]], labels: int, kind: str) -> Estimate:
@@ -172,13 +167,14 @@ def _estimate(recipe: Recipe, rows: Mapping[str, Mapping[str, int]], labels: int
 
 
 def refuse_over_budget(recipe: Recipe, planned: Plan) -> None:
-    """Raises OutOfMemoryError if training needs more than its budget."""
+    """Raises OutOfMemoryError if a stage needs more than the budget."""
     if not planned.fits:
+        stage = planned.largest
         key = "gpu_memory" if recipe.budget.gpu_memory else "memory"
         sharing = launched().local_count if planned.device != "cuda" else 1
         each = f" in each of {sharing} processes" if sharing > 1 else ""
         raise OutOfMemoryError(
-            f"{recipe.name}: training needs about {planned.estimate.peak_bytes / 1024**2:,.1f} MiB{each}, budget.{key}"
+            f"{recipe.name}: {stage.name} needs about {stage.peak_bytes / 1024**2:,.1f} MiB{each}, budget.{key}"
             f" is {getattr(recipe.budget, key)}",
             cure="`edgetune plan RECIPE --fit NEW.toml` writes a recipe that fits; or raise the budget",
         )

@@ -70,6 +70,7 @@ def score_on_rows(
                 folder,
                 distributions=work / "distributions.npy" if is_same_text else None,
                 is_reference=found.reference is None,
+                budget=subject.asked.recipe.budget,
                 progress=progress,
             ),
         )

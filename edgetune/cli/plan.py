@@ -1,9 +1,10 @@
-"""`edgetune plan`: check a recipe against the real files and estimate its memory. The work is in plan.py."""
+"""`edgetune plan`: check a recipe against the real files, estimate memory and time of its run. The work: plan.py."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ from edgetune.files import write_text
 
 if TYPE_CHECKING:
     from edgetune.model.fit import Change
-    from edgetune.plan import Duration, Plan
+    from edgetune.plan import Plan
+    from edgetune.planning.durations import Duration
+    from edgetune.planning.facts import StageName
     from edgetune.recipe import Recipe
 
 
@@ -50,13 +53,13 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Check RECIPE against the real files; estimate memory and time of its training, and its bundle on the device.
+    """Check RECIPE against the real files; estimate memory and time of each stage of its run, and the bundle.
 
     Reads config, headers, tokenizer and rows, measures this machine for a second; loads no weights (of a .gguf base
     once). What would stop `edgetune run` later, in its run folder too, is told now, all at once. Exits 4 if the budget
-    is too small: [budget] gpu_memory (or --gpu-memory) where there is one, else memory.
+    is too small for the largest stage: [budget] gpu_memory (or --gpu-memory) where there is one, else memory.
     """
-    from edgetune.plan import disk_bytes, duration, fitted, plan, refuse_over_budget
+    from edgetune.plan import disk_bytes, duration, fitted, plan, refuse_over_budget, stage_seconds
     from edgetune.plan_checks import check_folder
     from edgetune.run_dir import RunDir, refuse_other_run
 
@@ -76,10 +79,11 @@ def command(
         fitting, changes = fitted(loaded, planned)
         write_text(fit_to, _header(loaded, planned, changes) + fitting.to_toml())
     takes, decoding = duration(planned), _decoding(planned, device_bandwidth)
+    seconds = stage_seconds(planned, takes)
     if as_json:
-        console.say_json(_document(loaded, planned, changes, takes, decoding))
+        console.say_json({**_document(loaded, planned, changes, takes, decoding), "stages": _stages(planned, seconds)})
     else:
-        console.say(_table(loaded, planned))
+        console.say(f"{_table(loaded, planned)}\n{_stage_table(loaded, planned, seconds)}")
         console.say(f"\n{_time(takes)}\n{_device(planned, decoding)}")
         if changes is not None and fit_to is not None:
             console.say(_changes(fit_to, changes))
@@ -177,9 +181,10 @@ def _document(
         "base_parameters": planned.estimate.base_parameters,
         "trainable_parameters": planned.estimate.trainable_parameters,
         "device": planned.device,
-        "parts_bytes": planned.estimate.parts,
+        "largest_stage": planned.largest.name,
+        "parts_bytes": planned.largest.parts,
         "other_bytes": planned.estimate.other,
-        "peak_bytes": planned.estimate.peak_bytes,
+        "peak_bytes": planned.largest.peak_bytes,
         "budget_bytes": planned.allowed_bytes,
         "fits": planned.fits,
         "unquantized_bytes": planned.unquantized_bytes,
@@ -222,9 +227,6 @@ def _table(recipe: Recipe, planned: Plan) -> str:
     lines += ["", f"{f'estimated peak of training on {where}':<38} {'MiB':>8}"]
     lines += [f"  {name:<36} {_mib(size):>8}" for name, size in estimate.parts.items() if size]
     lines.append(f"  {'total':<36} {_mib(estimate.peak_bytes):>8}")
-    if planned.allowed_bytes is not None:
-        key = "budget.gpu_memory" if recipe.budget.gpu_memory else "budget.memory"
-        lines.append(f"  {key:<36} {_mib(planned.allowed_bytes):>8}")
     others = ", ".join(f"{name} {_mib(size)}" for name, size in estimate.other.items() if size)
     if others:
         lines.append(f"at another time, and smaller: {others}")
@@ -234,6 +236,35 @@ def _table(recipe: Recipe, planned: Plan) -> str:
             " trains faster and rounds nothing"
         )
     return "\n".join(lines)
+
+
+def _stage_table(recipe: Recipe, planned: Plan, seconds: Mapping[StageName, float]) -> str:
+    """Peak and time of each stage; the largest against the budget, its parts where it is not the training."""
+    lines = ["", f"{'peak of each stage of a run':<38} {'MiB':>8} {'about':>9}"]
+    for stage in planned.stages:
+        peak = _mib(stage.peak_bytes) if stage.parts else "-"
+        lasts = _lasts(seconds[stage.name]) if stage.name in seconds else ""
+        lines.append(f"  {stage.name:<36} {peak:>8} {lasts:>9}".rstrip())
+    if planned.allowed_bytes is not None:
+        key = "budget.gpu_memory" if recipe.budget.gpu_memory else "budget.memory"
+        lines.append(f"  {key:<36} {_mib(planned.allowed_bytes):>8}")
+    if planned.largest.name != "train":
+        parts = ", ".join(f"{name} {_mib(size)}" for name, size in planned.largest.parts.items())
+        lines.append(f"{planned.largest.name} is the largest: {parts}")
+    return "\n".join(lines)
+
+
+def _stages(planned: Plan, seconds: Mapping[StageName, float]) -> list[dict[str, Any]]:
+    """The stages of a run as JSON-able values; seconds None where another device is planned for."""
+    return [
+        {
+            "name": stage.name,
+            "peak_bytes": stage.peak_bytes,
+            "parts_bytes": stage.parts,
+            "seconds": seconds.get(stage.name),
+        }
+        for stage in planned.stages
+    ]
 
 
 def _mib(size_bytes: int) -> str:

@@ -17,7 +17,7 @@ from edgetune.recipe import Recipe, problem_with
 LEAST_SEQUENCE = 64
 """Tokens below which a sequence is not cut to make a recipe fit."""
 Peak = Callable[[Recipe], int]
-"""Peak memory in bytes that training a recipe needs."""
+"""Peak memory in bytes that a recipe needs: its training, or its whole run."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Change:
 
 
 def fit(recipe: Recipe, allowed_bytes: int, peak: Peak, *, is_gpu: bool) -> tuple[Recipe, list[Change]]:
-    """The recipe with as few changes as its training needs to stay within `allowed_bytes`, and these changes in order.
+    """The recipe with as few changes as it needs to stay within `allowed_bytes`, and these changes in order.
 
     None if it fits as it is. Raises OutOfMemoryError if no change helps enough.
     """
@@ -45,7 +45,7 @@ def fit(recipe: Recipe, allowed_bytes: int, peak: Peak, *, is_gpu: bool) -> tupl
             applied.append((values, cost))
     if peak(fitting) > allowed_bytes:
         raise OutOfMemoryError(
-            f"{recipe.name}: training needs about {peak(fitting) / 1024**2:,.0f} MiB even with the smallest settings,"
+            f"{recipe.name}: needs about {peak(fitting) / 1024**2:,.0f} MiB even with the smallest settings,"
             f" {allowed_bytes / 1024**2:,.0f} MiB are allowed",
             cure="choose a smaller base, or a larger budget",
         )
@@ -111,6 +111,8 @@ def _changes(recipe: Recipe, *, is_gpu: bool) -> Iterator[tuple[dict[str, Any], 
         is_new = recipe.model.embedding_quantization not in (kind, "nf4")
         if is_new and problem_with(with_values(recipe, change)) is None:
             yield change, f"embedding and head are rounded to {bits} bits; half more time in the loss"
+    if recipe.export.repair_steps and not recipe.is_idle("export.repair_steps"):
+        yield {"export.repair_steps": 0}, "no repair: the bundle is further from the fine-tune"
     length = recipe.data.max_seq_len
     while length // 2 >= LEAST_SEQUENCE:
         length //= 2

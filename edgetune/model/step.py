@@ -35,7 +35,9 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        return self.recipe.batch_size * self.recipe.data.max_seq_len
+        """Of a micro-batch: a decoder's rows are packed, an encoder's as long as the longest."""
+        length = self.recipe.data.max_seq_len if self.is_decoder else self.sample_tokens
+        return self.recipe.batch_size * length
 
     @property
     def heads_width(self) -> int:

@@ -47,6 +47,7 @@ def count(recipe: Recipe, _which: Split, examples: Sequence[Example], tokenizer:
     return {
         "tokens": sum(lengths),
         "labels": len({label for example in examples for label in example.labels}),
+        "longest": max(lengths),
         "too_long": sum(length > recipe.data.max_seq_len for length in lengths),
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from edgetune.hashes import hash_tree
+from edgetune.model.memory import give_back_memory
 from edgetune.model.weights import find_tensors, read_tensor
 from edgetune.quantize.folder import QuantizedFolder, write_quantized
 from edgetune.quantize.grid import QuantizedMatrix
@@ -50,9 +51,11 @@ def quantize_decoder(
         if rows is not None and recipe.export.repair_steps and grid.bits < 8:
             from edgetune.quantize.repair import repair
 
+            give_back_memory()
             done = repair(source, matrices, rows.prepared, recipe, pad_id=rows.pad_id, progress=progress)
             matrices, vectors = dict(done.matrices), done.vectors
             record["repair"] = done.to_json()
+            give_back_memory()
     return write_quantized(out, matrices, vectors=vectors, record=record)
 
 

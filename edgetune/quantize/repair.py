@@ -24,12 +24,14 @@ from edgetune.data.encode import NOT_TRAINED
 from edgetune.data.prepare import Prepared
 from edgetune.errors import DivergedError
 from edgetune.model.base import load_merged
+from edgetune.model.heap import lean_heap
 from edgetune.model.inference import find_place
+from edgetune.model.memory import give_back_memory
 from edgetune.model.weights import Place
 from edgetune.progress import Progress
 from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.load import load_on_grid
-from edgetune.quantize.repairable import repaired
+from edgetune.quantize.repairable import checkpoint_layers, repaired
 from edgetune.quantize.truth import EvalRows, Truth
 from edgetune.recipe import BudgetTable, ModelTable, Recipe, TrainTable
 from edgetune.train.divergence import Diverged
@@ -110,7 +112,8 @@ def repair(
     """Train scales, norms and biases of the merged folder's matrices (by tensor name) as [export] repair_* says.
 
     Batches are those of [train], drawn by its seed. Memory: the integers in their own bits, vectors, three numbers a
-    scale, activations as in training; before that the merged model whole, with a teacher all the time.
+    scale, activations in float32, of one layer and the inputs of the others with train.gradient_checkpointing; before
+    that the merged model whole, with a teacher all the time.
 
     Raises DivergedError.
     """
@@ -119,7 +122,10 @@ def repair(
         progress({"stage": "repair", "message": f"repairing in {table.repair_steps} steps"})
     torch.manual_seed(recipe.train.seed)
     target = Target.of(merged, rows, recipe, pad_id, progress)
+    give_back_memory()
     model = load_for_loss(merged, matrices, rounds_inputs=table.accuracy_level == 4)
+    if recipe.gradient_checkpointing:
+        checkpoint_layers(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     data = RepairData(recipe, rows, pad_id, target.teacher)
     training = Training(
@@ -132,7 +138,8 @@ def repair(
         accumulation=recipe.train.gradient_accumulation_steps,
         learning_rate=partial(_learning_rate, steps=table.repair_steps),
     )
-    best, curve = _train_best(training, target.truth, progress)
+    with lean_heap(recipe.gradient_checkpointing):
+        best, curve = _train_best(training, target.truth, progress)
     first, kept = curve[0], best_of(curve)
     return Repair(
         matrices={**matrices, **best[0]},

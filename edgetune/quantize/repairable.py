@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from edgetune.quantize.grid import QuantizedMatrix, dequantize, unpack
 from edgetune.quantize.scales import storable
@@ -40,11 +42,9 @@ class RepairableLinear(nn.Module):
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rounds_inputs:
-            x = rounded_inputs(x, self.matrix.block_size)
         scales = self.scales * (1 + self.change)
         scales = scales + (storable(scales) - scales).detach()
-        y = _GridProduct.apply(x, scales, self.packed, self.zeros, self.matrix)
+        y = _GridProduct.apply(x, scales, self.packed, self.zeros, self.matrix, self.rounds_inputs)
         return y if self.bias is None else y + self.bias
 
     def repaired(self) -> QuantizedMatrix:
@@ -54,27 +54,40 @@ class RepairableLinear(nn.Module):
 
 
 class _GridProduct(torch.autograd.Function):
-    """x W^T for a W on the grid. What is kept for the way back is x and the packed integers, never W itself."""
+    """x W^T for a W on the grid, x rounded before where `rounds_inputs`; gradients pass through the rounding.
+
+    What is kept for the way back is x, which layers of one input share, and the packed integers: never W, or x rounded.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: Tensor, packed: Tensor, zeros: Tensor, matrix: QuantizedMatrix) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scales: Tensor,
+        packed: Tensor,
+        zeros: Tensor,
+        matrix: QuantizedMatrix,
+        rounds_inputs: bool,
+    ) -> Tensor:
         ctx.save_for_backward(x, scales, packed, zeros)
-        ctx.matrix = matrix
+        ctx.matrix, ctx.rounds_inputs = matrix, rounds_inputs
         weight = _levels(packed, zeros, matrix) * scales.unsqueeze(-1)
-        return F.linear(x, _cut(weight, matrix).to(x.dtype))
+        seen = rounded_inputs(x, matrix.block_size) if rounds_inputs else x
+        return F.linear(seen, _cut(weight, matrix).to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         x, scales, packed, zeros = ctx.saved_tensors
+        seen = rounded_inputs(x, ctx.matrix.block_size) if ctx.rounds_inputs else x
         levels = _levels(packed, zeros, ctx.matrix)
         weight = _cut(levels * scales.unsqueeze(-1), ctx.matrix).to(gradient.dtype)
         towards_x = gradient @ weight if ctx.needs_input_grad[0] else None
         rows = gradient.reshape(-1, gradient.shape[-1])
-        towards_weight = (rows.T @ x.reshape(-1, x.shape[-1]).to(rows.dtype)).float()
+        towards_weight = (rows.T @ seen.reshape(-1, seen.shape[-1]).to(rows.dtype)).float()
         padding = levels.shape[1] * levels.shape[2] - towards_weight.shape[1]
         blocks = F.pad(towards_weight, (0, padding)).view_as(levels)
-        return towards_x, torch.linalg.vecdot(blocks, levels), None, None, None
+        return towards_x, torch.linalg.vecdot(blocks, levels), None, None, None, None
 
 
 def _levels(packed: Tensor, zeros: Tensor, matrix: QuantizedMatrix) -> Tensor:
@@ -131,6 +144,17 @@ def make_repairable(model: nn.Module, matrices: Mapping[str, QuantizedMatrix], *
             parameter.requires_grad_(True)
     for layer in repairable_layers(model).values():
         layer.change.requires_grad_(True)
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Let each layer of a decoder keep its input alone, and be computed again on the way back: the same numbers."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            layer.training = True  # its own flag, which it asks; the modules in it stay in eval mode and drop nothing
 
 
 def repairable_layers(model: nn.Module) -> dict[str, RepairableLinear]:

@@ -133,8 +133,8 @@ class TrainTable:
     fused_loss: bool = True
     """Logits of a few positions at a time, their gradients at once; false: of all at once. A decoder's."""
     gradient_checkpointing: Literal["auto"] | bool = False
-    """Keep only the layers' inputs and compute each layer again on the way back: a third slower, far less memory.
-    auto: where nothing fits without it."""
+    """Keep only the layers' inputs and compute each layer again on the way back, in repair too: a third slower, far
+    less memory. auto: where no training fits without it."""
     offload_activations: bool = False
     """Keep these inputs in host memory while they wait. Needs gradient_checkpointing and a GPU."""
     use_liger_kernel: bool = False
@@ -273,7 +273,7 @@ class EvaluateTable:
 
 @dataclass(frozen=True)
 class BudgetTable:
-    """[budget]: what the run may cost; `edgetune plan` compares its estimate with it."""
+    """[budget]: what the run may cost; `edgetune plan` holds each stage against it."""
 
     memory: str | None = None
     """Peak memory of any stage, e.g. "2 GiB"."""

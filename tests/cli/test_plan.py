@@ -41,6 +41,21 @@ def test_json_is_one_document_with_bytes(recipe: Path) -> None:
     assert 0 < counts["trained_tokens"] < counts["tokens"]
 
 
+def test_each_stage_is_shown_with_its_peak_and_time(recipe: Path) -> None:
+    result = plan(recipe, "--set", "export.repair_steps=0")
+    document = json.loads(plan(recipe, "--json", "--set", "export.repair_steps=0").stdout)
+    names = [stage["name"] for stage in document["stages"]]
+    assert names == ["train", "evaluations", "merge", "calibration", "graph", "verification"]
+    lines = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.startswith("  ")}
+    for stage in document["stages"]:
+        assert stage["peak_bytes"] == sum(stage["parts_bytes"].values())
+        assert stage["seconds"] > 0
+        assert lines[stage["name"]][0] == f"{stage['peak_bytes'] / 1024**2:,.1f}"
+    largest = max(document["stages"], key=lambda stage: stage["peak_bytes"])
+    assert (document["largest_stage"], document["peak_bytes"]) == (largest["name"], largest["peak_bytes"])
+    assert f"{largest['name']} is the largest: " in result.stdout
+
+
 def test_a_budget_that_is_too_small_exits_4_and_says_what_to_do(recipe: Path) -> None:
     result = plan(recipe, "--set", "budget.memory='100 MiB'")
     assert result.exit_code == 4

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from edgetune.data.encode import NOT_TRAINED
 from edgetune.data.prepare import prepare
@@ -19,6 +20,7 @@ from edgetune.quantize.grid import dequantize
 from edgetune.quantize.hessian import Rows
 from edgetune.quantize.matrices import round_all
 from edgetune.quantize.repair import NEAR, Look, RepairData, best_of, eval_loss, load_for_loss, longer, repair
+from edgetune.quantize.repairable import checkpoint_layers
 from edgetune.quantize.repairable import repaired as take_out
 from edgetune.recipe import DataTable, ExportTable, ModelTable, Recipe, TrainTable
 from edgetune.runtime.grid import BundleGrid
@@ -122,6 +124,31 @@ def test_a_fine_tune_that_scales_alone_still_improve_much_is_told_how_much_longe
         assert done.epochs_more == (pytest.approx(36 / packed) if is_told else None)
     assert [longer(TrainTable(epochs=2.0), more) for more in (0.2, 1.2)] == ["train.epochs=3", "train.epochs=4"]
     assert longer(TrainTable(max_steps=40), 0.2) == "train.max_steps=80"
+
+
+def test_checkpointed_layers_keep_their_inputs_alone_and_give_the_same_bytes(recipe, tiny_base, rows):
+    """train.gradient_checkpointing holds for repair too."""
+    lean = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, gradient_checkpointing=True))
+    plain, checkpointed = (repaired(each, tiny_base, rows, repair_steps=3) for each in (recipe, lean))
+    assert checkpointed.curve == plain.curve
+    assert all(value.equal(plain.vectors[name]) for name, value in checkpointed.vectors.items())
+    assert all(value.scales.equal(plain.matrices[name].scales) for name, value in checkpointed.matrices.items())
+    kept = []
+    for is_lean in (False, True):
+        model = load_for_loss(tiny_base, round_all(tiny_base, GRID), rounds_inputs=True)
+        if is_lean:
+            checkpoint_layers(model)
+        batch = collate_rows(rows.prepared.train, [[0, 1], [2]], pad_id=rows.pad_id)
+        sizes: dict[int, int] = {}
+
+        def see(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with saved_tensors_hooks(see, lambda tensor: tensor):
+            RepairData(recipe, rows.prepared, rows.pad_id).loss_sum(model, batch)
+        kept.append(sum(sizes.values()))
+    assert kept[1] < kept[0] / 3
 
 
 @pytest.mark.parametrize("target", ["labels", "teacher", "both"])

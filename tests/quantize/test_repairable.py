@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd.graph import saved_tensors_hooks
 
 from edgetune.quantize.grid import QuantizedMatrix, dequantize, quantize
-from edgetune.quantize.repairable import RepairableLinear, make_repairable, repairable_layers, repaired, round_inputs
+from edgetune.quantize.repairable import (
+    RepairableLinear,
+    make_repairable,
+    repairable_layers,
+    repaired,
+    round_inputs,
+    rounded_inputs,
+)
 from edgetune.quantize.scales import storable
 from edgetune.runtime.grid import Grid
 
@@ -84,6 +92,33 @@ def test_rounded_inputs_let_gradients_through() -> None:
     x = torch.randn(2, 72, requires_grad=True)
     layer(x).sum().backward()
     torch.testing.assert_close(x.grad, dequantize(layer.matrix).sum(0).expand(2, -1))
+
+
+def test_layers_of_one_input_keep_it_once_and_nothing_that_is_rounded() -> None:
+    x = torch.randn(256, 72, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def see(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(see, lambda tensor: tensor):
+        sum(a_layer(rounds_inputs=True)(x).sum() for _ in range(3)).backward()
+    assert [size for size in kept.values() if size >= x.nbytes] == [x.nbytes]
+
+
+def test_rounding_in_the_layer_gives_the_bytes_of_rounding_before_it() -> None:
+    """Values and gradients: what is kept for the way back is another thing, what is computed is the same."""
+    found = []
+    for is_inside in (True, False):
+        layer = a_layer(rounds_inputs=is_inside)
+        x = torch.linspace(-3, 3, 7 * 72).view(7, 72).requires_grad_()
+        y = layer(x if is_inside else rounded_inputs(x, 32))
+        (y * torch.arange(6.0)).square().sum().backward()
+        assert x.grad is not None
+        assert layer.change.grad is not None
+        found.append((y.detach(), x.grad, layer.change.grad))
+    assert all(one.equal(other) for one, other in zip(*found, strict=True))
 
 
 class _Tiny(torch.nn.Module):

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgetune.model.memory import FRAGMENTATION, estimate
+from edgetune.model.on_device import expect_on_device
+from edgetune.planning.facts import find_facts
+from edgetune.planning.stages import largest, plan_stages
 from edgetune.recipe import load_recipe, parse_size
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -90,16 +93,27 @@ HUB_SHAPES = {
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_in_the_folder_is_estimated_to_fit_its_budget(path, tmp_path):
-
     recipe = load_recipe(path)
     if recipe.model.base in HUB_SHAPES:
         (tmp_path / "config.json").write_text(json.dumps(HUB_SHAPES[recipe.model.base]))
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, base=str(tmp_path)))
     if recipe.budget.gpu_memory:
         allowed = parse_size(recipe.budget.gpu_memory)
-        assert 0.5 * allowed < estimate(recipe, on="cuda").peak_bytes <= (1 - FRAGMENTATION) * allowed
+        training = estimate(recipe, on="cuda")
+        assert 0.5 * allowed < training.peak_bytes <= (1 - FRAGMENTATION) * allowed
+        assert largest(stages_of(recipe, training, "cuda")).peak_bytes <= (1 - FRAGMENTATION) * allowed
     else:
         assert estimate(recipe).peak_bytes <= parse_size(recipe.budget.memory)
+        stages = stages_of(recipe, estimate(recipe, on="cpu"), "cpu")
+        assert largest(stages).peak_bytes <= parse_size(recipe.budget.memory)
+
+
+def stages_of(recipe, training, kind):
+    """The stages of a recipe: its rows as long as a card's recipe allows, else of 128 tokens; answers a quarter."""
+    length = recipe.data.max_seq_len if kind == "cuda" else 128
+    counts = {"rows": 200, "tokens": 200 * length, "trained_tokens": 50 * length, "longest": length}
+    facts = find_facts(recipe, training, {"train": counts}, kind=kind, bundle=expect_on_device(recipe))
+    return plan_stages(facts)
 
 
 def test_there_is_a_recipe_for_each_common_card():
