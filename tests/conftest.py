@@ -171,14 +171,15 @@ def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_recipe(tiny_base: Path, tiny_rows: Path) -> Callable[..., str]:
-    """`tiny_recipe(lora={"r": 8}, ...)`: the TOML of a recipe that trains `tiny_base` on `tiny_rows` for 20 steps, with
-    these values in its tables.
+    """`tiny_recipe(lora={"r": 8}, ...)`: the TOML of a recipe that trains `tiny_base` on `tiny_rows` for 20 steps and
+    has answers of 8 tokens, with these values in its tables.
     """
     own: dict[str, dict[str, object]] = {
         "model": {"base": str(tiny_base)},
         "data": {"train": str(tiny_rows), "max_seq_len": 128},
         "lora": {"r": 4},
         "train": {"max_steps": 20, "batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 0.01},
+        "evaluate": {"max_new_tokens": 8},
     }
 
     def make(**tables: dict[str, object]) -> str:

@@ -23,7 +23,7 @@ def finished(tmp_path_factory, tiny_recipe):
     recipe = tiny_recipe(
         train={"eval_steps": 5},
         export={"repair_steps": 4},
-        evaluate={"metric": "json", "max_rows": 8, "max_new_tokens": 8},
+        evaluate={"metric": "json", "max_rows": 8},
     )
     (path / "tiny.toml").write_text(recipe, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
