@@ -25,6 +25,7 @@ from typing import Any
 
 import click
 
+from benchmarks.lm_eval_task import write_task
 from benchmarks.measure import load_at_start
 from edgetune.bench.child import measure
 from edgetune.evaluate.by_path import evaluate_path
@@ -39,20 +40,6 @@ ROWS = 40
 PROMPT_TOKENS = NEW_TOKENS = 128
 LIMITS = {"peak memory": 0.03, "tokens/s": 0.05, "perplexity": 1e-4, "lm-eval score": 1e-5}
 """How far off a number may be, as a share of the reference."""
-TASK = """
-task: home
-dataset_path: json
-dataset_kwargs: {data_files: {test: "ROWS"}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{prompt[:9]}}"
-doc_to_choice: choices
-doc_to_target: label
-target_delimiter: ""
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +154,11 @@ def harness(run: Path, folder: Path) -> Iterator[Check]:
 
     rows = _rows(folder / "perplexity")
     answers = [row["reference"] for row in rows]
-    tasks = folder / "tasks"
-    tasks.mkdir()
     questions = [
-        {"prompt": row["messages"][-1]["content"], "label": number % 4, "choices": _choices(answers, number)}
+        {"prompt": row["messages"][-1]["content"][:9], "label": number % 4, "choices": _choices(answers, number)}
         for number, row in enumerate(rows)
     ]
-    (tasks / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions), encoding="utf-8")
-    (tasks / "home.yaml").write_text(TASK.replace("ROWS", str(tasks / "rows.jsonl")), encoding="utf-8")
+    tasks = write_task(folder / "tasks", "home", questions)
     merged, bundle = run / "merged", run / "bundle"
     as_torch = HFLM(pretrained=str(merged), dtype="float32", device="cpu", batch_size=1)
     as_graph = ONNXRuntimeLM(pretrained=str(bundle), execution_provider="cpu")

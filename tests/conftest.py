@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -18,6 +18,8 @@ import pytest
 from warm_process import OWNER, servers_folder, warm_ask
 
 import edgetune  # noqa: F401  (before torch: how its threads wait)
+from edgetune.train import curve
+from edgetune.train.curve import draw_curve
 
 REPOSITORY = Path(__file__).parent.parent
 pytest_plugins = ["small_models"]
@@ -92,6 +94,20 @@ def unsynced_files() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def undrawn_curves() -> Iterator[None]:
+    """No training draws its loss curve, a tenth of a tiny one, but for tests that ask for `drawn_curves`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curve, "draw_curve", lambda _, out, **__: out.write_bytes(b"not drawn"))
+        yield
+
+
+@pytest.fixture
+def drawn_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings draw their loss curve, as they do for users."""
+    monkeypatch.setattr(curve, "draw_curve", draw_curve)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def warm_processes() -> Iterator[None]:
     """Models are measured in processes that start at once, see warm_process.py."""
     from edgetune.bench import measure
@@ -153,37 +169,45 @@ def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-FINISHED = """
-[model]
-base = "{base}"
-compute_dtype = "float32"
-[data]
-train = "{rows}"
-max_seq_len = 128
-[lora]
-r = 8
-[train]
-max_steps = 40
-batch_size = 4
-gradient_accumulation_steps = 1
-learning_rate = 2e-2
-[export]
-calibration_rows = 0
-repair_steps = 0
-[evaluate]
-metric = "loss"
-"""
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_base: Path, tiny_rows: Path) -> Callable[..., str]:
+    """`tiny_recipe(lora={"r": 8}, ...)`: the TOML of a recipe that trains `tiny_base` on `tiny_rows` for 20 steps and
+    has answers of 8 tokens, with these values in its tables.
+    """
+    own: dict[str, dict[str, object]] = {
+        "model": {"base": str(tiny_base)},
+        "data": {"train": str(tiny_rows), "max_seq_len": 128},
+        "lora": {"r": 4},
+        "train": {"max_steps": 20, "batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 0.01},
+        "evaluate": {"max_new_tokens": 8},
+    }
+
+    def make(**tables: dict[str, object]) -> str:
+        lines = []
+        for name in {**own, **tables}:
+            values = own.get(name, {}) | tables.get(name, {})
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+        return "\n".join(lines) + "\n"
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_rows: Path) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable[..., str]) -> Path:
     """A folder with tiny.toml and the finished run of it, runs/tiny: for tests that work on a copy."""
     from click.testing import CliRunner
 
     from edgetune.cli import main
 
     folder = tmp_path_factory.mktemp("finished")
-    (folder / "tiny.toml").write_text(FINISHED.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
+    recipe = tiny_recipe(
+        model={"compute_dtype": "float32"},
+        lora={"r": 8},
+        train={"max_steps": 40, "learning_rate": 0.02},
+        export={"calibration_rows": 0, "repair_steps": 0},
+        evaluate={"metric": "loss"},
+    )
+    (folder / "tiny.toml").write_text(recipe, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         done = CliRunner().invoke(main, ["run", "tiny.toml"])

@@ -167,7 +167,7 @@ def exported(
     from edgetune.verify.classification import Built
 
     @cache
-    def make(kind: str, precision: str = "int4", block_size: int = 32, is_symmetric: bool = False) -> Any:
+    def make(kind: str, precision: str, block_size: int, is_symmetric: bool) -> Any:
         classifier, tokenizer = a_classifier(kind), encoder_tokenizer(kind)
         spec, folder = classifier.spec, tmp_path_factory.mktemp(f"{kind}-{precision}")
         bits = {"int4": 4, "int8": 8}.get(precision)
@@ -190,7 +190,10 @@ def exported(
         )
         return Built(write_manifest(bundle), classifier, matrices, tokenizer)
 
-    return make
+    def give(kind: str, precision: str = "int4", block_size: int = 32, is_symmetric: bool = False) -> Any:
+        return make(kind, precision, block_size, is_symmetric)  # once, however it is asked for
+
+    return give
 
 
 @pytest.fixture(scope="session")

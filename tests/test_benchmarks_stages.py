@@ -16,28 +16,6 @@ from edgetune.model.base import load_tokenizer
 from edgetune.recipe import load_recipe, parse_recipe
 from edgetune.run_dir import RunDir
 
-RECIPE = """
-[model]
-base = "{base}"
-[data]
-train = "{rows}"
-max_seq_len = 128
-[lora]
-r = 4
-[train]
-max_steps = 4
-batch_size = 4
-gradient_accumulation_steps = 1
-learning_rate = 1e-2
-[export]
-calibration_rows = 8
-repair_steps = 2
-min_gain_kept = 0
-[evaluate]
-metric = "loss"
-max_rows = 4
-"""
-
 
 @pytest.mark.parametrize(
     ("event", "stage"),
@@ -56,8 +34,13 @@ def test_an_event_belongs_to_a_stage(event, stage):
     assert stage_of(event) == stage
 
 
-def test_every_stage_of_a_run_is_measured(tiny_base, tiny_rows, tmp_path):
-    recipe = parse_recipe(RECIPE.format(base=tiny_base, rows=tiny_rows), source="tiny", name="tiny")
+def test_every_stage_of_a_run_is_measured(tiny_recipe, tmp_path):
+    text = tiny_recipe(
+        train={"max_steps": 4},
+        export={"calibration_rows": 8, "repair_steps": 2, "min_gain_kept": 0},
+        evaluate={"metric": "loss", "max_rows": 4},
+    )
+    recipe = parse_recipe(text, source="tiny", name="tiny")
     found = measure(recipe, RunDir(tmp_path / "run"))
     assert tuple(found["stages"]) == STAGES
     assert all(row["seconds"] > 0 for row in found["stages"].values())

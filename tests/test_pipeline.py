@@ -12,36 +12,20 @@ from edgetune.cli import main
 from edgetune.errors import CheckError
 from edgetune.files import read_json
 
-RECIPE = """
-[model]
-base = "{base}"
-[data]
-train = "{rows}"
-max_seq_len = 128
-[lora]
-r = 4
-[train]
-max_steps = 20
-batch_size = 4
-gradient_accumulation_steps = 1
-learning_rate = 1e-2
-eval_steps = 5
-[export]
-repair_steps = 4
-[evaluate]
-metric = "json"
-max_rows = 8
-max_new_tokens = 8
-"""
 STAGES = ["train", "evaluate-tuned", "evaluate-base", "merge", "evaluate-merged", "export"]
 STAGES += ["evaluate-onnx-fp32", "evaluate-onnx-exact", "evaluate-bundle"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_base, tiny_rows):
+def finished(tmp_path_factory, tiny_recipe):
     """A folder with tiny.toml and the finished run of it, with what it printed."""
     path = tmp_path_factory.mktemp("pipeline")
-    (path / "tiny.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
+    recipe = tiny_recipe(
+        train={"eval_steps": 5},
+        export={"repair_steps": 4},
+        evaluate={"metric": "json", "max_rows": 8},
+    )
+    (path / "tiny.toml").write_text(recipe, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         done = CliRunner().invoke(main, ["run", "tiny.toml"])

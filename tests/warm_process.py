@@ -39,6 +39,7 @@ MODULES = {
         "onnxruntime_genai",
     ),
     TORCH: (
+        "edgetune.model.quiet:load_bitsandbytes",  # before peft, as the product does, without torch's compiler
         "peft",
         "transformers.models.llama.modeling_llama",
         "transformers.models.bert.modeling_bert",
@@ -46,7 +47,7 @@ MODULES = {
         "edgetune.evaluate.torch_model",
     ),
 }
-"""What each server imports."""
+"""What each server imports, see warm_server.main."""
 fresh_ask = child_process.ask
 
 

@@ -35,8 +35,11 @@ class Request(TypedDict):
 
 
 def main(path: str, owner: str, *modules: str) -> None:
-    for module in modules:
-        importlib.import_module(module)
+    """Serve; `modules` are imported before, and of "module:function" the function is called."""
+    for module, _, function in (name.partition(":") for name in modules):
+        loaded = importlib.import_module(module)
+        if function:
+            getattr(loaded, function)()
     gc.collect()
     gc.freeze()
     with socket.socket(socket.AF_UNIX) as listener:

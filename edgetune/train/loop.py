@@ -25,9 +25,8 @@ from edgetune.model.memory import give_back_memory, is_out_of_memory, peak_memor
 from edgetune.progress import Progress, silent
 from edgetune.recipe import Recipe
 from edgetune.run_dir import RunDir, claim
-from edgetune.train import checkpoint, events, processes
+from edgetune.train import checkpoint, curve, events, processes
 from edgetune.train.checkpoint import Memory
-from edgetune.train.curve import draw_curve
 from edgetune.train.divergence import Diverged
 from edgetune.train.evaluation import evaluate, report
 from edgetune.train.fit import fit
@@ -210,7 +209,7 @@ def _report_smaller(parts: Parts, run_dir: RunDir, state: State, notify: Progres
 def _finish(parts: Parts, run_dir: RunDir, state: State, inputs: str, peak_bytes: int) -> TrainResult:
     """Result, picture and record; only then do the checkpoints go. Dying in between, all this is done again."""
     result = result_of(parts, state, peak_bytes)
-    draw_curve(run_dir.events, run_dir.loss_curve, title=parts.recipe.name, per=parts.recipe.learned)
+    curve.draw_curve(run_dir.events, run_dir.loss_curve, title=parts.recipe.name, per=parts.recipe.learned)
     data = dataclasses.asdict(parts.task.prepared.report)
     facts = {"device": str(parts.model.device), "dtype": parts.dtype, "data": data}
     write_result(run_dir, result, inputs, seed=parts.recipe.train.seed, facts=facts)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.lm_eval_task import CHOICES, write_task
 from edgetune.assets.nano.corpus import BOS
 from edgetune.bench.child import measure
 from edgetune.bench.harness import summarise
@@ -22,21 +23,8 @@ from edgetune.recipe import ModelTable
 from edgetune.report.figures import figures_of
 from edgetune.runtime.bundle import open_bundle, write_manifest
 
-CHOICES = """
-task: rooms
-dataset_path: json
-dataset_kwargs: {data_files: {test: "ROWS"}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "turn on the lamp in the"
-doc_to_choice: ["kitchen", "hall", "bedroom", "attic"]
-doc_to_target: label
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-"""
 LIKELIHOOD = """
-task: answers
+task: NAME
 dataset_path: json
 dataset_kwargs: {data_files: {test: "ROWS"}}
 test_split: test
@@ -50,7 +38,7 @@ metric_list:
     higher_is_better: false
 """
 ROLLING = """
-task: read
+task: NAME
 dataset_path: json
 dataset_kwargs: {data_files: {test: "ROWS"}}
 test_split: test
@@ -61,7 +49,7 @@ metric_list:
   - metric: bits_per_byte
 """
 ANSWERS = """
-task: written
+task: NAME
 dataset_path: json
 dataset_kwargs: {data_files: {test: "ROWS"}}
 test_split: test
@@ -82,11 +70,9 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
 
 
-def write_task(folder: Path, name: str, text: str, rows: list[dict[str, Any]]) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / f"{name}.yaml").write_text(text.replace("ROWS", str(folder / f"{name}.jsonl")))
-    return folder
+def room_rows(count: int) -> list[dict[str, Any]]:
+    choices = [" kitchen", " hall", " bedroom", " attic"]
+    return [{"prompt": "turn on the lamp in the", "choices": choices, "label": number % 4} for number in range(count)]
 
 
 def asked(kind: str, path: Path, folder: Path, name: str, **more: Any) -> dict[str, Any]:
@@ -125,11 +111,10 @@ def test_scores_are_those_of_the_harnesss_own_model(
     base, bundle = tiny_base, tiny_bundle
     if adds_start_token:
         base, bundle = (with_start_token(path, tmp_path / path.name) for path in (tiny_base, tiny_bundle))
-    rows = [{"label": number % 4, "prompt": f"in room {number}"} for number in range(12)]
-    folder = write_task(tmp_path / "tasks", "rooms", CHOICES, rows)
+    folder = write_task(tmp_path / "tasks", "rooms", room_rows(12))
     texts = [{"prompt": f"{start}turn {n}", "completion": f" lamp {n}"} for n in range(2) for start in ("", BOS)]
-    write_task(folder, "answers", LIKELIHOOD, texts)
-    write_task(folder, "read", ROLLING, [{"text": "turn on the lamp " * 200}, {"text": "off"}])
+    write_task(folder, "answers", texts, text=LIKELIHOOD)
+    write_task(folder, "read", [{"text": "turn on the lamp " * 200}, {"text": "off"}], text=ROLLING)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     tasks = {"rooms": ("acc,none", "acc_norm,none"), "answers": ("perplexity,none",), "read": ("bits_per_byte,none",)}
 
@@ -164,7 +149,7 @@ def test_a_bundle_scores_as_in_the_harnesss_own_onnxruntime_backends(
     write_manifest(dataclasses.replace(open_bundle(tiny_bundle), path=bundle, files={}))
     backend = getattr(pytest.importorskip(f"lm_eval.models.{module}"), name)
     rows = [{"prompt": f"turn {number}", "completion": f" lamp {number}"} for number in range(4)]
-    folder = write_task(tmp_path / "tasks", "answers", LIKELIHOOD, rows)
+    folder = write_task(tmp_path / "tasks", "answers", rows, text=LIKELIHOOD)
     theirs = lm_eval.simple_evaluate(
         model=backend(pretrained=str(bundle), execution_provider="cpu"),
         tasks=["answers"],
@@ -176,9 +161,8 @@ def test_a_bundle_scores_as_in_the_harnesss_own_onnxruntime_backends(
 
 
 def test_a_tag_is_the_mean_of_its_tasks_and_a_group_what_it_says_itself(tiny_bundle: Path, tmp_path: Path) -> None:
-    folder = write_task(tmp_path / "tasks", "rooms", f"tag: places{CHOICES}", [{"label": n % 4} for n in range(12)])
-    halls = CHOICES.replace("task: rooms", "task: halls")
-    write_task(folder, "halls", f"tag: places{halls}", [{"label": n % 4} for n in range(5)])
+    folder = write_task(tmp_path / "tasks", "rooms", room_rows(12), text=f"tag: places{CHOICES}")
+    write_task(folder, "halls", room_rows(5), text=f"tag: places{CHOICES}")
     (folder / "street.yaml").write_text("group: street\ntask: [rooms, halls]\n")
     weighted = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]"
     (folder / "house.yaml").write_text(f"group: house\ntask: [rooms, halls]\n{weighted}\n")
@@ -220,7 +204,7 @@ def test_its_log_likelihoods_are_our_losses(
         turns = [{"role": "user", "content": row["prompt"]}]
         prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         rows.append({"prompt": prompt, "completion": row["completion"] + "<|end|>"})
-    folder = write_task(tmp_path / "tasks", "answers", LIKELIHOOD, rows)
+    folder = write_task(tmp_path / "tasks", "answers", rows, text=LIKELIHOOD)
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(tiny_rows.read_text(encoding="utf-8").splitlines()[:6]) + "\n")
     options = [f'data.test="{data}"', 'evaluate.metric="loss"']
@@ -245,12 +229,8 @@ def test_exact_match_is_ours_on_what_the_model_itself_wrote(tiny_base: Path, tin
     texts, written = list(plain)[:6], list(plain.values())[:6]
     assert len(texts) == 6
     wanted = [text if number % 2 else "never" for number, text in enumerate(written)]
-    folder = write_task(
-        tmp_path / "tasks",
-        "written",
-        ANSWERS,
-        [{"prompt": p, "written": w} for p, w in zip(texts, wanted, strict=True)],
-    )
+    written_rows = [{"prompt": p, "written": w} for p, w in zip(texts, wanted, strict=True)]
+    folder = write_task(tmp_path / "tasks", "written", written_rows, text=ANSWERS)
     data = tmp_path / "rows.jsonl"
     data.write_text(
         "".join(json.dumps({"prompt": p, "completion": w}) + "\n" for p, w in zip(texts, wanted, strict=True))
@@ -270,7 +250,7 @@ def test_a_gguf_file_answers_the_harness_too(tiny_base: Path, tiny_bundle: Path,
     from benchmarks.gguf_model import write_gguf
 
     file = write_gguf(tiny_base, tmp_path / "tiny.gguf")
-    folder = write_task(tmp_path / "tasks", "rooms", CHOICES, [{"label": number % 4} for number in range(8)])
+    folder = write_task(tmp_path / "tasks", "rooms", room_rows(8))
     ours = measure(asked("gguf", file, folder, "rooms", limit=4), lambda _: None)
     assert ours["value"] == measure(asked("bundle", tiny_bundle, folder, "rooms", limit=4), lambda _: None)["value"]
     assert ours["rows"] == 4
@@ -279,7 +259,7 @@ def test_a_gguf_file_answers_the_harness_too(tiny_base: Path, tiny_bundle: Path,
 def test_bench_shows_a_task_and_says_what_is_wrong_with_one(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_task(tmp_path / "tasks", "rooms", CHOICES, [{"label": number % 4} for number in range(8)])
+    folder = write_task(tmp_path / "tasks", "rooms", room_rows(8))
     arguments = ["bench", str(tiny_bundle), "--repeats", "1", "--threads", "1", "--tasks-from", str(folder)]
     out = tmp_path / "bench.json"
     done = CliRunner().invoke(main, [*arguments, "--task", "lm-eval:rooms", "--out", str(out)])

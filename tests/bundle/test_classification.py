@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from edgetune.bundle.classification import draw_texts
+from edgetune.bundle.classification import draw_texts, save_tokenizer
 from edgetune.data.formats import Example
-from edgetune.verify.classification import Built
 
 
 def rows(count: int) -> list[Example]:
@@ -34,7 +35,10 @@ def test_every_row_is_drawn_as_often_as_any_other() -> None:
     assert all(400 < count < 600 for count in counts.values())  # 500 expected, deviation 19
 
 
-def test_the_bundle_s_tokenizer_cuts_as_training_did_and_pads_nothing(exported: Callable[..., Built]) -> None:
-    values = json.loads((exported("bert").bundle.path / "tokenizer.json").read_text("utf-8"))
+def test_the_bundle_s_tokenizer_cuts_as_training_did_and_pads_nothing(
+    encoder_tokenizer: Callable[[str], Any], tmp_path: Path
+) -> None:
+    save_tokenizer(encoder_tokenizer("bert"), tmp_path / "tokenizer.json", max_length=40)
+    values = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
     assert values["padding"] is None
     assert values["truncation"]["max_length"] == 40

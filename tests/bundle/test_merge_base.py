@@ -14,28 +14,11 @@ from edgetune.recipe import parse_recipe
 from edgetune.run_dir import RunDir
 from edgetune.train.loop import train
 
-RECIPE = """
-[model]
-base = "{base}"
-[data]
-train = "{rows}"
-max_seq_len = 128
-[lora]
-r = 4
-[train]
-max_steps = 8
-batch_size = 4
-gradient_accumulation_steps = 1
-learning_rate = 1e-2
-[export]
-merge_base = "auto"
-"""
-
 
 @pytest.fixture(scope="module")
-def trained(tiny_base, tiny_rows, tmp_path_factory):
+def trained(tiny_recipe, tmp_path_factory):
     """A recipe and its run folder with an adapter in it."""
-    recipe = parse_recipe(RECIPE.format(base=tiny_base, rows=tiny_rows), source="test")
+    recipe = parse_recipe(tiny_recipe(train={"max_steps": 8}, export={"merge_base": "auto"}), source="test")
     run_dir = RunDir(tmp_path_factory.mktemp("merge") / "run")
     train(recipe, run_dir)
     return recipe, run_dir

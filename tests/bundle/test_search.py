@@ -178,34 +178,17 @@ def test_a_name_that_no_matrix_has_is_refused(tiny_base: Path) -> None:
         grids_of(find_tensors(tiny_base), GRID, ["up_project"])
 
 
-RECIPE = """
-[model]
-base = "{base}"
-[data]
-train = "{rows}"
-eval_fraction = 0.2
-max_seq_len = 128
-[lora]
-r = 4
-[train]
-max_steps = 6
-batch_size = 4
-learning_rate = 1e-2
-[export]
-calibration_rows = 32
-block_size = 64
-repair_steps = 2
-min_gain_kept = 0
-[evaluate]
-metric = "loss"
-"""
-
-
-def test_a_run_is_swept_and_its_best_bundle_exported(tiny_base, tiny_rows, tmp_path, monkeypatch) -> None:
+def test_a_run_is_swept_and_its_best_bundle_exported(tiny_recipe, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("edgetune.bundle.candidates.BLOCK_SIZES", (32, 64))
     monkeypatch.setattr("edgetune.bundle.search.MOST_BUILT", 2)
-    Path("tiny.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
+    recipe = tiny_recipe(
+        data={"eval_fraction": 0.2},
+        train={"max_steps": 6},
+        export={"calibration_rows": 32, "block_size": 64, "repair_steps": 2, "min_gain_kept": 0},
+        evaluate={"metric": "loss"},
+    )
+    Path("tiny.toml").write_text(recipe, encoding="utf-8")
     for arguments in (["train", "tiny.toml"], ["merge", "runs/tiny"]):
         done = CliRunner().invoke(main, arguments)
         assert done.exit_code == 0, done.stderr
@@ -286,12 +269,12 @@ def test_of_a_long_front_both_ends_are_measured(count: int, kept: list[int]) -> 
     assert [point.size_bytes for point in evenly(front, 5)] == kept
 
 
-def test_what_would_stop_the_export_stops_the_search_first(tiny_base, tiny_rows, tmp_path, monkeypatch) -> None:
+def test_what_would_stop_the_export_stops_the_search_first(tiny_base, tiny_recipe, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("edgetune.search_run.search", lambda *_, **__: pytest.fail("swept all the same"))
     run = Path("runs/tiny")
     run.mkdir(parents=True)
-    (run / "recipe.toml").write_text(RECIPE.format(base=tiny_base, rows=tiny_rows), encoding="utf-8")
+    (run / "recipe.toml").write_text(tiny_recipe(), encoding="utf-8")
     done = CliRunner().invoke(main, ["export-best", str(run)])
     assert (done.exit_code, "no merged model; make it first: edgetune merge runs/tiny" in done.stderr) == (2, True)
     (run / "merged").symlink_to(tiny_base, target_is_directory=True)

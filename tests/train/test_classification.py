@@ -170,6 +170,7 @@ def test_the_head_s_rate_is_that_of_the_steps(recipe_for, tmp_path):
     assert moved["1e-9"] < 1e-6 < 1e-3 < moved["1e-2"]
 
 
+@pytest.mark.usefixtures("drawn_curves")
 def test_the_picture_of_a_classifier_s_loss_speaks_of_texts(recipe_for, tmp_path, monkeypatch):
     told, plain = [], Axes.set
     monkeypatch.setattr(Axes, "set", lambda axes, **values: told.append(values) or plain(axes, **values))

@@ -82,6 +82,7 @@ def test_four_micro_batches_of_unequal_length_have_the_gradient_of_one_batch(tin
         torch.testing.assert_close(gradients, results[0][1], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.usefixtures("drawn_curves")
 def test_a_run_learns_and_leaves_adapter_events_curve_result_and_resolved_recipe(make_recipe, tmp_path):
     run_dir = RunDir(tmp_path / "r")
     recipe = make_recipe("train.learning_rate=auto", "train.eval_steps=auto", "train.max_steps=12", "lora.dropout=0.0")
