@@ -44,8 +44,8 @@ def run(recipe: Recipe, run_dir: RunDir, *, force: bool = False, progress: Progr
         return main_does(lambda: _carry_to_device(state, planned, trained))
 
 
-def _begin(state: RunState, *, force: bool) -> Any:
-    """The run folder is this recipe's, and the recipe can be run: its plan."""
+def _begin(state: RunState, *, force: bool) -> dict[str, Any]:
+    """The run folder is this recipe's, and the recipe can be run: what was planned, for the summary."""
     from edgetune.train.checkpoint import sweep
     from edgetune.tune.folds import refuse_folds_of_many
 
@@ -55,7 +55,7 @@ def _begin(state: RunState, *, force: bool) -> Any:
     return _plan(state)
 
 
-def _carry_to_device(state: RunState, planned: Any, trained: Any) -> RunResult:
+def _carry_to_device(state: RunState, planned: dict[str, Any], trained: Any) -> RunResult:
     """All that follows the training."""
     from edgetune.bundle.survival import judge
     from edgetune.bundle.task import decisive_tables
@@ -89,8 +89,7 @@ def _carry_to_device(state: RunState, planned: Any, trained: Any) -> RunResult:
     ledger = write_ledger(state, results)
     survived = judge(recipe, run_dir, base, run_dir.results, is_accepted=accepted(run_dir))
     facts: dict[str, Any] = {
-        "estimate": dataclasses.asdict(planned.estimate),
-        "planned_peak_bytes": {stage.name: stage.peak_bytes for stage in planned.stages},
+        **planned,
         "train": dataclasses.asdict(trained),
         "survival": survived,
         "folds": validated,
@@ -134,8 +133,8 @@ def _write_recipe(state: RunState) -> Recipe:
     return dataclasses.replace(state.recipe, train=resolved.train)
 
 
-def _plan(state: RunState) -> Any:
-    """The plan, once the recipe fits the real files and its budget: what would stop a late stage stops here."""
+def _plan(state: RunState) -> dict[str, Any]:
+    """What was planned, once the recipe fits the real files and its budget: what would stop a late stage stops here."""
     from edgetune.plan import disk_bytes, plan, refuse_over_budget
     from edgetune.plan_checks import check_folder
 
@@ -146,7 +145,8 @@ def _plan(state: RunState) -> Any:
         state.say("plan", note)
     gib, trained = planned.largest.peak_bytes / 1024**3, planned.estimate.trainable_parameters
     state.say("plan", f"about {gib:.2f} GiB at the peak, in {planned.largest.name}; {trained:,} weights to train")
-    return planned
+    peaks = {stage.name: stage.peak_bytes for stage in planned.stages}
+    return {"estimate": dataclasses.asdict(planned.estimate), "planned_peak_bytes": peaks}
 
 
 def _merge(state: RunState, base: Path, inputs: str) -> str:
