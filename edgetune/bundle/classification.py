@@ -14,6 +14,7 @@ from typing import Any
 import tokenizers
 from torch import Tensor
 
+from edgetune.bundle.layer_changes import encoder_layers_changed
 from edgetune.bundle.place import ExportResult, put_in_place
 from edgetune.data.formats import Example
 from edgetune.data.prepare import examples, longest_row, prepare
@@ -22,6 +23,8 @@ from edgetune.evaluate.labeller import calibrate_for
 from edgetune.evaluate.rows import even_places
 from edgetune.export.encoder import build_encoder
 from edgetune.hashes import hash_tree, hash_values
+from edgetune.lora.merge import BaseTensors
+from edgetune.lora.read import read_record
 from edgetune.model.base import load_merged, load_tokenizer, padding_id
 from edgetune.model.classifier import Classifier, load_classifier, read_spec
 from edgetune.progress import Progress, silent
@@ -120,9 +123,12 @@ def row_losses(model: Classifier, merged: Path, recipe: Recipe, *, cache: Path) 
     return [task.evaluate(model, rows=rows.at([place])) for place in places]
 
 
-def layer_changes(bundle: Bundle, run_dir: RunDir, base: Path) -> Iterator[LayerChange]:  # noqa: ARG001
-    """Nothing: an encoder's layers are not compared."""
-    return iter(())
+def layer_changes(bundle: Bundle, run_dir: RunDir, base: Path) -> Iterator[LayerChange]:
+    """What became of the fine-tune in each matrix of a run's bundle; nothing where the merged model is gone."""
+    if not run_dir.merged.is_dir():
+        return iter(())
+    merge_base = read_record(run_dir.merged).get("merge_base", "trained")
+    return encoder_layers_changed(bundle, run_dir.merged, BaseTensors(run_dir.adapter, base, merge_base))
 
 
 def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: Sequence[str] = ()) -> Built:
