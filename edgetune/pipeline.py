@@ -62,7 +62,6 @@ def _carry_to_device(state: RunState, planned: dict[str, Any], trained: Any) -> 
     from edgetune.evaluate.targets import run_targets
     from edgetune.evaluate.texts import prepare_eval_set
     from edgetune.model.base import base_folder, hash_base
-    from edgetune.quantize.precisions import grid_of
     from edgetune.verify_run import accepted
 
     run_dir = state.run_dir
@@ -80,8 +79,8 @@ def _carry_to_device(state: RunState, planned: dict[str, Any], trained: Any) -> 
     results = {"tuned": evaluate_target(state, targets["tuned"], tuned_hash)}
     if "base" in targets:
         results["base"] = evaluate_target(state, targets["base"], hash_values(rows, base_hash, tuned_hash))
-    grid = grid_of(recipe.export) if recipe.export.merge_base == "auto" else None  # what the choice depends on
-    merged_hash = _merge(state, base, hash_values(base_hash, adapter_hash, recipe.export.merge_base, grid))
+    measured = decisive_tables(recipe) if recipe.export.merge_base == "auto" else (None,)  # what the choice depends on
+    merged_hash = _merge(state, base, hash_values(base_hash, adapter_hash, recipe.export.merge_base, *measured))
     results["merged"] = evaluate_target(state, targets["merged"], hash_values(rows, merged_hash, tuned_hash))
     made = _export(state, hash_values(merged_hash, *decisive_tables(recipe)))
     results |= evaluate_variants(state, merged=hash_values(rows, merged_hash, tuned_hash), made=made)
@@ -175,7 +174,10 @@ def merge_base_of(
     write_json(run_dir.results / "merge.json", {**dataclasses.asdict(choice), "provenance": provenance()})
     if progress:
         losses = ", ".join(f"{name} base {loss:.4f}" for name, loss in choice.losses.items())
-        progress({"stage": "merge", "message": f"eval loss on the grid: {losses}; merging on the {choice.merge_base}"})
+        low, high = choice.difference
+        told = f"original less trained {low:+.4f} to {high:+.4f} on {choice.rows:,} rows"
+        told = f"eval loss on the grid: {losses} ({told}); merging on the {choice.merge_base}"
+        progress({"stage": "merge", "message": told})
     return choice.merge_base
 
 

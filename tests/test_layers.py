@@ -117,7 +117,7 @@ PUBLIC = {
         "train.stop",
     },
     "bundle": {"bundle.export.export", "bundle.task.TASKS", "bundle.merge_base.choose_merge_base"},
-    "quantize": {"quantize.decoder.quantize_decoder", "quantize.repair"},
+    "quantize": {"quantize.decoder.quantize_decoder", "quantize.repair", "quantize.truth.EvalRows"},
     "evaluate": {
         "evaluate.evaluate.evaluate",
         "evaluate.labeller.calibrate_for",

@@ -10,8 +10,11 @@ import pytest
 
 from edgetune.bundle.export import export, export_merged
 from edgetune.bundle.merge_base import choose_merge_base
+from edgetune.cli.verify import survival_lines
 from edgetune.evaluate.by_path import evaluate_path
 from edgetune.lora.merge import merge
+from edgetune.lora.read import read_adapter
+from edgetune.model.base import base_folder
 from edgetune.pipeline import run
 from edgetune.plan import plan
 from edgetune.recipe import parse_recipe
@@ -61,6 +64,28 @@ def test_ledger_and_verdict_tell_how_far_the_labels_are_from_the_fine_tune_s(fin
     assert (close["kl"], close["unit"]) == (steps["bundle"]["kl"], "label")
     assert close["changed_rows"] == pytest.approx(1.0 - steps["bundle"]["same_answers"])
     assert "nats a label from the fine-tune, at most 0.1 allowed" in result.summary["survival"]["verdict"]
+
+
+def test_what_became_of_the_fine_tune_in_each_matrix_is_told(finished):
+    recipe, run_dir, _ = finished
+    layers = json.loads((run_dir.results / "survival.json").read_text())["layers"]
+    modules = {name.removesuffix(".weight") for name in read_adapter(run_dir.adapter, base_folder(recipe.model)).pairs}
+    assert {layer["name"] for layer in layers} == modules
+    assert len(layers) == len(modules) > 4
+    assert all(layer["codes_changed"] > 0 for layer in layers)
+    assert all(0.1 < layer["correlation"] <= 1 for layer in layers)
+    told = survival_lines(json.loads((run_dir.results / "survival.json").read_text()))
+    assert f"{len(layers)} matrices changed" in told[1]
+
+
+def test_the_ledger_has_what_each_step_rejects(finished):
+    _, run_dir, result = finished
+    steps = {step["stage"]: step for step in json.loads((run_dir.results / "ledger.json").read_text())["stages"]}
+    rejection = result.summary["classification"]["rejection"]
+    for key in ("in_scope_accuracy", "out_of_scope_recall"):
+        assert steps["bundle"][key] == rejection[key]
+        assert 0.5 < steps["tuned"][key] <= 1
+    assert "out of scope, found" in result.ledger
 
 
 def test_the_bundle_is_verified_calibrated_and_answers(finished):

@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-import torch
 from torch import Tensor
 
+from edgetune.bundle.layer_changes import encoder_layers_changed
 from edgetune.bundle.place import ExportResult, put_in_place
 from edgetune.data.formats import Example
 from edgetune.data.prepare import examples, longest_row, prepare
 from edgetune.data.read import on_disk
 from edgetune.evaluate.labeller import calibrate_for
+from edgetune.evaluate.rows import even_places
 from edgetune.export.encoder import build_encoder
 from edgetune.hashes import hash_tree, hash_values
+from edgetune.lora.merge import BaseTensors
+from edgetune.lora.read import read_record
 from edgetune.model.base import load_merged, load_tokenizer, padding_id
 from edgetune.model.classifier import Classifier, load_classifier, read_spec
 from edgetune.progress import Progress, silent
 from edgetune.provenance import provenance
-from edgetune.quantize.classification import as_deployed, dequantized, quantize_classifier
+from edgetune.quantize.classification import dequantized, quantize_classifier
 from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.layer_change import LayerChange
 from edgetune.quantize.methods import method_of
@@ -44,6 +47,8 @@ from edgetune.verify.classification import MOST_TEXTS, Built, verify_encoder
 KIND = "classifier"
 IS_DECODER = False
 BATCH_TEXTS = 32
+MOST_EVAL_TEXTS = 1000
+"""Texts whose losses are compared one by one."""
 
 
 def check_merged(merged: Path) -> None:
@@ -107,20 +112,23 @@ def as_exported(
     return dequantized(classifier, matrices)
 
 
-def loss_on_grid(merged: Path, recipe: Recipe, *, cache: Path) -> float:
-    """Eval loss of a merged folder, rounded to the nearest on the recipe's grid; nats per text."""
+def row_losses(model: Classifier, merged: Path, recipe: Recipe, *, cache: Path) -> list[tuple[float, int]]:
+    """What a classifier in torch loses on eval rows, at most MOST_EVAL_TEXTS at even distances: nats of each, and 1."""
     tokenizer = load_tokenizer(merged)
     length = longest_row(recipe, merged, tokenizer)
     prepared = prepare(recipe, tokenizer, max_length=length, cache=cache)
-    with torch.no_grad():
-        task = Classification(recipe, prepared, padding_id(tokenizer))
-        total, count = task.evaluate(as_deployed(merged, recipe))
-    return total / max(count, 1)
+    task = Classification(recipe, prepared, padding_id(tokenizer))
+    rows = prepared.eval if len(prepared.eval) else prepared.train
+    places = even_places(len(rows), min(len(rows), MOST_EVAL_TEXTS))
+    return [task.evaluate(model, rows=rows.at([place])) for place in places]
 
 
-def layer_changes(bundle: Bundle, run_dir: RunDir, base: Path) -> Iterator[LayerChange]:  # noqa: ARG001
-    """Nothing: an encoder's layers are not compared."""
-    return iter(())
+def layer_changes(bundle: Bundle, run_dir: RunDir, base: Path) -> Iterator[LayerChange]:
+    """What became of the fine-tune in each matrix of a run's bundle; nothing where the merged model is gone."""
+    if not run_dir.merged.is_dir():
+        return iter(())
+    merge_base = read_record(run_dir.merged).get("merge_base", "trained")
+    return encoder_layers_changed(bundle, run_dir.merged, BaseTensors(run_dir.adapter, base, merge_base))
 
 
 def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: Sequence[str] = ()) -> Built:

@@ -32,12 +32,13 @@ from edgetune.quantize.folder import QuantizedFolder
 from edgetune.quantize.hessian import Rows
 from edgetune.quantize.layer_change import LayerChange
 from edgetune.quantize.load import load_on_grid
-from edgetune.quantize.matrices import round_all
 from edgetune.quantize.precisions import grid_of
-from edgetune.quantize.repair import eval_loss, load_for_loss, longer
+from edgetune.quantize.repair import longer
+from edgetune.quantize.truth import EvalRows
 from edgetune.recipe import Recipe, TrainTable
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle, ChatFormat, write_manifest
+from edgetune.train.loss import use_segments
 from edgetune.verify.checks import Verification
 from edgetune.verify.generation import MOST_ANSWERED, MOST_PROMPTS, Prompt, verify
 
@@ -125,14 +126,11 @@ def as_exported(merged: Path, recipe: Recipe, *, cache: Path, progress: Progress
     return model
 
 
-def loss_on_grid(merged: Path, recipe: Recipe, *, cache: Path) -> float:
-    """Eval loss of a merged folder, rounded to the nearest on the recipe's grid; nats per trained token."""
-    rows, grid = training_rows(merged, recipe, cache), grid_of(recipe.export)
-    if grid is None:
-        model = load_merged(merged)
-    else:
-        model = load_for_loss(merged, round_all(merged, grid), rounds_inputs=grid.accuracy_level == 4)
-    return eval_loss(model, rows.prepared, recipe, rows.pad_id)
+def row_losses(model: Any, merged: Path, recipe: Recipe, *, cache: Path) -> list[tuple[float, int]]:
+    """What a model in torch loses on each eval row: nats, and the trained tokens that they are the sum over."""
+    use_segments(model)
+    rows = training_rows(merged, recipe, cache)
+    return EvalRows.of(rows.prepared, recipe, rows.pad_id).row_losses(model)
 
 
 def layer_changes(bundle: Bundle, run_dir: RunDir, base: Path) -> Iterator[LayerChange]:

@@ -16,6 +16,9 @@ from edgetune.recipe import ExportTable, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import Bundle
 
+RowLosses = list[tuple[float, int]]
+"""Of each row its nats, and the trained tokens (or 1, of a text) that they are the sum over."""
+
 
 class Task(Protocol):
     """How a merged model of one task becomes a bundle, and what may be asked of that bundle."""
@@ -48,8 +51,8 @@ class Task(Protocol):
         Raises as `export` does, but nothing is verified.
         """
 
-    def loss_on_grid(self, merged: Path, recipe: Recipe, *, cache: Path) -> float:
-        """Mean eval loss of a merged folder, rounded to the nearest on the recipe's grid, in nats."""
+    def row_losses(self, model: Any, merged: Path, recipe: Recipe, *, cache: Path) -> RowLosses:
+        """What a model as `as_exported` gives it loses on each of the recipe's eval rows, or on so many of them."""
 
     def layer_changes(self, bundle: Bundle, run_dir: RunDir, base: Path) -> Iterator[LayerChange]:
         """What became of the fine-tune in each matrix of a run's bundle; nothing where that cannot be told."""

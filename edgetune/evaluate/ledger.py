@@ -24,6 +24,9 @@ from edgetune.evaluate.rows import even_places
 from edgetune.files import read_json
 from edgetune.text_table import aligned
 
+REJECTION = {"in_scope_accuracy": "in scope, right", "out_of_scope_recall": "out of scope, found"}
+"""What of a classifier's rejection stands in the ledger, and what its text calls it."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -50,6 +53,10 @@ class Entry:
     disk_bytes: int
     gain_kept: float | None
     """Of the score (of the loss where there is no score)."""
+    in_scope_accuracy: float | None = None
+    """Of a classifier that may answer "unknown": the share of rows in scope that are accepted and right."""
+    out_of_scope_recall: float | None = None
+    """Of such a one, where there are rows out of scope: the share of them that are rejected."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,7 @@ def make_entries(
                 rows=result.score.rows,
                 disk_bytes=result.disk_bytes,
                 gain_kept=shown.kept if shown else None,
+                **_rejection(result),
             )
         )
     return entries
@@ -152,7 +160,9 @@ def to_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 def plain(entries: Sequence[Entry]) -> str:
     """The ledger as aligned text, for a terminal."""
-    lines = [["step", "score", "loss", "KL to the fine-tune", "same next token", "same answers", "rows", "on disk"]]
+    head = ["step", "score", "loss", "KL to the fine-tune", "same next token", "same answers"]
+    rejection = [name for name in REJECTION if any(getattr(entry, name) is not None for entry in entries)]
+    lines = [[*head, *(REJECTION[name] for name in rejection), "rows", "on disk"]]
     for entry in entries:
         lines.append(
             [
@@ -162,11 +172,18 @@ def plain(entries: Sequence[Entry]) -> str:
                 "-" if entry.kl is None else f"{entry.kl:.5f}",
                 _percent(entry.same_next_token),
                 _percent(entry.same_answers),
+                *(_percent(getattr(entry, name)) for name in rejection),
                 f"{entry.rows:,}",
                 f"{entry.disk_bytes / 1024**2:,.1f} MiB",
             ]
         )
     return aligned(lines)
+
+
+def _rejection(result: Result) -> dict[str, float | None]:
+    """What a classifier's answers of "unknown" are worth; nothing of one that has no such answer."""
+    found = getattr(result.score, "rejection", None) or {}
+    return {name: found.get(name) for name in REJECTION}
 
 
 def _answers(folder: Path, stage: str) -> list[dict[str, Any]]:

@@ -49,6 +49,11 @@ class EvalRows:
         )
         return total / max(count, 1)
 
+    def row_losses(self, model: Any) -> list[tuple[float, int]]:
+        """Of each row its nats under a model, and its trained tokens."""
+        found = (self.tokens.at([place]) for place in range(len(self.tokens)))
+        return [evaluate_loss(model, row, pad_id=self.pad_id, max_seq_len=self.max_seq_len) for row in found]
+
     def log_probabilities(self, model: Any) -> Iterator[Tensor]:
         """(n, vocabulary) float32 at trained positions, a part at a time."""
         return trained_log_probabilities(

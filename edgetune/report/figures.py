@@ -66,6 +66,8 @@ FIGURES = (
     Figure("ece", "calibration error", "share", "less"),
     Figure("fields_f1", "F1 of JSON fields", "share", "more"),
     Figure("valid", "valid JSON", "share", "more"),
+    Figure("in_scope_accuracy", "in scope, accepted and right", "share", "more"),
+    Figure("out_of_scope_recall", "out of scope, rejected", "share", "more"),
     Figure("loss", "loss", "nats", "less", "loss"),
     Figure("perplexity", "perplexity", "plain", "less"),
     Figure("kl", "KL to the fine-tune", "nats", "less"),

@@ -35,7 +35,10 @@ from edgetune.report.samples import read_samples
 from edgetune.run_dir import RunDir
 
 MOST_LABELS = 200
-STEP_NUMBERS = ("score", "loss", "kl", "same_next_token", "same_answers", "first_difference", "disk_bytes", "gain_kept")
+STEP_NUMBERS = (
+    *("score", "loss", "kl", "same_next_token", "same_answers", "first_difference"),
+    *("in_scope_accuracy", "out_of_scope_recall", "disk_bytes", "gain_kept"),
+)
 
 
 def read_run(run_dir: RunDir, *, name: str, path: str, problems: Problems) -> Run:

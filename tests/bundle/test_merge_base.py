@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from edgetune.bundle import generation
-from edgetune.bundle.merge_base import choose_merge_base
+from edgetune.bundle.merge_base import LEAST_ROWS, choice_of, choose_merge_base
 from edgetune.errors import EdgeTuneError
 from edgetune.pipeline import merge_base_of
 from edgetune.recipe import parse_recipe
@@ -24,13 +25,27 @@ def trained(tiny_recipe, tmp_path_factory):
     return recipe, run_dir
 
 
-def test_both_merges_are_measured_and_the_lower_loss_wins(trained, tiny_base):
+@pytest.fixture(scope="module")
+def learned(tiny_base, tiny_rows, tiny_encoder, tmp_path_factory):
+    """By task a recipe that learns its rows well and is measured on them, on float grids, and its base."""
+    texts = [{"text": f"turn {name} lamp {number}", "label": name} for number in range(20) for name in ("on", "off")]
+    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    found = {}
+    for task, base, rows in (("generation", tiny_base, tiny_rows), ("classification", tiny_encoder, file)):
+        overrides = [f"model.task={task}", f"data.eval={rows}", "train.max_steps=40", "export.precision=fp32"]
+        found[task] = parse_recipe(RECIPE.format(base=base, rows=rows), source="test", overrides=overrides), base
+    return found
+
+
+def test_both_merges_are_measured_the_same_each_time(trained, tiny_base):
     recipe, run_dir = trained
     before = sorted(run_dir.path.iterdir())
     choice = choose_merge_base(recipe, run_dir, tiny_base)
     assert set(choice.losses) == {"trained", "original"}
     assert choice.losses["trained"] != choice.losses["original"]
-    assert choice.merge_base == min(choice.losses, key=choice.losses.get)
+    assert choice.difference[0] <= choice.losses["original"] - choice.losses["trained"] <= choice.difference[1]
+    assert choice == choose_merge_base(recipe, run_dir, tiny_base)
     assert sorted(run_dir.path.iterdir()) == before
 
 
@@ -44,21 +59,66 @@ def test_what_is_measured_is_the_rounded_model(trained, tiny_base):
 
 
 @pytest.mark.parametrize(
-    ("losses", "expected"), [((0.5, 0.4), "original"), ((0.4, 0.5), "trained"), ((0.4, 0.4), "trained")]
+    ("original", "expected"),
+    [
+        ([1.0] * 20 + [2.0] * 20, "original"),
+        ([3.0] * 20 + [3.5] * 20, "trained"),
+        ([2.0, 3.0] * 20, "trained"),  # the same
+        ([1.0, 3.9] * 20, "trained"),  # less by a twentieth on average, which is chance with rows that differ so
+    ],
 )
-def test_a_tie_goes_to_the_base_that_was_trained(trained, tiny_base, monkeypatch, losses, expected):
-    found = iter(losses)
-    monkeypatch.setattr(generation, "loss_on_grid", lambda *_, **__: next(found))
-    assert choose_merge_base(*trained, tiny_base).merge_base == expected
+def test_the_original_is_taken_where_it_is_better_by_more_than_chance(original, expected):
+    choice = choice_of([(nats, 2) for nats in [2.0, 3.0] * 20], [(nats, 2) for nats in original])
+    assert choice.merge_base == expected
+    assert choice.losses == {"trained": 1.25, "original": pytest.approx(sum(original) / 80)}
+    low, high = choice.difference
+    assert low <= choice.losses["original"] - 1.25 <= high
+
+
+def test_a_handful_of_rows_decides_nothing():
+    few, enough = ([(2.0, 1)] * rows for rows in (LEAST_ROWS - 1, LEAST_ROWS))
+    assert choice_of(few, [(1.0, 1)] * len(few)).merge_base == "trained"
+    assert choice_of(enough, [(1.0, 1)] * len(enough)).merge_base == "original"
+
+
+def test_losses_weigh_rows_by_their_tokens():
+    choice = choice_of([(1.0, 1), (6.0, 3)] * 10, [(3.0, 1), (3.0, 3)] * 10)
+    assert choice.losses == {"trained": 1.75, "original": 1.5}
+
+
+@pytest.mark.parametrize(("task", "held"), [("generation", "nf4"), ("generation", "none"), ("classification", "none")])
+def test_the_base_that_the_adapter_was_fitted_to_is_found(learned, tmp_path, task, held):
+    """Both are said to be trained in 4 bits: of one that is true, the other learned on the original weights."""
+    recipe, base = learned[task]
+    run_dir = RunDir(tmp_path / "run")
+    train(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, quantization=held)), run_dir)
+    record = run_dir.adapter / "edgetune.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"quantization": "nf4"}))
+    choice = choose_merge_base(recipe, run_dir, base)
+    assert choice.merge_base == ("trained" if held == "nf4" else "original"), choice
+
+
+def test_what_is_measured_is_rounded_as_export_rounds_it(trained, tiny_base, monkeypatch):
+    recipe, run_dir = trained
+    asked, export = [], generation.as_exported
+
+    def note(merged, recipe, **keys):
+        asked.append((recipe.export.method, recipe.export.calibration_rows, recipe.export.repair_steps))
+        return export(merged, recipe, **keys)
+
+    monkeypatch.setattr(generation, "as_exported", note)
+    choose_merge_base(recipe, run_dir, tiny_base)
+    assert asked == [(recipe.export.method, recipe.export.calibration_rows, 0)] * 2
 
 
 def test_the_run_keeps_what_was_measured(trained, tiny_base, monkeypatch):
-    found, told = iter((0.5, 0.4)), []
-    monkeypatch.setattr(generation, "loss_on_grid", lambda *_, **__: next(found))
+    found, told = iter(([(5.0, 10)] * 20, [(4.0, 10)] * 20)), []
+    monkeypatch.setattr(generation, "row_losses", lambda *_, **__: next(found))
     recipe, run_dir = trained
     assert merge_base_of(recipe, run_dir, tiny_base, progress=told.append) == "original"
     kept = json.loads((run_dir.results / "merge.json").read_text())
     assert (kept["merge_base"], kept["losses"]) == ("original", {"trained": 0.5, "original": 0.4})
+    assert (kept["rows"], kept["difference"]) == (20, [pytest.approx(-0.1)] * 2)
     assert "merging on the original" in told[-1]["message"]
 
 
@@ -68,7 +128,7 @@ def test_a_fault_leaves_no_second_model_behind(trained, tiny_base, monkeypatch):
 
     recipe, run_dir = trained
     before = sorted(run_dir.path.iterdir())
-    monkeypatch.setattr(generation, "loss_on_grid", fail)
+    monkeypatch.setattr(generation, "row_losses", fail)
     with pytest.raises(EdgeTuneError):
         choose_merge_base(recipe, run_dir, tiny_base)
     assert sorted(run_dir.path.iterdir()) == before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +101,14 @@ def test_the_text_has_a_line_for_each_step_and_the_json_each_number(results, tok
     assert [line.split()[0] for line in lines] == ["step", *STAGES]
     assert lines[-1].split()[1:] == ["75.0%", "0.1250", "0.01000", "75.0%", "75.0%", "4", "1.0", "MiB"]
     assert json.loads(json.dumps(to_json(found)))[-1]["first_difference"] == 3
+
+
+def test_what_is_rejected_has_columns_only_where_something_can_be(results, tokenizer_file):
+    found = entries(results, tokenizer_file)
+    assert "scope" not in plain(found)
+    some = [dataclasses.replace(found[-1], in_scope_accuracy=0.9, out_of_scope_recall=None)]
+    assert re.split(" {2,}", plain(some).splitlines()[0])[-3] == "in scope, right"
+    assert "90.0%" in plain(some)
 
 
 def test_a_classifier_s_gain_is_over_calling_every_text_the_commonest_label(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,30 @@ def test_answers_that_end_as_trained_pass(check, good):
     assert verification.passed
     assert detail(verification, "ends of answers") == "6 answers of training"
     assert "of 6 answers of training, with torch after" in detail(verification, "ends that are found")
+
+
+def change_ends(bundle: Bundle, *, manifest: tuple[int, ...] | None, settings: object) -> Bundle:
+    """The bundle with other end tokens in its manifest, in the settings of onnxruntime-genai, or in both."""
+    path = bundle.path / "genai_config.json"
+    config = json.loads(path.read_text())
+    if settings == "missing":
+        del config["model"]["eos_token_id"]
+    elif settings is not None:
+        config["model"]["eos_token_id"] = settings
+    path.write_text(json.dumps(config))
+    chat = bundle.chat if manifest is None else dataclasses.replace(bundle.chat, eos_ids=manifest)
+    return dataclasses.replace(bundle, chat=chat)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "settings"),
+    [((7,), None), ((), None), (None, [7]), (None, []), (None, "missing"), ((7,), [7]), ((7,), 7)],
+)
+def test_end_tokens_that_are_wrong_or_missing_anywhere_fail(check, good, manifest, settings):
+    change = partial(change_ends, manifest=manifest, settings=settings)
+    found = failures(check(change, answered=answered(good["int4"][0])))
+    assert found & {"end-of-turn tokens", "end of turn"}  # the second where it cannot even be asked
+    assert ("ends of answers" in found) == (manifest is not None)
 
 
 def test_an_end_that_training_had_and_the_device_does_not_know_is_found_though_all_settings_agree(check, good):
