@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,35 @@ import click
 from edgetune.cli import console
 from edgetune.cli.options import force_option, json_option, read_recipe, recipe_argument, set_option
 from edgetune.cli.population import SCORED, train_and_show
+from edgetune.cli.sensitivity import shown, vary_and_show
+from edgetune.errors import RecipeError, is_stop
 
 if TYPE_CHECKING:
-    from edgetune.recipe import Recipe
     from edgetune.tune.confirm import Confirmation
     from edgetune.tune.search import StudyResult
     from edgetune.tune.study import StudyDir
+
+UNUSED = {
+    "a population": {
+        "trials": "trains each member once",
+        "sampler": "spreads its members' values and moves them",
+        "pruner": "gives nobody up: the weak copy the strong",
+        "seeds": "is not trained again with other seeds",
+    },
+    "--one-at-a-time": {
+        "trials": "tries each value once a seed",
+        "sampler": "tries the ends of each range and what lies between",
+        "pruner": "gives nothing up",
+        "seed": "draws nothing",
+        "warm_start": "begins with the recipe's own values alone",
+    },
+}
+"""Keys of [tune] that have no part in what is no search, and why."""
+APPLIED = {
+    "a population": "'s values change while it trains; leave --apply out, and take its best.toml",
+    "--one-at-a-time": " finds no best recipe; leave --apply out",
+}
+"""Why nothing can be written into the recipe."""
 
 
 @click.command("tune", epilog="Example: edgetune tune recipes/quickstart.toml --trials 30 --sampler tpe")
@@ -78,7 +101,6 @@ def command(
     With --population learning rate, dropout and weight decay change while members train; the best member's training is
     kept as a run folder, best/, and its recipe, with what changed when, in best.toml.
     """
-    from edgetune.errors import is_stop
     from edgetune.tune.search import search
     from edgetune.tune.study import StudyDir
 
@@ -86,18 +108,22 @@ def command(
     more = [f"tune.{key}={value}" for key, value in asked.items() if value is not None]
     more += [f"tune.storage={json.dumps(storage)}"] if storage is not None else []
     loaded = read_recipe(recipe, (*overrides, *more))
-    is_population = loaded.tune.population is not None and not one_at_a_time
+    is_population = loaded.tune.population is not None
+    if is_population and one_at_a_time:
+        raise RecipeError(
+            f"{recipe}: --one-at-a-time changes one key of the recipe, tune.population several at once",
+            cure="leave one of the two out",
+        )
+    if is_population or one_at_a_time:
+        kind = "a population" if is_population else "--one-at-a-time"
+        _refuse_unused(recipe, kind, [*overrides, *more], applies=applies)
     folder = StudyDir(out or Path("runs") / f"{loaded.name}-{'population' if is_population else 'tune'}")
-    if one_at_a_time and applies:
-        raise click.UsageError("--one-at-a-time finds no best recipe; leave --apply out")
-    if is_population and applies:
-        raise click.UsageError("a population's values change while it trains; leave --apply out, and take best.toml")
     console.work_in(folder.path)
     if is_population:
         train_and_show(loaded, folder.path, force=force, as_json=as_json)
         return
     if one_at_a_time:
-        _vary(loaded, folder, force=force, as_json=as_json)
+        vary_and_show(loaded, folder, force=force, as_json=as_json)
         return
     progress = console.ProgressLine()
     try:
@@ -115,6 +141,9 @@ def command(
         from edgetune.tune.apply import apply_values
 
         apply_values(recipe, result.values)
+        beside = [key for key in map(_key, overrides) if not key.startswith("tune.") and key not in result.values]
+        if beside:
+            console.note(f"{recipe}: {', '.join(beside)}: as --set gave it only in {folder.best}")
     if as_json:
         facts = {"study": str(folder.path), "best_recipe": str(folder.best), "is_applied": is_applied}
         console.say_json({**facts, **result.document})
@@ -126,6 +155,24 @@ def command(
             )
 
 
+def _refuse_unused(recipe: Path, kind: str, settings: Sequence[str], *, applies: bool) -> None:
+    """Raise RecipeError for what is asked for and would do nothing: --apply, or a setting like "tune.trials=3".
+
+    A recipe's own [tune] may be there for its searches too, and is let be.
+    """
+    if applies:
+        raise RecipeError(f"{recipe}: {kind}{APPLIED[kind]}")
+    for setting in settings:
+        table, _, key = _key(setting).partition(".")
+        if table == "tune" and key in UNUSED[kind]:
+            raise RecipeError(f"{recipe}: tune.{key}: {kind} {UNUSED[kind][key]}", cure="leave it out")
+
+
+def _key(setting: str) -> str:
+    """Of a setting like "train.epochs=3"."""
+    return setting.partition("=")[0].strip()
+
+
 def _write_page(folder: StudyDir) -> None:
     """report.html of the study; a search that is done does not fail for want of a page."""
     from edgetune.errors import EdgeTuneError
@@ -135,32 +182,6 @@ def _write_page(folder: StudyDir) -> None:
         report([folder.path], folder.path / "report.html", force=True)
     except (EdgeTuneError, ModuleNotFoundError) as error:
         console.note(f"tune: no report.html: {error}")
-
-
-def _vary(recipe: Recipe, folder: StudyDir, *, force: bool, as_json: bool) -> None:
-    """The sensitivity of a recipe to each key, shown."""
-    from edgetune.tune.sensitivity import one_at_a_time
-
-    progress = console.ProgressLine()
-    try:
-        result = one_at_a_time(recipe, folder, force=force, progress=progress)
-    finally:
-        progress.close()
-    if as_json:
-        console.say_json({"study": str(folder.path), **result.document})
-        return
-    level = result.document["noise"]
-    console.say(f"{'key':<26} {'now':>12} {'worst to best':>14} {'error':>9}  best value")
-    for item in result.keys:
-        error = "-" if item.error is None else f"{item.error:.3g}"
-        made = [step for step in item.steps if step.effect is not None]
-        best = max(made, key=lambda step: step.effect.mean if step.effect else 0.0, default=None)
-        is_own = best is None or best.effect is None or best.effect.mean <= 0
-        told = "as it is" if is_own or best is None else _shown(best.value)
-        console.say(f"{item.key:<26} {_shown(item.own):>12} {item.spread:>14.4g} {error:>9}  {told}")
-    if level is not None:
-        console.say(f"another seed alone changes {level:.3g} (standard deviation)")
-    console.say(f"picture: {folder.path / 'sensitivity.png'}")
 
 
 def _table(result: StudyResult) -> str:
@@ -175,7 +196,7 @@ def _table(result: StudyResult) -> str:
     lines = [
         f"best        trial {best['number']}: {', '.join(f'{name} {value:.4g}' for name, value in names)}",
         f"            {found['metric']} on {rows}, {SCORED[found['score_of']]}",
-        *(f"  {name:<32} {_shown(value)}" for name, value in best["values"].items()),
+        *(f"  {name:<32} {shown(value)}" for name, value in best["values"].items()),
         f"trials      {spent['trials']}, {_given_up(found)} of them given up",
         f"cost        {spent['tokens']:,} tokens, {spent['minutes']:.1f} minutes",
         f"matters     {told or found['importances_told']}",
@@ -211,9 +232,3 @@ def _given_up(found: Mapping[str, Any]) -> int:
 def _objectives(found: Mapping[str, Any], item: Mapping[str, Any]) -> str:
     names = zip(found["objectives"], item["objectives"], strict=True)
     return "  ".join(f"{name} {value:,.4g}" for name, value in names)
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)

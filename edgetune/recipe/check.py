@@ -108,6 +108,9 @@ def _population_problem(recipe: Recipe) -> str | None:
     alone = {
         "tune.minutes": budget if table.minutes is not None else None,
         "tune.tokens": budget if table.tokens is not None else None,
+        "tune.workers": f"{table.workers} for a population of {table.population}; at most one for each member"
+        if (table.workers or 0) > table.population
+        else None,
         "tune.storage": "a population is kept in its folder; leave it out" if table.storage is not None else None,
         "tune.objectives": 'of a population only ["score"] or ["loss"]'
         if table.objectives not in (("score",), ("loss",))

@@ -134,7 +134,9 @@ def draw_interactions(pairs: Sequence[Any], trials: Sequence[Mapping[str, Any]],
 
 def draw_sensitivity(document: Mapping[str, Any], out: Path) -> None:
     """For each key the effect of its values with 95 % intervals, the key that matters most on top."""
-    keys = document["keys"]
+    keys, trainings = document["keys"], document["trainings"]
+    partial = f", partial: {trainings['finished']} of {trainings['planned']} trainings"
+    title = document["recipe"] + (partial if document["is_partial"] else "")
     with figure(out, (8.0, 1.4 + 0.7 * len(keys))) as drawn:
         axes = drawn.add_subplot()
         axes.axvline(0.0, color="black", linewidth=0.8)
@@ -155,7 +157,7 @@ def draw_sensitivity(document: Mapping[str, Any], out: Path) -> None:
                 )
         names = [f"{key['key']}\nnow {_short(key['own'])}" for key in reversed(keys)]
         axes.set_yticks(range(len(keys)), names, fontsize=8)
-        axes.set(xlabel=f"{_objective(document)}: better by, against the recipe as it is", title=document["recipe"])
+        axes.set(xlabel=f"{_objective(document)}: better by, against the recipe as it is", title=title)
         axes.grid(alpha=0.25, axis="x")
 
 

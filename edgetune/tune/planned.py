@@ -21,6 +21,9 @@ from edgetune.tune.space import as_text
 from edgetune.tune.storage import POINT, VALUES
 from edgetune.tune.study import FINISHED, PLANNED, Search, has_budget
 
+NOT_MADE = "not made"
+"""Why a point has no objective that was not trained, and was not given up either."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -33,13 +36,35 @@ class Outcome:
     loss: float | None
     reason: str | None
 
+    @property
+    def is_made(self) -> bool:
+        """Whether it was trained, or given up: it will not be tried again."""
+        return self.reason != NOT_MADE
+
 
 def run_points(found: Search, name: str, points: Sequence[Mapping[str, Any]]) -> list[Outcome]:
     """Train and score the recipe with each point's values, those of an earlier call aside; outcomes in order.
 
     tune.minutes and tune.tokens, where they are set, hold for these trials alone. Raises what trials raise.
     """
-    study = optuna.create_study(
+    study = _study(found, name)
+    wanted = {_number(values): dict(values) for values in points}
+    for number, values in wanted.items():
+        study.enqueue_trial({POINT: number}, user_attrs={VALUES: values}, skip_if_exists=True)
+    planned = dataclasses.replace(found, study=study, points=len(set(wanted) | set(_finished(study))))
+    run_trials(planned, lambda planned: _is_next(planned, wanted))
+    return outcomes_so_far(found, name, points)
+
+
+def outcomes_so_far(found: Search, name: str, points: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+    """What `run_points` has of each point by now, in order; nothing is trained."""
+    done = _finished(_study(found, name))
+    return [_outcome(values, done.get(_number(values))) for values in points]
+
+
+def _study(found: Search, name: str) -> optuna.Study:
+    """The planned trials of that name, new or gone on with."""
+    return optuna.create_study(
         storage=found.study._storage,
         study_name=f"{found.study.study_name}{PLANNED}{name}",
         directions=list(found.directions),
@@ -47,13 +72,6 @@ def run_points(found: Search, name: str, points: Sequence[Mapping[str, Any]]) ->
         pruner=NopPruner(),
         load_if_exists=True,
     )
-    wanted = {_number(values): dict(values) for values in points}
-    for number, values in wanted.items():
-        study.enqueue_trial({POINT: number}, user_attrs={VALUES: values}, skip_if_exists=True)
-    planned = dataclasses.replace(found, study=study, points=len(set(wanted) | set(_finished(study))))
-    run_trials(planned, lambda planned: _is_next(planned, wanted))
-    done = _finished(study)
-    return [_outcome(values, done.get(_number(values))) for values in points]
 
 
 def _is_next(planned: Search, wanted: Mapping[int, Any]) -> bool | None:
@@ -80,6 +98,6 @@ def _number(values: Mapping[str, Any]) -> int:
 
 def _outcome(values: Mapping[str, Any], trial: FrozenTrial | None) -> Outcome:
     if trial is None:
-        return Outcome(values, None, None, "not made")
+        return Outcome(values, None, None, NOT_MADE)
     objective = trial.values[0] if trial.values else None
     return Outcome(values, objective, trial.user_attrs.get("loss"), trial.user_attrs.get(REASON))

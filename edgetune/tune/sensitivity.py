@@ -7,11 +7,11 @@ is, seed by seed -> a ranking with errors, sensitivity.json and sensitivity.png.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune.errors import RunError
+from edgetune.errors import RunError, is_stop
 from edgetune.files import write_json
 from edgetune.progress import Progress
 from edgetune.provenance import provenance
@@ -19,7 +19,7 @@ from edgetune.recipe import Recipe
 from edgetune.tune.confirm import common
 from edgetune.tune.effects import Effect, noise, paired_effect
 from edgetune.tune.pictures import draw_sensitivity
-from edgetune.tune.planned import Outcome, run_points
+from edgetune.tune.planned import Outcome, outcomes_so_far, run_points
 from edgetune.tune.run import STAGE
 from edgetune.tune.space import Space, read_space, same, values_of
 from edgetune.tune.storage import close, quiet_optuna, reached_database
@@ -69,46 +69,96 @@ class SensitivityResult:
 
 
 def one_at_a_time(
-    recipe: Recipe, folder: StudyDir, *, force: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    folder: StudyDir,
+    *,
+    force: bool = False,
+    on_stop: Callable[[SensitivityResult], object] | None = None,
+    progress: Progress | None = None,
 ) -> SensitivityResult:
     """Vary each key of the space alone; goes on where it was stopped. Raises as `search` does, and RunError where the
     recipe itself could not be trained.
+
+    What the finished trainings say when a signal ends it is kept as at the end, and `on_stop` is given it.
     """
     read_space(recipe, learning_rate=1e-4)
     with quiet_optuna(), reached_database(recipe.name):
         found = open_search(recipe, folder, force=force, progress=progress)
         try:
-            return _measure(found)
+            return _measure(found, on_stop)
         finally:
             close(found.study._storage)
 
 
-def _measure(found: Search) -> SensitivityResult:
-    table, first = found.recipe.tune, found.recipe.train.seed
-    seeds = tuple(range(first, first + table.seeds))
-    plan = steps(found.recipe, found.space, found.bench.learning_rate)
-    varied = [{}, *({key: value} for key, values in plan.items() for value in values)]
-    points = [{**values, "train.seed": seed} for seed in seeds for values in varied]  # a seed after the other
-    found.notify({"stage": STAGE, "message": f"{len(points)} trainings: {len(varied)} recipes, {len(seeds)} seeds"})
-    outcomes = run_points(found, NAME, points)
-    by_recipe = [outcomes[at :: len(varied)] for at in range(len(varied))]
-    if all(outcome.objective is None for outcome in by_recipe[0]):
+@dataclass(frozen=True)
+class _Plan:
+    """Which recipes are trained with which seeds."""
+
+    values: Mapping[str, list[Any]]
+    """Of each key, beside the recipe's own."""
+    seeds: tuple[int, ...]
+
+    @property
+    def varied(self) -> list[dict[str, Any]]:
+        """What each recipe has that the one as it is has not; {} of that one, the first."""
+        return [{}, *({key: value} for key, values in self.values.items() for value in values)]
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """All trainings, a seed after the other: where they end early, the first seeds are whole."""
+        return [{**values, "train.seed": seed} for seed in self.seeds for values in self.varied]
+
+
+def _measure(found: Search, on_stop: Callable[[SensitivityResult], object] | None) -> SensitivityResult:
+    """The trainings, and what they say; after a signal what those say that are finished, if anything."""
+    first = found.recipe.train.seed
+    plan = _Plan(
+        steps(found.recipe, found.space, found.bench.learning_rate),
+        tuple(range(first, first + found.recipe.tune.seeds)),
+    )
+    text = f"{len(plan.points)} trainings: {len(plan.varied)} recipes, {len(plan.seeds)} seeds"
+    found.notify({"stage": STAGE, "message": f"{text}, compared by {found.recipe.tune.objectives[0]}"})
+    try:
+        outcomes = run_points(found, NAME, plan.points)
+    except BaseException as error:
+        if is_stop(error) and (partial := _told(found, plan, outcomes_so_far(found, NAME, plan.points))):
+            text = f"stopped; what it found so far is in {found.folder.path}, and it goes on later"
+            found.notify({"stage": STAGE, "message": text})
+            if on_stop is not None:
+                on_stop(partial)
+        raise
+    result = _told(found, plan, outcomes)
+    if result is None:
         raise RunError(
-            f"{found.recipe.name}: the recipe itself was not measured: {by_recipe[0][0].reason}",
+            f"{found.recipe.name}: the recipe itself was not measured: {outcomes[0].reason}",
             cure="make it train first: edgetune train RECIPE",
         )
-    level = noise([[one.objective for one in group if one.objective is not None] for group in by_recipe])
+    return result
+
+
+def _told(found: Search, plan: _Plan, outcomes: list[Outcome]) -> SensitivityResult | None:
+    """What outcomes, in the order of the plan's points, say; None where the recipe as it is has none."""
+    count = len(plan.varied)
+    base, *others = [outcomes[at::count] for at in range(count)]
+    if all(outcome.objective is None for outcome in base):
+        return None
+    level = noise([[one.objective for one in group if one.objective is not None] for group in (base, *others)])
     is_loss = found.directions[0] == "minimize"
-    keys, at = [], 1
     own = values_of(found.recipe, found.space, learning_rate=found.bench.learning_rate)
-    for key, values in plan.items():
-        groups = by_recipe[at : at + len(values)]
-        at += len(values)
-        pairs = zip(values, groups, strict=True)
-        made = [_step(value, group, by_recipe[0], is_loss=is_loss) for value, group in pairs]
+    keys, left = [], iter(others)
+    for key, values in plan.values.items():
+        made = [_step(value, next(left), base, is_loss=is_loss) for value in values]
         keys.append(_sensitivity(key, own.get(key), made, level))
     ranked = tuple(sorted(keys, key=lambda item: -item.spread))
-    return _finish(found, ranked, seeds, by_recipe[0], level)
+    finished = sum(outcome.is_made for outcome in outcomes)
+    facts = {
+        "seeds": list(plan.seeds),
+        "trainings": {"planned": len(outcomes), "finished": finished},
+        "is_partial": finished < len(outcomes),
+        "as_it_is": [outcome.objective for outcome in base],
+        "noise": level,
+    }
+    return _finish(found, ranked, facts)
 
 
 def steps(recipe: Recipe, space: Space, learning_rate: float) -> dict[str, list[Any]]:
@@ -139,9 +189,7 @@ def _sensitivity(key: str, own: Any, made: list[Step], level: float | None) -> S
     return Sensitivity(key, own, tuple(made), spread, error, spread / level if level else None)
 
 
-def _finish(
-    found: Search, keys: tuple[Sensitivity, ...], seeds: tuple[int, ...], base: list[Outcome], level: float | None
-) -> SensitivityResult:
+def _finish(found: Search, keys: tuple[Sensitivity, ...], facts: Mapping[str, Any]) -> SensitivityResult:
     recipe = found.recipe
     document = {
         "recipe": recipe.name,
@@ -149,12 +197,10 @@ def _finish(
         "score_of": recipe.tune.score_of,
         "objective": recipe.tune.objectives[0],
         "direction": found.directions[0],
-        "seeds": list(seeds),
-        "as_it_is": [outcome.objective for outcome in base],
-        "noise": level,
+        **facts,
         "keys": [dataclasses.asdict(item) for item in keys],
         "provenance": provenance(recipe.train.seed),
     }
-    write_json(found.folder.path / "sensitivity.json", document)
-    draw_sensitivity(document, found.folder.path / "sensitivity.png")
+    write_json(found.folder.sensitivity, document)
+    draw_sensitivity(document, found.folder.sensitivity.with_suffix(".png"))
     return SensitivityResult(found.folder, keys, document)

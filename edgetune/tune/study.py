@@ -68,6 +68,11 @@ class StudyDir:
         """The recipe with the best values."""
         return self.path / "best.toml"
 
+    @property
+    def sensitivity(self) -> Path:
+        """What each key alone changes, as JSON; the picture of it lies beside it."""
+        return self.path / "sensitivity.json"
+
 
 @dataclass(frozen=True)
 class Search:
@@ -232,7 +237,7 @@ def _forget(storage: Any, name: str, folder: StudyDir) -> None:
         if known == name or known.startswith(f"{name}{PLANNED}"):
             optuna.delete_study(study_name=known, storage=storage)
     shutil.rmtree(folder.trials, ignore_errors=True)
-    for file in (folder.results, folder.best):
+    for file in (folder.results, folder.best, folder.sensitivity, folder.sensitivity.with_suffix(".png")):
         file.unlink(missing_ok=True)
 
 

@@ -96,7 +96,8 @@ def test_what_cannot_stand_ends_with_2_before_anything_is_made(recipe, tmp_path,
 
 
 def test_one_at_a_time_ranks_the_keys_and_finds_no_best_recipe(recipe, tmp_path):
-    recipe.write_text(recipe.read_text().replace("{ low = 1e-4, high = 1e-2, log = true }", "[1e-4, 1e-2]"))
+    space = '[tune.space]\n"train.learning_rate" = [1e-4, 1e-2]\n'
+    recipe.write_text(recipe.read_text().partition("[tune.space]")[0] + '[tune]\nsampler = "random"\n' + space)
     options = ("-o", tmp_path / "s", "--one-at-a-time", "--set", "tune.seeds=2")
     document = json.loads(run(recipe, *options, "--json").stdout)
     assert [item["key"] for item in document["keys"]] == ["train.learning_rate"]
@@ -105,13 +106,64 @@ def test_one_at_a_time_ranks_the_keys_and_finds_no_best_recipe(recipe, tmp_path)
     assert shown.splitlines()[0].split()[:2] == ["key", "now"]
     assert shown.splitlines()[1].startswith("train.learning_rate")
     assert str(tmp_path / "s" / "sensitivity.png") in shown
-    refused = CliRunner().invoke(main, ["tune", str(recipe), "--one-at-a-time", "--apply"])
-    assert (refused.exit_code, "leave --apply out" in refused.stderr) == (2, True)
+    assert "partial" not in shown
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "term")]
+    ("options", "told"),
+    [
+        (["--one-at-a-time", "--population", "4"], "leave one of the two out"),
+        (["--one-at-a-time", "--apply"], "finds no best recipe; leave --apply out"),
+        (
+            ["--one-at-a-time", "--trials", "9"],
+            "tune.trials: --one-at-a-time tries each value once a seed; leave it out",
+        ),
+        (["--one-at-a-time", "--sampler", "gp"], "tune.sampler: --one-at-a-time tries the ends of each range"),
+        (["--one-at-a-time", "--set", "tune.pruner=none"], "tune.pruner: --one-at-a-time gives nothing up"),
+        (["--one-at-a-time", "--set", "tune.seed = 3"], "tune.seed: --one-at-a-time draws nothing"),
+        (["--one-at-a-time", "--workers", "2"], "tune.workers: is of population-based training"),
+        (["--population", "4", "--apply"], "leave --apply out, and take its best.toml"),
+        (["--population", "4", "--trials", "9"], "tune.trials: a population trains each member once; leave it out"),
+        (["--population", "4", "--sampler", "tpe"], "tune.sampler: a population spreads its members' values"),
+        (["--population", "4", "--set", "tune.seeds=2"], "tune.seeds: a population is not trained again"),
+        (["--population", "4", "--workers", "5"], "tune.workers: 5 for a population of 4; at most one for each member"),
+        (["--population", "4", "--storage", "sqlite://"], "tune.storage: a population is kept in its folder"),
+    ],
 )
+def test_an_option_that_would_do_nothing_is_refused_in_one_line(recipe, tmp_path, options, told):
+    refused = CliRunner().invoke(main, ["tune", str(recipe), "-o", str(tmp_path / "s"), *options])
+    assert refused.exit_code == 2
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("edgetune: ")
+    assert told in line
+    assert not (tmp_path / "s").exists()
+
+
+STOPS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "term")]
+
+
+@pytest.mark.parametrize(("number", "code", "told"), STOPS)
+def test_a_signal_ends_one_at_a_time_with_what_is_known_and_the_same_command_goes_on(
+    recipe, tmp_path, monkeypatch, number, code, told
+):
+    bench = PaperBench(before=lambda _: len(bench.seen) == 4 and os.kill(os.getpid(), number))
+    monkeypatch.setattr("edgetune.tune.study.Workbench", lambda *_: bench)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    command = ["tune", str(recipe), "-o", str(tmp_path / "s"), "--one-at-a-time"]
+    command += ["--set", "tune.seeds=2", "--set", "train.learning_rate=1e-2"]
+    stopped = CliRunner().invoke(main, command)
+    signal.signal(signal.SIGINT, before)
+    assert (stopped.exit_code, told in stopped.stderr) == (code, True)
+    assert stopped.stdout.splitlines()[0] == "partial: 3 of 8 trainings"
+    assert stopped.stdout.splitlines()[2].startswith("train.learning_rate ")
+    assert f"what it found so far is in {tmp_path / 's'}, and it goes on later" in stopped.stderr
+    done = CliRunner().invoke(main, [*command, "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["trainings"] == {"planned": 8, "finished": 8}
+    assert len(bench.seen) == 8 + 1
+
+
+@pytest.mark.parametrize(("number", "code", "told"), STOPS)
 def test_a_signal_ends_a_study_with_its_best_recipe_and_page_and_the_same_command_goes_on(
     recipe, tmp_path, monkeypatch, number, code, told
 ):

@@ -144,7 +144,7 @@ def test_a_training_too_short_to_copy_in_is_refused(make_recipe, tmp_path):
 
 
 def test_members_that_do_not_fit_side_by_side_are_refused(make_recipe, tmp_path):
-    recipe = make_recipe(*SETTINGS, "tune.workers=3", 'budget.memory="1 MiB"', space=SPACE)
+    recipe = make_recipe(*SETTINGS, "tune.population=3", "tune.workers=3", 'budget.memory="1 MiB"', space=SPACE)
     with pytest.raises(OutOfMemoryError, match="3 members at once do not fit"):
         train_population(recipe, PopulationDir(tmp_path / "p"), session=nobody)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import optuna
 import pytest
@@ -70,13 +71,30 @@ def test_a_sensitivity_goes_on_after_a_stop_and_more_seeds_add_to_it(make_recipe
             raise Stopped("stopped", signal_number=2)
 
     bench.before = stop
+    partial = []
     with pytest.raises(Stopped):
-        one_at_a_time(make_recipe("tune.seeds=1", space=SPACE), StudyDir(tmp_path))
-    one_at_a_time(make_recipe("tune.seeds=1", space=SPACE), StudyDir(tmp_path))
+        one_at_a_time(make_recipe("tune.seeds=1", space=SPACE), StudyDir(tmp_path), on_stop=partial.append)
+    found = read_json(tmp_path / "sensitivity.json")
+    assert found == json.loads(json.dumps(partial[0].document))
+    assert (found["is_partial"], found["trainings"]) == (True, {"planned": 6, "finished": 3})
+    (rate, *others) = found["keys"]
+    assert (rate["key"], [step["reason"] for step in rate["steps"]]) == (LR, [None, None, "not made"])
+    assert [step["effect"]["mean"] for step in rate["steps"][:2]] == pytest.approx([-2, -1], abs=1e-5)
+    assert {step["effect"] for key in others for step in key["steps"]} == {None}
+    whole = one_at_a_time(make_recipe("tune.seeds=1", space=SPACE), StudyDir(tmp_path), on_stop=partial.append)
+    assert (whole.document["is_partial"], len(partial)) == (False, 1)
     assert len(bench.seen) == 6 + 1
     found = one_at_a_time(make_recipe("tune.seeds=2", space=SPACE), StudyDir(tmp_path))
     assert len(bench.seen) == 12 + 1
     assert len(found.document["as_it_is"]) == 2
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_sensitivity_stopped_before_the_recipe_itself_was_measured_says_nothing(make_recipe, bench, tmp_path):
+    bench.before = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        one_at_a_time(make_recipe(space=SPACE), StudyDir(tmp_path), on_stop=pytest.fail)
+    assert not (tmp_path / "sensitivity.json").exists()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -105,6 +123,7 @@ def test_a_budget_ends_a_sensitivity_too(make_recipe, bench, tmp_path):
     found = one_at_a_time(make_recipe("tune.seeds=1", "tune.tokens=250", space=SPACE), StudyDir(tmp_path))
     assert len(bench.seen) == 3
     assert [step.reason for item in found.keys for step in item.steps].count("not made") == 3
+    assert (found.document["is_partial"], found.document["trainings"]["finished"]) == (True, 3)
 
 
 def test_the_recipes_own_value_is_not_tried_twice(make_recipe):
