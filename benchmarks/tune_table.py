@@ -79,14 +79,15 @@ def train_entry(bench: Workbench, recipe: Recipe, values: Mapping[str, float], f
     return {
         "values": dict(values),
         "eval_losses": [round(float(loss), 5) for loss in tenths],
-        **_scores(measured),
+        **scores(measured),
         "tokens": measured.tokens,
         "wall_s": round(measured.wall_s, 1),
-        "exported": {**_scores(exported), "wall_s": round(time.perf_counter() - started, 1)},
+        "exported": {**scores(exported), "wall_s": round(time.perf_counter() - started, 1)},
     }
 
 
-def _scores(found: Any) -> dict[str, float]:
+def scores(found: Any) -> dict[str, float]:
+    """The score of a measured model, its loss where that is the metric; and the loss."""
     return {"score": found.loss if found.score is None else found.score, "loss": found.loss}
 
 

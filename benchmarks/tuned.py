@@ -5,6 +5,7 @@ python -m benchmarks.tuned draws the picture anew
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from bisect import bisect_right
@@ -22,6 +23,10 @@ ROUNDED = {
     "deployed": "Each weight was rounded by itself.",
     "exported": "Models were calibrated and repaired as export does.",
 }
+SCORED = ("trained", "deployed", "exported")
+"""As tune.score_of has them: before any rounding, each weight rounded by itself, calibrated and repaired."""
+FEWEST = 4
+"""Trials of which ranks are compared."""
 METRICS = {"nano-snips": "eval loss of the int4 model", "minilm-banking77": "eval accuracy of the int4 model"}
 
 
@@ -76,13 +81,37 @@ def tokens_until(task: Mapping[str, Any], method: str, wanted: float, budget: in
     return None
 
 
+def ranks(trials: Sequence[Mapping[str, Any]], *, is_loss: bool) -> dict[str, Any]:
+    """How alike the objectives of SCORED rank trials: rank correlations of each pair, over all trials and over those of
+    the better half as exported; and the exported score of the trial that each of them would choose. {} of too few.
+    """
+    from scipy.stats import kendalltau, spearmanr
+
+    sign = -1.0 if is_loss else 1.0
+    made = [trial for trial in trials if "diverged" not in trial]
+    made.sort(key=lambda trial: -sign * trial["exported"]["score"])
+    found: dict[str, Any] = {"trials": len(made), "diverged": len(trials) - len(made)}
+    groups = {"all": made, "better_half": made[: (len(made) + 1) // 2]}
+    for name, group in groups.items():
+        if len(group) < FEWEST:
+            return {}
+        found[name] = {}
+        for one, other in itertools.combinations(SCORED, 2):
+            pairs = [[sign * trial[which]["score"] for trial in group] for which in (one, other)]
+            told = {"spearman": float(spearmanr(*pairs)[0]), "kendall": float(kendalltau(*pairs)[0])}
+            found[name][f"{one} and {other}"] = {key: round(value, 4) for key, value in told.items()}
+    best = {name: max(made, key=lambda trial, name=name: sign * trial[name]["score"]) for name in SCORED}
+    return {**found, "chosen": {name: trial["exported"]["score"] for name, trial in best.items()}}
+
+
 def tune_table(report: Mapping[str, Any]) -> str:
     """What each method found with the same tokens, when it had what random search ends with, and what tests say."""
     parts = [_searches(name, task) for name, task in report["tasks"].items() if task.get("searches")]
-    tests = [_tests(name, task) for name, task in report["tasks"].items() if "test_effect" in task]
+    tests = [_tests(name, task) for name, task in report["tasks"].items() if task.get("test_effect")]
     if tests:
         head = ["| on test rows | default | tuned | better by (95 %) | seeds |", "| --- | ---: | ---: | ---: | ---: |"]
         parts.append("\n".join([*head, *tests]))
+    parts += [_ranks(name, task) for name, task in report["tasks"].items() if task.get("ranks")]
     machine = report["provenance"]
     parts.append(f"Trained in {report['threads']} thread of {machine['processor']}.")
     return "\n\n".join(parts)
@@ -133,9 +162,34 @@ def _populations(task: Mapping[str, Any]) -> str:
     return f"| {name} | {median:.4f} ({min(ends):.4f} to {max(ends):.4f}) | {told} |" + " | |" * len(larger)
 
 
+def _ranks(name: str, task: Mapping[str, Any]) -> str:
+    """How alike the objectives rank the same trials."""
+    found = task["ranks"]
+    lines = [
+        f"| {name}: {found['trials']} trials, ranked by | Spearman | Kendall "
+        "| Spearman, better half | Kendall, better half |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for pair, whole in found["all"].items():
+        half = found["better_half"][pair]
+        cells = [f"{value:.2f}" for one in (whole, half) for value in (one["spearman"], one["kendall"])]
+        lines.append(f"| {pair} | {' | '.join(cells)} |")
+    chosen = ", ".join(f"{how} {score:.4f}" for how, score in found["chosen"].items())
+    costs = ", ".join(
+        f"{how} {statistics.median(trial[how]['wall_s'] for trial in task['objectives'] if how in trial):.0f} s"
+        for how in SCORED
+    )
+    return "\n".join(
+        [*lines, "", f"As exported, the trial that each would choose has: {chosen}. Scoring one takes: {costs}."]
+    )
+
+
 def _tests(name: str, task: Mapping[str, Any]) -> str:
     effect = task["test_effect"]
-    default, tuned = (statistics.fmean(task["tests"][which].values()) for which in ("default", "tuned"))
+    default, tuned = (
+        statistics.fmean(one["score"] for one in task["tests"] if one["recipe"] == which)
+        for which in ("default", "tuned")
+    )
     return (
         f"| {name}, {METRICS[name].removeprefix('eval ')} | {default:.4f} | {tuned:.4f} "
         f"| {effect['mean']:+.4f} ({effect['low']:+.4f} to {effect['high']:+.4f}) | {effect['seeds']} |"
