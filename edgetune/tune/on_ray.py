@@ -33,6 +33,7 @@ from edgetune.errors import EdgeTuneError, RunError, Stopped
 from edgetune.train.stop import StopRequest
 from edgetune.tune.member import Begin, Job, Outcome, train_generation
 from edgetune.tune.mutation import QUARTILE, perturbed
+from edgetune.tune.share import member_share
 from edgetune.tune.trial import Workbench
 
 QUIET = {
@@ -52,6 +53,8 @@ MOST_DEATHS = 2
 """Of worker processes under one member."""
 MOST_CONNECT_S = 20
 """Seconds in which a cluster's first machine has to answer."""
+AUTHENTICATION = "RAY_AUTH_MODE"
+"""Set by Ray itself."""
 MOST_PATH = 40
 """Characters of Ray's own folder: the names of its sockets have 60 more, and a socket's path may have 107."""
 
@@ -209,13 +212,14 @@ def train_on_ray(
 def _ray(address: str | None, workers: int | None, members: int) -> Iterator[dict[str, float]]:
     """Ray, running; what a member takes of it. Raises RunError if there is none at the address."""
     settings = {**QUIET, "TUNE_MAX_PENDING_TRIALS_PG": str(members)}  # else many begin before all are known
-    before = {name: os.environ.get(name) for name in settings}
+    before = {name: os.environ.get(name) for name in (*settings, AUTHENTICATION)}
     os.environ.update(settings)
     folder = None
     common = {"logging_level": logging.CRITICAL, "log_to_driver": False, "configure_logging": True}
     try:
         if address:
             _knock(address)
+            _take_token()
             ray.init(address=address, **common)
         else:
             folder = _short_folder()
@@ -226,7 +230,7 @@ def _ray(address: str | None, workers: int | None, members: int) -> Iterator[dic
                 _temp_dir=str(folder),
                 **common,
             )
-        yield _resources(workers)
+        yield member_share([machine["Resources"] for machine in ray.nodes() if machine["Alive"]], workers)
     except ConnectionError as error:
         raise _no_cluster(address, error) from None
     finally:
@@ -234,7 +238,7 @@ def _ray(address: str | None, workers: int | None, members: int) -> Iterator[dic
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _knock(address: str) -> None:
@@ -246,6 +250,15 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=MOST_CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise _no_cluster(address, error) from None
+
+
+def _take_token() -> None:
+    """Show the cluster the token that this machine has, if any: at an address Ray does so only when told to."""
+    with contextlib.suppress(ImportError):  # a release that does it elsewhere
+        from ray._private.authentication import authentication_token_setup
+
+        logging.getLogger("ray").setLevel(logging.CRITICAL)  # as ray.init does, before it
+        authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _no_cluster(address: str | None, error: BaseException) -> RunError:
@@ -262,15 +275,6 @@ def _short_folder() -> Path:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     return folder
-
-
-def _resources(workers: int | None) -> dict[str, float]:
-    """A GPU for each member where there are any, shared where there are fewer than workers; else its share of cores."""
-    there = ray.cluster_resources()
-    gpus, cpus = there.get("GPU", 0), there.get("CPU", 1)
-    if gpus:
-        return {"CPU": min(1.0, cpus / (workers or gpus)), "GPU": 1 / math.ceil((workers or gpus) / gpus)}
-    return {"CPU": max(1, cpus // (workers or len(ray.nodes())))}
 
 
 def _text(begin: Begin) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -150,6 +153,72 @@ def test_an_error_in_a_worker_is_the_user_s_in_one_line(command, tmp_path):
     assert finished.returncode == 2, finished.stderr
     assert "Traceback" not in finished.stderr
     assert "nowhere" in finished.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """The address of a Ray cluster of this machine's cores that asks for its token; gone afterwards."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp") as folder:  # the paths of sockets are short
+        ports = dict(zip(("port", "dashboard-agent-listen-port"), free_ports(2), strict=True))
+        options = {**ports, "num-cpus": len(os.sched_getaffinity(0)), "object-store-memory": 10**8, "temp-dir": folder}
+        flags = [f"--{name}={value}" for name, value in options.items()]
+        head = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"]
+        environment = {**os.environ, "EDGETUNE_TEST": folder}
+        with subprocess.Popen(
+            [*head, "--disable-usage-stats", *flags],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        ) as process:
+            try:
+                while not listens(ports["port"]):
+                    assert process.poll() is None
+                    time.sleep(0.1)
+                yield f"127.0.0.1:{ports['port']}", folder
+            finally:
+                process.terminate()
+                process.wait(timeout=LONG_S)
+        _, left = psutil.wait_procs(own_processes(folder), timeout=LONG_S)
+        assert left == []
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def listens(port):
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_on_a_cluster_by_address_a_population_is_the_same_and_the_cluster_is_left_as_it_was(
+    whole, recipe, cluster, tmp_path, monkeypatch
+):
+    address, marker = cluster
+    monkeypatch.setenv("EDGETUNE_TEST", str(tmp_path))
+    command = [*command_of(recipe, tmp_path / "p"), "--set", f"tune.ray_address={address}"]
+    found, told = done(command)
+    assert courses(found) == courses(whole[1])
+    assert "ray" not in told.lower()
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {path.name for path in whole[0].iterdir()}
+    assert own_processes(str(tmp_path)) == []
+    _, left = psutil.wait_procs([one for one in own_processes(marker) if is_member(one)], timeout=LONG_S)
+    assert left == []
+    assert listens(int(address.rpartition(":")[2]))
+
+
+def is_member(process):
+    """Whether a process of a cluster trains, or has trained, members: Ray names it after its class."""
+    try:
+        return "Member" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def test_an_address_where_no_cluster_is_is_an_error_in_one_line(command):
