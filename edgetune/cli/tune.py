@@ -16,6 +16,7 @@ from edgetune.cli.sensitivity import shown, vary_and_show
 from edgetune.errors import RecipeError, is_stop
 
 if TYPE_CHECKING:
+    from edgetune.recipe import Recipe
     from edgetune.tune.confirm import Confirmation
     from edgetune.tune.search import StudyResult
     from edgetune.tune.study import StudyDir
@@ -101,7 +102,6 @@ def command(
     With --population learning rate, dropout and weight decay change while members train; the best member's training is
     kept as a run folder, best/, and its recipe, with what changed when, in best.toml.
     """
-    from edgetune.tune.search import search
     from edgetune.tune.study import StudyDir
 
     asked = {"trials": trials, "sampler": sampler, "pruner": pruner, "population": population, "workers": workers}
@@ -125,6 +125,22 @@ def command(
     if one_at_a_time:
         vary_and_show(loaded, folder, force=force, as_json=as_json)
         return
+    _search_and_show(recipe, loaded, folder, overrides, applies=applies, force=force, as_json=as_json)
+
+
+def _search_and_show(
+    recipe: Path,
+    loaded: Recipe,
+    folder: StudyDir,
+    overrides: Sequence[str],
+    *,
+    applies: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """The search, its page, and what it found on stdout; with `applies` the best values in the recipe's file."""
+    from edgetune.tune.search import search
+
     progress = console.ProgressLine()
     try:
         result = search(loaded, folder, force=force, confirms=applies, progress=progress)

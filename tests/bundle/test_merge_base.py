@@ -26,15 +26,20 @@ def trained(tiny_recipe, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def learned(tiny_base, tiny_rows, tiny_encoder, tmp_path_factory):
+def learned(tiny_recipe, tiny_base, tiny_rows, tiny_encoder, tmp_path_factory):
     """By task a recipe that learns its rows well and is measured on them, on float grids, and its base."""
     texts = [{"text": f"turn {name} lamp {number}", "label": name} for number in range(20) for name in ("on", "off")]
     file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in texts))
     found = {}
     for task, base, rows in (("generation", tiny_base, tiny_rows), ("classification", tiny_encoder, file)):
-        overrides = [f"model.task={task}", f"data.eval={rows}", "train.max_steps=40", "export.precision=fp32"]
-        found[task] = parse_recipe(RECIPE.format(base=base, rows=rows), source="test", overrides=overrides), base
+        text = tiny_recipe(
+            model={"base": str(base), "task": task},
+            data={"train": str(rows), "eval": str(rows)},
+            train={"max_steps": 40},
+            export={"merge_base": "auto", "precision": "fp32"},
+        )
+        found[task] = parse_recipe(text, source="test"), base
     return found
 
 
