@@ -27,7 +27,7 @@ from edgetune.runtime.bundle import open_bundle
 @pytest.fixture
 def run_dir(tiny_base: Path, tiny_rows: Path, tmp_path: Path) -> RunDir:
     run_dir = RunDir(tmp_path / "run").create()
-    data, table = DataTable(train=str(tiny_rows), eval_fraction=0.3), ExportTable(repair_steps=4)
+    data, table = DataTable(train=str(tiny_rows), eval_fraction=0.3), ExportTable(calibration_rows=0, repair_steps=0)
     recipe = Recipe(ModelTable(base=str(tiny_base)), data, export=table)
     run_dir.recipe.write_text(recipe.to_toml(), encoding="utf-8")
     run_dir.merged.symlink_to(tiny_base, target_is_directory=True)
