@@ -2,6 +2,7 @@
 
     python -m benchmarks.decode                                    # a 125 M-parameter Llama shape, random weights
     python -m benchmarks.decode --merged runs/nano-snips/merged    # the weights of a run
+    python -m benchmarks.decode --smollm2 --out benchmarks/results/decode_smollm2.json    # SmolLM2-135M, see smollm2.py
 
 Every measurement runs in a fresh child process; the contestants take turns for several rounds; the table shows medians
 and spread. Needs `pip install -e '.[bench]'` (llama-cpp-python is built from source for this processor).
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -21,12 +23,15 @@ from typing import Any
 import click
 
 from benchmarks.measure import in_child, load_at_start, spread
+from benchmarks.smollm2 import NOTE, write_folder
 from edgetune.files import write_json
 from edgetune.provenance import provenance
 
 PROMPT_TOKENS = 128
 NEW_TOKENS = 128
 PEERS = ("Q4_0", "Q4_K_M")
+LAST_ONLY = "edgetune int4 block 128, head for the last token only"
+"""The default, which keeps the logits of a whole prompt, without those that no answer needs."""
 OURS: dict[str, dict[str, Any]] = {
     "edgetune int4 block 32": {"block_size": 32},
     "edgetune int4 block 128": {},
@@ -38,13 +43,18 @@ OURS: dict[str, dict[str, Any]] = {
 
 @click.command()
 @click.option("--merged", type=click.Path(exists=True, path_type=Path), help="Merged Llama folder of a run.")
+@click.option("--smollm2", is_flag=True, help="SmolLM2-135M, from its .gguf file.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/decode.json"))
-def main(merged: Path | None, rounds: int, out: Path) -> None:
+def main(merged: Path | None, smollm2: bool, rounds: int, out: Path) -> None:
     """Measure and write JSON."""
+    if merged and smollm2:
+        raise click.UsageError("--merged and --smollm2 exclude each other")
     load = load_at_start()
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
+        if smollm2:
+            merged = write_folder(folder / "smollm2")
         merged = merged or _random_llama(folder / "random-125m")
         contestants = _build(merged, folder)
         results: dict[str, list[dict]] = {name: [] for name in contestants}
@@ -55,7 +65,8 @@ def main(merged: Path | None, rounds: int, out: Path) -> None:
         bandwidth = in_child("benchmarks.decode_child", "bandwidth", "-", PROMPT_TOKENS, NEW_TOKENS)
         sizes = {name: _weight_bytes(path) for name, (_, path) in contestants.items()}
         shape = json.loads((merged / "config.json").read_text(encoding="utf-8"))
-    report = {**_summary(results, sizes, bandwidth, shape), "load_at_start": load}
+    note = {"note": NOTE} if smollm2 else {}
+    report = {**_summary(results, sizes, bandwidth, shape), **note, "load_at_start": load}
     write_json(out, report)
     _print(report)
 
@@ -68,6 +79,8 @@ def _build(merged: Path, folder: Path) -> dict[str, tuple[str, Path]]:
     contestants = {}
     for number, (name, settings) in enumerate(OURS.items()):
         contestants[name] = ("edgetune", _bundle(merged, folder / f"bundle-{number}", settings))
+    plain = contestants["edgetune int4 block 128"][1]
+    contestants[LAST_ONLY] = ("edgetune", head_for_the_last_token(plain, folder / "bundle-last"))
     for kind in PEERS:
         contestants[f"llama.cpp {kind}"] = ("llama.cpp", quantize(source, folder / f"{kind}.gguf", kind))
     return contestants
@@ -88,6 +101,29 @@ def _bundle(merged: Path, out: Path, settings: dict[str, Any]) -> Path:
     write_settings(
         out, chat=chat, context_length=json.loads((merged / "config.json").read_text())["max_position_embeddings"]
     )
+    return out
+
+
+def head_for_the_last_token(bundle: Path, out: Path) -> Path:
+    """A copy of a bundle whose graph cuts the states before the head: logits (batch, 1, vocabulary) however long the
+    prompt.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    shutil.copytree(bundle, out)
+    model = onnx.load(str(out / "model.onnx"), load_external_data=False)
+    graph = model.graph
+    number, head = next((n, node) for n, node in enumerate(graph.node) if "logits" in node.output)
+    for name, value in (("last.start", -1), ("last.end", 2**31 - 1), ("last.axis", 1)):
+        graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [1], [value]))
+    cut = helper.make_node("Slice", [head.input[0], "last.start", "last.end", "last.axis"], ["last.states"], "last")
+    head.input[0] = "last.states"
+    graph.node.insert(number, cut)
+    (logits,) = [item for item in graph.output if item.name == "logits"]
+    logits.type.tensor_type.shape.dim[1].Clear()
+    logits.type.tensor_type.shape.dim[1].dim_value = 1
+    onnx.save(model, str(out / "model.onnx"))
     return out
 
 
@@ -141,8 +177,6 @@ def _weight_bytes(path: Path) -> int:
 
 def _random_llama(folder: Path) -> Path:
     """A 125 M-parameter Llama shape with seeded random weights, and some tokenizer: speed depends on neither."""
-    import shutil
-
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

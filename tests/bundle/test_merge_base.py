@@ -26,21 +26,12 @@ def trained(tiny_recipe, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def learned(tiny_recipe, tiny_base, tiny_rows, tiny_encoder, tmp_path_factory):
-    """By task a recipe that learns its rows well and is measured on them, on float grids, and its base."""
-    texts = [{"text": f"turn {name} lamp {number}", "label": name} for number in range(20) for name in ("on", "off")]
-    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in texts))
-    found = {}
-    for task, base, rows in (("generation", tiny_base, tiny_rows), ("classification", tiny_encoder, file)):
-        text = tiny_recipe(
-            model={"base": str(base), "task": task},
-            data={"train": str(rows), "eval": str(rows)},
-            train={"max_steps": 40},
-            export={"merge_base": "auto", "precision": "fp32"},
-        )
-        found[task] = parse_recipe(text, source="test"), base
-    return found
+def learned(tiny_recipe, tiny_rows):
+    """A recipe that learns its rows well and is measured on them, all of them, on float grids."""
+    text = tiny_recipe(
+        data={"eval": str(tiny_rows)}, train={"max_steps": 40}, export={"merge_base": "auto", "precision": "fp32"}
+    )
+    return parse_recipe(text, source="test")
 
 
 def test_both_merges_are_measured_the_same_each_time(trained, tiny_base):
@@ -91,16 +82,15 @@ def test_losses_weigh_rows_by_their_tokens():
     assert choice.losses == {"trained": 1.75, "original": 1.5}
 
 
-@pytest.mark.parametrize(("task", "held"), [("generation", "nf4"), ("generation", "none"), ("classification", "none")])
-def test_the_base_that_the_adapter_was_fitted_to_is_found(learned, tmp_path, task, held):
+@pytest.mark.parametrize(("held", "better"), [("nf4", "trained"), ("none", "original")])
+def test_the_base_that_the_adapter_was_fitted_to_is_found(learned, tiny_base, tmp_path, held, better):
     """Both are said to be trained in 4 bits: of one that is true, the other learned on the original weights."""
-    recipe, base = learned[task]
     run_dir = RunDir(tmp_path / "run")
-    train(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, quantization=held)), run_dir)
+    train(dataclasses.replace(learned, model=dataclasses.replace(learned.model, quantization=held)), run_dir)
     record = run_dir.adapter / "edgetune.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"quantization": "nf4"}))
-    choice = choose_merge_base(recipe, run_dir, base)
-    assert choice.merge_base == ("trained" if held == "nf4" else "original"), choice
+    choice = choose_merge_base(learned, run_dir, tiny_base)
+    assert choice.merge_base == better, choice
 
 
 def test_what_is_measured_is_rounded_as_export_rounds_it(trained, tiny_base, monkeypatch):
