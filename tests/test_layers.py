@@ -66,6 +66,7 @@ LAYERS = {
     5: (
         "quantize.decoder",
         "quantize.repair",
+        "quantize.repair_classifier",
         "quantize.truth",
         "train",
         "tune",
@@ -117,7 +118,12 @@ PUBLIC = {
         "train.stop",
     },
     "bundle": {"bundle.export.export", "bundle.task.TASKS", "bundle.merge_base.choose_merge_base"},
-    "quantize": {"quantize.decoder.quantize_decoder", "quantize.repair", "quantize.truth.EvalRows"},
+    "quantize": {
+        "quantize.decoder.quantize_decoder",
+        "quantize.repair",
+        "quantize.repair_classifier",
+        "quantize.truth.EvalRows",
+    },
     "evaluate": {
         "evaluate.evaluate.evaluate",
         "evaluate.labeller.calibrate_for",

@@ -8,15 +8,19 @@ import json
 
 import pytest
 
+from edgetune.bundle.classification import as_exported
 from edgetune.bundle.export import export, export_merged
 from edgetune.bundle.merge_base import choose_merge_base
 from edgetune.cli.verify import survival_lines
+from edgetune.errors import RecipeError
 from edgetune.evaluate.by_path import evaluate_path
+from edgetune.export.read_graph import GraphFile, same_bytes
 from edgetune.lora.merge import merge
 from edgetune.lora.read import read_adapter
 from edgetune.model.base import base_folder
 from edgetune.pipeline import run
 from edgetune.plan import plan
+from edgetune.quantize.grid import dequantize
 from edgetune.recipe import parse_recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.bundle import open_bundle
@@ -135,6 +139,49 @@ def test_the_base_to_merge_on_is_measured_for_a_classifier_too(finished, tiny_en
     eval_loss = json.loads((run_dir.results / "train.json").read_text())["eval_loss"]
     assert plain["trained"] == pytest.approx(eval_loss, rel=2e-3)
     assert rounded["trained"] != plain["trained"]
+
+
+@pytest.mark.parametrize("target", [pytest.param("labels", marks=pytest.mark.slow), "both"])
+def test_scales_of_a_classifier_are_repaired_and_shipped_as_they_were_trained(finished, tmp_path, monkeypatch, target):
+    recipe, run_dir, _ = finished
+    monkeypatch.setattr("edgetune.quantize.repair.LEARNING_RATE", 1e-2)  # so that few steps are seen
+    monkeypatch.setattr("edgetune.quantize.repair_classifier.LabelTruth.divergence", lambda *_: 0.0)
+    table = dataclasses.replace(recipe.export, method="rtn", block_size=64, repair_steps=12, repair_on=target)
+    asked = dataclasses.replace(recipe, export=table)
+    made = export(asked, run_dir, out=tmp_path / "repaired")
+    assert made.verification.passed
+    repair = made.bundle.provenance["repair"]
+    assert repair["best_step"] > 0
+    assert repair["loss_after"] < repair["loss_before"]
+    plain = dataclasses.replace(asked, export=dataclasses.replace(table, repair_steps=0))
+    shipped, rounded = (
+        matrices_of(bundle) for bundle in (made.bundle, export(plain, run_dir, out=tmp_path / "plain").bundle)
+    )
+    trained = as_exported(run_dir.merged, asked, cache=run_dir.cache)
+    for name, matrix in shipped.items():
+        assert dequantize(matrix).equal(trained.get_submodule(name).weight)
+        assert matrix.packed.equal(rounded[name].packed)
+    assert sum(not same_bytes(matrix, rounded[name]) for name, matrix in shipped.items()) >= len(shipped) - 1
+
+
+def matrices_of(bundle):
+    """What a classifier's graph holds on the grid, by module; the tiny encoder's sizes are multiples of the block."""
+    graph = GraphFile(bundle.path / "model.onnx")
+    found = {}
+    for _, inputs, attributes in graph.grid_nodes():
+        name = inputs[0].removeprefix("classifier.").removesuffix(".packed")
+        columns = 128 if name.endswith("output.dense") and "attention" not in name else 64
+        found[name] = graph.read_matrix(inputs, attributes, columns=columns)
+    return found
+
+
+def test_rows_with_other_labels_repair_nothing(finished, tmp_path):
+    _, run_dir, _ = finished
+    rows = [{"text": f"a {n} {label}", "label": label} for n in range(20) for label in ("x", "other")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(RecipeError, match="other labels than the classifier"):
+        export_merged(run_dir.merged, tmp_path / "bundle", str(tmp_path / "rows.jsonl"), ["export.repair_steps=2"])
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_merged_folder_outside_any_run_is_exported_as_its_head_was_trained(finished, tmp_path):

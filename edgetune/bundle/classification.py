@@ -19,8 +19,8 @@ from edgetune.bundle.place import ExportResult, put_in_place
 from edgetune.data.formats import Example
 from edgetune.data.prepare import examples, longest_row, prepare
 from edgetune.data.read import on_disk
+from edgetune.errors import RecipeError
 from edgetune.evaluate.labeller import calibrate_for
-from edgetune.evaluate.rows import even_places
 from edgetune.export.encoder import build_encoder
 from edgetune.hashes import hash_tree, hash_values
 from edgetune.lora.merge import BaseTensors
@@ -34,6 +34,8 @@ from edgetune.quantize.grid import QuantizedMatrix
 from edgetune.quantize.layer_change import LayerChange
 from edgetune.quantize.methods import method_of
 from edgetune.quantize.precisions import grid_of
+from edgetune.quantize.repair import Repair
+from edgetune.quantize.repair_classifier import EvalTexts, repair_classifier
 from edgetune.recipe import CALIBRATED, Recipe
 from edgetune.run_dir import RunDir
 from edgetune.runtime.batches import by_length
@@ -47,8 +49,6 @@ from edgetune.verify.classification import MOST_TEXTS, Built, verify_encoder
 KIND = "classifier"
 IS_DECODER = False
 BATCH_TEXTS = 32
-MOST_EVAL_TEXTS = 1000
-"""Texts whose losses are compared one by one."""
 
 
 def check_merged(merged: Path) -> None:
@@ -62,19 +62,12 @@ def as_trained(recipe: Recipe, merged: Path) -> Recipe:
     return recipe.with_classify(multi_label=spec.multi_label, out_of_scope_label=outside)
 
 
-def export(
-    merged: Path,
-    out: Path,
-    recipe: Recipe,
-    *,
-    cache: Path,  # noqa: ARG001
-    progress: Progress | None = None,
-) -> ExportResult:
+def export(merged: Path, out: Path, recipe: Recipe, *, cache: Path, progress: Progress | None = None) -> ExportResult:
     """The bundle `out` of a merged classifier.
 
-    Its weights are rounded as [export] method says, "gptq" for the recipe's train rows, its probabilities are
-    calibrated on the eval rows. Then it is verified, with the threshold that may make answers "unknown", on texts drawn
-    from the eval rows, and from the train rows where those are few.
+    Its weights are rounded as [export] method says, "gptq" for the recipe's train rows, and repaired on these as
+    repair_steps says; its probabilities are calibrated on the eval rows. Then it is verified, with the threshold that
+    may make answers "unknown", on texts drawn from the eval rows, and from the train rows where those are few.
     """
     tell = progress or silent
 
@@ -83,7 +76,8 @@ def export(
         seed = recipe.train.seed
         texts = draw_texts(examples(recipe, "eval"), MOST_TEXTS, seed=seed)
         texts += draw_texts(examples(recipe, "train"), MOST_TEXTS - len(texts), seed=seed)
-        built = build_classifier_bundle(merged, folder, recipe, calibration_texts(recipe))
+        texts_of_training = calibration_texts(recipe)
+        built = build_classifier_bundle(merged, folder, recipe, texts_of_training, cache=cache, progress=progress)
         tell({"stage": "export", "message": "calibrating on the eval rows"})
         built = dataclasses.replace(built, bundle=calibrated(built.bundle, recipe))
         tell({"stage": "export", "message": f"verifying on {len(texts)} texts"})
@@ -97,30 +91,19 @@ def build_again(bundle: Bundle, merged: Path, folder: Path, recipe: Recipe) -> B
     return write_manifest(calibrated(build_classifier_bundle(merged, folder, recipe).bundle, recipe))
 
 
-def as_exported(
-    merged: Path,
-    recipe: Recipe,
-    *,
-    cache: Path,  # noqa: ARG001
-    progress: Progress | None = None,  # noqa: ARG001
-) -> Classifier:
-    """The merged classifier in torch with the numbers that its bundle would hold: rounded as `export` does."""
+def as_exported(merged: Path, recipe: Recipe, *, cache: Path, progress: Progress | None = None) -> Classifier:
+    """The merged classifier in torch with the numbers of its bundle: rounded and repaired as by `export`."""
     classifier, grid = load_classifier(load_merged(merged), merged), _grid_of(recipe)
     if grid is None:
         return classifier
     matrices = _rounded(classifier, load_tokenizer(merged), calibration_texts(recipe), grid, recipe)
-    return dequantized(classifier, matrices)
+    done = _repaired(classifier, matrices, merged, recipe, cache=cache, progress=progress)
+    return dequantized(classifier, done.matrices if done else matrices)
 
 
 def row_losses(model: Classifier, merged: Path, recipe: Recipe, *, cache: Path) -> list[tuple[float, int]]:
-    """What a classifier in torch loses on eval rows, at most MOST_EVAL_TEXTS at even distances: nats of each, and 1."""
-    tokenizer = load_tokenizer(merged)
-    length = longest_row(recipe, merged, tokenizer)
-    prepared = prepare(recipe, tokenizer, max_length=length, cache=cache)
-    task = Classification(recipe, prepared, padding_id(tokenizer))
-    rows = prepared.eval if len(prepared.eval) else prepared.train
-    places = even_places(len(rows), min(len(rows), MOST_EVAL_TEXTS))
-    return [task.evaluate(model, rows=rows.at([place])) for place in places]
+    """What a classifier in torch loses on eval rows: nats of each, and 1."""
+    return EvalTexts.of(_labelled_rows(merged, recipe, cache)).row_losses(model)
 
 
 def layer_changes(bundle: Bundle, run_dir: RunDir, base: Path) -> Iterator[LayerChange]:
@@ -131,11 +114,24 @@ def layer_changes(bundle: Bundle, run_dir: RunDir, base: Path) -> Iterator[Layer
     return encoder_layers_changed(bundle, run_dir.merged, BaseTensors(run_dir.adapter, base, merge_base))
 
 
-def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: Sequence[str] = ()) -> Built:
-    """Write a bundle into an empty folder, weights rounded as [export] says, "gptq" for `texts`. Raises ModelError."""
+def build_classifier_bundle(
+    merged: Path,
+    folder: Path,
+    recipe: Recipe,
+    texts: Sequence[str] = (),
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Built:
+    """Write a bundle into an empty folder, weights rounded as [export] says, "gptq" for `texts`.
+
+    `cache`: a folder for tokens, if they are to be repaired on the train rows. Raises ModelError.
+    """
     tokenizer, classifier = load_tokenizer(merged), load_classifier(load_merged(merged), merged)
     spec, precision, grid = classifier.spec, recipe.export.precision, _grid_of(recipe)
     matrices = _rounded(classifier, tokenizer, texts, grid, recipe) if grid else {}
+    done = _repaired(classifier, matrices, merged, recipe, cache=cache, progress=progress) if cache else None
+    matrices = dict(done.matrices) if done else matrices
     build_encoder(
         classifier,
         folder,
@@ -164,6 +160,7 @@ def build_classifier_bundle(merged: Path, folder: Path, recipe: Recipe, texts: S
             "base": recipe.model.base,
             "merged_sha256": hash_tree(merged),
             "recipe_sha256": hash_values(recipe),
+            "repair": done.to_json() if done else None,
             **provenance(recipe.train.seed),
         },
     )
@@ -189,6 +186,38 @@ def _rounded(
     """Weights on the grid by [export] method, "gptq" for the texts."""
     batches = token_batches(tokenizer, texts, max_length=classifier.spec.max_length)
     return quantize_classifier(classifier, grid, batches, method=method_of(recipe.export))
+
+
+def _repaired(
+    classifier: Classifier,
+    matrices: dict[str, QuantizedMatrix],
+    merged: Path,
+    recipe: Recipe,
+    *,
+    cache: Path,
+    progress: Progress | None,
+) -> Repair | None:
+    """The matrices repaired on the train rows; None where [export] repair_steps asks for none, or 8 bits need none.
+
+    Raises DivergedError, DataError; RecipeError for rows with other labels than the classifier's.
+    """
+    grid = _grid_of(recipe)
+    if not recipe.export.repair_steps or grid is None or grid.bits >= 8:
+        return None
+    task = _labelled_rows(merged, recipe, cache)
+    if task.prepared.labels != classifier.spec.labels:
+        raise RecipeError(
+            "export.repair_steps: the train rows have other labels than the classifier",
+            cure="give the rows it was trained on, or set export.repair_steps = 0",
+        )
+    return repair_classifier(classifier, matrices, task, progress=progress)
+
+
+def _labelled_rows(merged: Path, recipe: Recipe, cache: Path) -> Classification:
+    """The recipe's rows in the tokens of the merged folder's tokenizer. Raises DataError."""
+    tokenizer = load_tokenizer(merged)
+    prepared = prepare(recipe, tokenizer, max_length=longest_row(recipe, merged, tokenizer), cache=cache)
+    return Classification(recipe, prepared, padding_id(tokenizer))
 
 
 def save_tokenizer(tokenizer: Any, path: Path, *, max_length: int) -> None:

@@ -27,7 +27,7 @@ class ClassificationSweep:
     """Block size, symmetry and method; an encoder's layers all have 4 bits, its head none."""
 
     def __init__(self, recipe: Recipe, run_dir: RunDir, tell: Progress) -> None:
-        self.merged, self.recipe, self.tell = run_dir.merged, recipe, tell
+        self.merged, self.recipe, self.tell, self.cache = run_dir.merged, recipe, tell, run_dir.cache
         tokenizer = load_tokenizer(self.merged)
         length = longest_row(recipe, self.merged, tokenizer)
         prepared = prepare(recipe, tokenizer, max_length=length, cache=run_dir.cache)
@@ -51,12 +51,18 @@ class ClassificationSweep:
 
     def build(self, point: Point, folder: Path) -> None:
         """As Sweep."""
-        changed, texts = as_asked(self.recipe, point), self.texts if point.calibrated else []
-        write_manifest(calibrated(build_classifier_bundle(self.merged, folder, changed, texts).bundle, changed))
+        self._write(point, folder)
 
-    def finish(self, point: Point, folder: Path) -> bool:  # noqa: ARG002
-        """As Sweep: a classifier is not repaired."""
-        return False
+    def finish(self, point: Point, folder: Path) -> bool:
+        """As Sweep: repaired."""
+        if self.recipe.export.repair_steps:
+            self._write(point, folder, cache=self.cache)
+        return bool(self.recipe.export.repair_steps)
+
+    def _write(self, point: Point, folder: Path, *, cache: Path | None = None) -> None:
+        changed, texts = as_asked(self.recipe, point), self.texts if point.calibrated else []
+        built = build_classifier_bundle(self.merged, folder, changed, texts, cache=cache, progress=self.tell)
+        write_manifest(calibrated(built.bundle, changed))
 
     def _bytes(self, matrices: Mapping[str, QuantizedMatrix]) -> int:
         floats = (

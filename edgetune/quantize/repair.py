@@ -126,8 +126,26 @@ def repair(
     model = load_for_loss(merged, matrices, rounds_inputs=table.accuracy_level == 4)
     if recipe.gradient_checkpointing:
         checkpoint_layers(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     data = RepairData(recipe, rows, pad_id, target.teacher)
+    return train_on_grid(model, data, target.truth, matrices, started=started, progress=progress)
+
+
+def train_on_grid(
+    model: Any,
+    data: Any,
+    truth: Any,
+    matrices: Mapping[str, QuantizedMatrix],
+    *,
+    started: float,
+    progress: Progress | None = None,
+) -> Repair:
+    """Train what `make_repairable` left open in a model, on the data's recipe, and keep the best look at it.
+
+    `truth`: the merged model on eval rows, a `Truth` or what has its `loss`, `rows.loss` and `divergence`; `started`:
+    by time.monotonic. Raises DivergedError.
+    """
+    recipe = data.recipe
+    table, trained = recipe.export, [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = Training(
         model=model,
         trained=trained,
@@ -139,7 +157,7 @@ def repair(
         learning_rate=partial(_learning_rate, steps=table.repair_steps),
     )
     with lean_heap(recipe.gradient_checkpointing):
-        best, curve = _train_best(training, target.truth, progress)
+        best, curve = _train_best(training, truth, progress)
     first, kept = curve[0], best_of(curve)
     return Repair(
         matrices={**matrices, **best[0]},
@@ -148,15 +166,15 @@ def repair(
         loss_after=kept.loss,
         best_step=kept.step,
         wall_s=time.monotonic() - started,
-        loss_merged=target.truth.loss,
+        loss_merged=truth.loss,
         kl_before=first.kl,
         kl_after=kept.kl,
         curve=curve,
-        epochs_more=_epochs_more(curve, target.truth.loss, data),
+        epochs_more=_epochs_more(curve, truth.loss, data),
     )
 
 
-def _epochs_more(curve: Sequence[Look], loss_merged: float, data: RepairData) -> float | None:
+def _epochs_more(curve: Sequence[Look], loss_merged: float, data: Any) -> float | None:
     """What the steps with the least loss were in epochs, where it is far below the merged model's; None where not."""
     least = min(curve, key=lambda look: (look.loss, look.step))
     if least.loss >= (1 - UNCONVERGED) * loss_merged:
@@ -188,7 +206,7 @@ class Target:
         return cls(truth, None if recipe.export.repair_on == "labels" else teacher)
 
 
-def _train_best(training: Training, truth: Truth, progress: Progress | None) -> tuple[Any, tuple[Look, ...]]:
+def _train_best(training: Training, truth: Any, progress: Progress | None) -> tuple[Any, tuple[Look, ...]]:
     """What the model held at the best look (see `best_of`), and all looks, step 0 first."""
     curve, steps = [_look(0, training.model, truth)], training.steps
     best = repaired(training.model)
@@ -205,7 +223,7 @@ def _train_best(training: Training, truth: Truth, progress: Progress | None) -> 
     return best, tuple(curve)
 
 
-def _look(step: int, model: Any, truth: Truth) -> Look:
+def _look(step: int, model: Any, truth: Any) -> Look:
     return Look(step, truth.rows.loss(model), truth.divergence(model))
 
 

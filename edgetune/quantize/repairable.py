@@ -129,7 +129,7 @@ def make_repairable(model: nn.Module, matrices: Mapping[str, QuantizedMatrix], *
     `rounds_inputs` the head rounds its inputs too.
     """
     model.requires_grad_(False)
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # a classifier has none
     for name, matrix in matrices.items():
         path = name.removesuffix(".weight")
         module = model.get_submodule(path)
@@ -137,7 +137,7 @@ def make_repairable(model: nn.Module, matrices: Mapping[str, QuantizedMatrix], *
             model.set_submodule(path, RepairableLinear(matrix, module.bias, rounds_inputs=rounds_inputs))
         else:
             module.weight = nn.Parameter(dequantize(matrix), requires_grad=False)
-    if rounds_inputs and matrices:
+    if rounds_inputs and matrices and head is not None:
         round_inputs_of(head, next(iter(matrices.values())).block_size)
     for parameter in model.parameters():
         if parameter.dim() == 1:

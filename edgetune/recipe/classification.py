@@ -46,7 +46,7 @@ class ClassifyTable:
 CLASSIFIER_DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {"max_seq_len": 128, "too_long": "truncate"},
     "train": {"epochs": 8.0, "batch_size": 32, "gradient_accumulation_steps": 1, "schedule": "linear"},
-    "export": {"block_size": 32},
+    "export": {"block_size": 32, "repair_steps": 0},
     "evaluate": {"metric": "accuracy"},
 }
 """What a key is without a word in the recipe where model.task is "classification"; other keys as in the tables."""
@@ -59,8 +59,6 @@ DECODER_KEYS = (
     "train.fused_loss",
     "export.head_bits",
     "export.int8_layers",
-    "export.repair_steps",
-    "export.repair_on",
     "export.max_length",
     "evaluate.max_new_tokens",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -95,9 +95,7 @@ class Classification:
             load_head(classifier, folder)
         elif self.recipe.classify.head == "cosine" and not self.recipe.classify.multi_label:
             with torch.no_grad(), without_dropout(classifier), autocast(classifier):
-                rows = self.prepared.train
-                groups = (collate(rows, numbers, pad_id=self.pad_id) for numbers in _of_like_length(rows))
-                batches = (batch.to(classifier.device) for batch in groups)
+                batches = (batch.to(classifier.device) for batch in self.batches(self.prepared.train))
                 embedded = ((classifier.embed(b.input_ids, b.attention_mask), b.targets) for b in batches)
                 imprint(classifier, embedded)
         return classifier
@@ -115,19 +113,22 @@ class Classification:
 
     def loss_sum(self, model: Any, batch: LabelledBatch) -> tuple[Tensor, int]:
         """Cross entropy over labels (of multi-label rows the mean binary one), smoothed and weighted as asked."""
-        logits = model(batch.input_ids, batch.attention_mask)
+        return self.label_loss(model(batch.input_ids, batch.attention_mask), batch.targets), batch.trained
+
+    def label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of logits (B, labels) float32, summed over texts; targets as in LabelledBatch."""
         table = self.recipe.classify
         weights = None if self._weights is None else self._weights.to(logits.device)
         # A row, or a cell, weighs what its true label does: weights on the smoothed targets would teach that a rare
         # label is likely everywhere.
         if table.multi_label:
-            wanted = batch.targets * (1 - table.label_smoothing) + table.label_smoothing / 2
+            wanted = targets * (1 - table.label_smoothing) + table.label_smoothing / 2
             losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
             if weights is not None:
-                losses = torch.where(batch.targets > 0, weights * losses, losses)
-            return losses.mean(1).sum(), batch.trained
-        losses = F.cross_entropy(logits, batch.targets, label_smoothing=table.label_smoothing, reduction="none")
-        return (losses if weights is None else weights[batch.targets] * losses).sum(), batch.trained
+                losses = torch.where(targets > 0, weights * losses, losses)
+            return losses.mean(1).sum()
+        losses = F.cross_entropy(logits, targets, label_smoothing=table.label_smoothing, reduction="none")
+        return (losses if weights is None else weights[targets] * losses).sum()
 
     @torch.no_grad()
     def evaluate(
@@ -143,6 +144,10 @@ class Classification:
                 total += float(summed)
                 count += texts
         return total, count
+
+    def batches(self, rows: LabelledTokens) -> Iterator[LabelledBatch]:
+        """Rows in batches that are passed without gradients, in the same order each time."""
+        return (collate(rows, numbers, pad_id=self.pad_id) for numbers in _of_like_length(rows))
 
     def save(self, model: Classifier, folder: Path) -> None:
         """Write the adapter in PEFT's format, the head beside it."""

@@ -35,7 +35,7 @@ def test_few_bits_and_calibration_need_the_training_rows(overrides, needs_rows):
 @pytest.mark.parametrize(
     ("setting", "key"),
     [
-        ("export.repair_steps=200", "export.repair_steps"),
+        ("data.packing=false", "data.packing"),
         ('export.int8_layers=["query"]', "export.int8_layers"),
         ("export.head_bits=4", "export.head_bits"),
         ("export.max_length=64", "export.max_length"),
@@ -49,6 +49,12 @@ def test_a_key_that_does_nothing_for_a_classifier_is_named_and_not_refused(setti
     assert parse_recipe(CLASSIFIER, source="r.toml", overrides=asked).idle_keys == (key,)
     if precision == "int4":
         assert parse(SMALL, setting).idle_keys == ()
+
+
+def test_a_classifier_is_repaired_only_where_that_is_asked_for() -> None:
+    assert parse_recipe(CLASSIFIER, source="r.toml").export.repair_steps == 0
+    asked = parse_recipe(CLASSIFIER, source="r.toml", overrides=["export.repair_steps=200"])
+    assert (asked.export.repair_steps, asked.idle_keys) == (200, ())
 
 
 def test_a_classifier_s_own_defaults_are_no_idle_keys() -> None:
