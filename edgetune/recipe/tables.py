@@ -236,7 +236,7 @@ class ExportTable:
     """Most rows, as a share, that may be right with one of the two and wrong with the other, or (of a classifier) get
     other labels, where the rows show it."""
     repair_steps: int = at(100, least=0)
-    """Steps in which scales, and a decoder's norms and biases, are trained, integers frozen; 0: none. Of an encoder 0."""
+    """Steps in which scales, and a decoder's norms and biases, are trained, integers frozen; 0: none. Encoders: 0."""
     repair_on: Literal["labels", "teacher", "both"] = "labels"
     """What repair learns: the rows' own answers, the merged model's probabilities, or both."""
     max_length: int | None = at(None, least=8)
