@@ -140,6 +140,10 @@ def _adapted(builder_class: Any, attention: Attention, tables: Mapping[str, tupl
     def is_gqa_supported(_: Any) -> bool:
         return True  # in float16 too; the graph it makes instead fails in onnxruntime-genai's decoding
 
+    def get_genai_commit(_: Any) -> str | None:
+        # its own search runs git where the library lies, and writes down the commit of whose repository that is in
+        return getattr(import_genai(), "__commit__", None)
+
     def is_rotated_in_attention(self: Any) -> bool:
         # GroupQueryAttention refuses to rotate other widths by itself, and does not choose between two tables
         widths = [self.head_size, *(2 * cosines.shape[1] for cosines, _ in tables.values())]
@@ -176,6 +180,7 @@ def _adapted(builder_class: Any, attention: Attention, tables: Mapping[str, tupl
         return names[0], names[1]
 
     methods = {
+        "get_genai_commit": classmethod(get_genai_commit),
         "is_gqa_supported": is_gqa_supported,
         "is_fused_rope_supported": is_rotated_in_attention,
         "is_local": is_local,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime_genai
 import pytest
 import torch
 from graph_files import added_up
@@ -182,6 +183,12 @@ def test_the_builder_stays_silent(a_decoder, tmp_path, capfd):
     capfd.readouterr()
     build(folder, tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_graph_names_the_builder_s_commit_and_not_that_of_a_repository_around_it(a_decoder, tmp_path):
+    expected = f"{onnxruntime_genai.__version__}+{onnxruntime_genai.__commit__[:7]}"
+    build(a_decoder(), tmp_path)
+    assert onnx.load(str(tmp_path / "model.onnx"), load_external_data=False).producer_version == expected
 
 
 @pytest.mark.parametrize(("max_length", "length"), [(100, 100), (None, 256), (1000, 256)])

@@ -93,16 +93,18 @@ def test_a_study_killed_between_trials_loses_none_and_makes_the_same_ones(worker
 
 
 @needs_postgresql
-def test_workers_that_begin_together_share_one_study_without_a_duplicate(worker, postgresql, monkeypatch):
-    monkeypatch.setenv("TUNE_WORKERS", "3")
-    settings = (f'tune.storage="{postgresql.url}"', "tune.trials=12", "tune.pruner=none")
-    workers = [worker(name, 0.3, *settings, study="together") for name in ("a", "b", "c")]
+@pytest.mark.parametrize(("names", "count"), [("ab", 6), pytest.param("abc", 12, marks=pytest.mark.slow)])
+def test_workers_that_begin_together_share_one_study_without_a_duplicate(names, count, worker, postgresql, monkeypatch):
+    monkeypatch.setenv("TUNE_WORKERS", str(len(names)))
+    settings = (f'tune.storage="{postgresql.url}"', f"tune.trials={count}", "tune.pruner=none")
+    study = f"together-{names}"
+    workers = [worker(name, 0.3, *settings, study=study) for name in names]
     made = [int(ended(process).splitlines()[-1].removeprefix("made ")) for process in workers]
-    assert sum(made) == 12
+    assert sum(made) == count
     assert all(made)
-    trials = trials_of(postgresql, "together")
-    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 12
-    assert len({str(sorted(trial.params.items())) for trial in trials}) == 12
+    trials = trials_of(postgresql, study)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * count
+    assert len({str(sorted(trial.params.items())) for trial in trials}) == count
 
 
 @pytest.mark.slow
