@@ -164,7 +164,7 @@ def _search_and_show(
         facts = {"study": str(folder.path), "best_recipe": str(folder.best), "is_applied": is_applied}
         console.say_json({**facts, **result.document})
     else:
-        console.say(_table(result))
+        console.say(_table(result, seeds=loaded.tune.seeds))
         if applies:
             console.say(
                 f"{recipe}: " + ("has the best values now" if is_applied else "is as it was: nothing is better")
@@ -200,7 +200,7 @@ def _write_page(folder: StudyDir) -> None:
         console.note(f"tune: no report.html: {error}")
 
 
-def _table(result: StudyResult) -> str:
+def _table(result: StudyResult, *, seeds: int) -> str:
     found = result.document
     best, spent = found["best"], found["spent"]
     rows = f"{best.get('rows', '?')} eval rows"
@@ -222,6 +222,10 @@ def _table(result: StudyResult) -> str:
     ]
     if result.confirmation is not None:
         lines += _confirmed(result.confirmation)
+    elif seeds > 1:
+        lines.append(
+            f"luck?       --apply tells: it trains this recipe, and the one as it was, with {seeds} other seeds"
+        )
     if found["front"]:
         lines += ["", "Pareto front"]
         lines += [f"  trial {item['number']:<4} {_objectives(found, item)}" for item in found["front"]]

@@ -55,8 +55,10 @@ def test_json_is_one_document_and_the_trials_are_told_on_stderr(recipe, tmp_path
         load_recipe(tmp_path / "s" / "best.toml").train.learning_rate
         == document["best"]["values"]["train.learning_rate"]
     )
-    again = run(recipe, "-o", tmp_path / "s", "--trials", "2", "--sampler", "random")
+    again = run(recipe, "-o", tmp_path / "s", "--trials", "2", "--sampler", "random", "--set", "tune.seeds=4")
     assert "learning_rate" in again.stdout
+    assert "--apply tells" in again.stdout
+    assert "with 4 other seeds" in again.stdout
     assert "trial 1: score" not in again.stderr
 
 
@@ -70,6 +72,7 @@ def test_apply_writes_the_best_values_into_the_recipe_where_other_seeds_agree(re
     applied = run(recipe, *options, "--apply")
     assert f"{recipe}: has the best values now" in applied.stdout
     assert "with seeds 1, 2" in applied.stdout
+    assert "--apply tells" not in applied.stdout
     assert load_recipe(recipe).train.learning_rate == document["best"]["values"]["train.learning_rate"]
     assert "max_steps = 2  # few" in recipe.read_text()
     again = run(recipe, *options, "--json")
