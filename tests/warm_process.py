@@ -121,7 +121,7 @@ class Warm(Forked):
 
 
 def servers_folder() -> Path:
-    """Where the sockets of this session's servers are; without it they end."""
+    """Where the sockets of this test run's servers are; without it they end."""
     return Path(tempfile.gettempdir()) / f"edgetune-tests-{os.environ[OWNER]}"
 
 

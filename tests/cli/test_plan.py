@@ -288,7 +288,7 @@ def test_a_classifier_s_plan_counts_labels(label_recipe: Callable[[str, str], Pa
 def test_keys_that_do_nothing_for_a_classifier_are_told_once(label_recipe: Callable[[str, str], Path]) -> None:
     rows = "yes please,yes\nno thanks,no\nyes,yes\n"
     path = label_recipe(rows, rows)
-    shared = ("--set", "export.head_bits=4", "--set", 'export.int8_layers=["x"]')
+    shared = ("--set", "export.repair_steps=2", "--set", "export.head_bits=4", "--set", 'export.int8_layers=["x"]')
     result = plan(path, *shared, "--json")
     assert result.exit_code == 0, result.output
     told = "export.head_bits, export.int8_layers: no effect on a classifier"

@@ -78,6 +78,8 @@ def test_all_problems_of_a_space_are_named_at_once():
 def test_a_classifier_s_space_has_no_key_that_does_nothing_for_it():
     with pytest.raises(RecipeError, match=r'"export\.head_bits": has no effect on a classifier'):
         space_of('"export.head_bits" = [4, 8]', overrides=["model.task=classification"])
+    repaired = ["model.task=classification", "tune.score_of=exported"]
+    assert set(space_of('"export.repair_steps" = [10, 100]', overrides=repaired)) == {"export.repair_steps"}
 
 
 def test_epochs_are_not_searched_beside_max_steps():
